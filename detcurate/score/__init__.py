@@ -1,0 +1,1 @@
+"""Scoring: arrays in, arrays out; no torch, no Detectron2, no files."""

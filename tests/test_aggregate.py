@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+
+from detcurate.errors import ConfigError, PredictionError
+from detcurate.score.aggregate import AGGREGATIONS, aggregate
+
+# Image 0 holds five objects, image 1 none, image 2 one, image 3 two; the objects come interleaved.
+VALUES = np.array([0.1, 0.4, 0.9, 0.2, 0.3, 0.6, 0.8, 0.5])
+IMAGE_INDEX = np.array([0, 2, 0, 3, 0, 0, 3, 0])
+
+BY_HAND = {
+    "max": [0.9, 0.0, 0.4, 0.8],
+    "mean": [2.4 / 5, 0.0, 0.4, 0.5],
+    "sum": [2.4, 0.0, 0.4, 1.0],
+    "top_k_mean": [(0.9 + 0.6 + 0.5) / 3, 0.0, 0.4, 0.5],
+    "sqrt_sum": [2.4 / 5**0.5, 0.0, 0.4, 1.0 / 2**0.5],
+}
+
+IN_A_LOOP = {
+    "max": np.max,
+    "mean": np.mean,
+    "sum": np.sum,
+    "top_k_mean": lambda values: np.mean(np.sort(values)[::-1][:3]),
+    "sqrt_sum": lambda values: np.sum(values) / np.sqrt(len(values)),
+}
+
+
+def random_case(seed=0, g=97, num_images=23):
+    rng = np.random.default_rng(seed)
+    return np.round(rng.uniform(0, 2, g), 1), rng.integers(0, num_images - 2, g), num_images
+
+
+# Arithmetic
+
+
+@pytest.mark.parametrize("name", AGGREGATIONS)
+def test_by_hand(name):
+    scores = aggregate(VALUES, IMAGE_INDEX, 4, aggregation=name)
+    assert scores == pytest.approx(BY_HAND[name])
+    assert scores.dtype == np.float64
+
+
+def test_the_mean_of_the_three_highest_is_the_default():
+    assert aggregate(VALUES, IMAGE_INDEX, 4) == pytest.approx(BY_HAND["top_k_mean"])
+
+
+# Oracle
+
+
+@pytest.mark.parametrize("name", AGGREGATIONS)
+def test_against_a_loop_over_the_images(name):
+    values, image_index, num_images = random_case()
+    expected = [
+        IN_A_LOOP[name](values[image_index == i]) if (image_index == i).any() else 0.0 for i in range(num_images)
+    ]
+    np.testing.assert_allclose(aggregate(values, image_index, num_images, aggregation=name), expected, rtol=1e-12)
+
+
+# Properties
+
+
+@pytest.mark.parametrize("name", AGGREGATIONS)
+def test_the_order_of_objects_does_not_matter(name):
+    values, image_index, num_images = random_case(seed=1)
+    shuffle = np.random.default_rng(2).permutation(len(values))
+    np.testing.assert_allclose(
+        aggregate(values[shuffle], image_index[shuffle], num_images, aggregation=name),
+        aggregate(values, image_index, num_images, aggregation=name),
+        rtol=1e-12,
+    )
+
+
+@pytest.mark.parametrize("name", AGGREGATIONS)
+def test_a_higher_value_never_lowers_an_image_and_leaves_the_others(name):
+    before = aggregate(VALUES, IMAGE_INDEX, 4, aggregation=name)
+    raised = VALUES.copy()
+    raised[2] += 1.0
+    after = aggregate(raised, IMAGE_INDEX, 4, aggregation=name)
+    assert after[0] > before[0]
+    assert after[1:].tolist() == before[1:].tolist()
+
+
+@pytest.mark.parametrize("name", AGGREGATIONS)
+def test_an_image_of_equal_values_scores_that_value_unless_it_sums(name):
+    score = aggregate(np.full(4, 0.7), np.zeros(4, np.int64), 1, aggregation=name)[0]
+    assert score == pytest.approx({"sum": 2.8, "sqrt_sum": 1.4}.get(name, 0.7))
+
+
+@pytest.mark.parametrize("name", AGGREGATIONS)
+def test_a_pool_without_objects_scores_0(name):
+    nothing = np.zeros(0), np.zeros(0, np.int64)
+    assert aggregate(*nothing, 3, aggregation=name).tolist() == [0.0, 0.0, 0.0]
+    assert aggregate(*nothing, 0, aggregation=name).shape == (0,)
+
+
+def test_crowds_are_bought_by_the_sum_and_not_by_the_mean():
+    rng = np.random.default_rng(3)
+    counts = rng.integers(1, 40, 211)
+    image_index = np.repeat(np.arange(211), counts)
+    noise = rng.uniform(0, 1, len(image_index))
+    bought = {}
+    for name in AGGREGATIONS:
+        order = np.argsort(-aggregate(noise, image_index, 211, aggregation=name))
+        bought[name] = counts[order[:21]].mean()
+    assert bought["sum"] > bought["max"] > bought["mean"]
+    assert bought["sum"] > bought["top_k_mean"] > bought["mean"]
+
+
+# Messages
+
+
+def test_an_unknown_name_is_answered_with_the_names():
+    with pytest.raises(ConfigError, match="one of max, mean, sum, top_k_mean, sqrt_sum, got 'median'"):
+        aggregate(VALUES, IMAGE_INDEX, 4, aggregation="median")
+
+
+@pytest.mark.parametrize("index", [-1, 4])
+def test_an_index_outside_the_pool_is_refused(index):
+    with pytest.raises(PredictionError, match=r"image_index must be in \[0, 4\), got values from"):
+        aggregate(VALUES[:2], np.array([0, index]), 4)
+
+
+def test_columns_of_different_lengths_are_refused():
+    with pytest.raises(PredictionError, match=r"must both have shape \(G,\), got \(8,\) and \(3,\)"):
+        aggregate(VALUES, IMAGE_INDEX[:3], 4)

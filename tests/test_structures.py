@@ -1,0 +1,202 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from detcurate.errors import PredictionError, SelectionError
+from detcurate.structures import Clusters, Detections, ImageScores, ObjectScores, Selection
+
+
+def detection_columns():
+    """Three rows of two members over four classes."""
+    return {
+        "image_ids": np.array([7, 7, 9]),
+        "member": np.array([0, 1, 1], np.int32),
+        "boxes": np.array([[0, 0, 4, 4], [1, 1, 5, 6], [2, 2, 8, 9]], np.float32),
+        "scores": np.array([0.9, 0.8, 0.7], np.float32),
+        "class_index": np.array([0, 3, 2], np.int32),
+        "class_probs": np.full((3, 5), 0.2, np.float32),
+    }
+
+
+def object_columns():
+    return {
+        "image_ids": np.array([7, 9]),
+        "boxes": np.zeros((2, 4), np.float32),
+        "num_fired": np.array([1, 3]),
+        "class_index": np.array([0, 2], np.int32),
+        "confidence": np.array([0.5, 0.6]),
+        "measures": {"entropy": np.array([0.1, 0.2])},
+    }
+
+
+# Detections
+
+
+def test_detections_tell_their_length_and_classes():
+    detections = Detections(**detection_columns())
+    assert (len(detections), detections.num_classes) == (3, 4)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        detections.scores = np.zeros(3)
+
+
+def test_detections_taken_by_index_and_by_mask():
+    detections = Detections(**detection_columns())
+    assert detections.take(np.array([2, 0])).class_index.tolist() == [2, 0]
+    assert detections.take(detections.member == 1).image_ids.tolist() == [7, 9]
+    assert len(detections.take(np.zeros(0, np.int64))) == 0
+
+
+def test_detections_joined_keep_order_and_dtypes():
+    detections = Detections(**detection_columns())
+    joined = Detections.concatenate([detections, Detections.empty(4), detections.take(np.array([1]))])
+    assert joined.class_index.tolist() == [0, 3, 2, 3]
+    assert [getattr(joined, name).dtype for name in Detections.__annotations__] == [
+        getattr(detections, name).dtype for name in Detections.__annotations__
+    ]
+    with pytest.raises(PredictionError, match="needs at least one record, got none"):
+        Detections.concatenate([])
+
+
+def test_no_detection():
+    nothing = Detections.empty(4)
+    assert (len(nothing), nothing.num_classes) == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("image_ids", np.array([7.0, 7.0, 9.0]), "image_ids must be an integer array, got dtype float64"),
+        ("member", np.array([0, 1], np.int32), r"member must have shape \(3,\), got \(2,\)"),
+        ("boxes", np.zeros((3, 5), np.float32), r"boxes must have shape \(3, 4\), got \(3, 5\)"),
+        ("boxes", np.zeros((3, 4), np.int64), "boxes must be a floating array, got dtype int64"),
+        ("scores", np.array([0.1, np.nan, np.inf]), "scores must be finite, got 2 NaN or infinite values"),
+        ("class_probs", np.zeros(3, np.float32), r"class_probs must have shape \(3, C \+ 1\), got \(3,\)"),
+        ("class_probs", np.ones((3, 1), np.float32), r"class_probs must have C \+ 1 >= 2 columns, got 1"),
+        ("member", np.array([0, -1, 1]), r"member must be at least 0, got -1 \(row 1, image_id 7; 1 such rows\)"),
+        ("scores", np.array([0.5, 0.5, 1.5]), r"scores must be in \[0, 1\], got 1.5 \(row 2, image_id 9"),
+        ("class_index", np.array([0, 4, 1]), r"class_index must be in \[0, 4\), got 4 \(row 1, image_id 7"),
+        ("class_probs", np.full((3, 5), 0.3, np.float32), r"class_probs must be a posterior \(no value below 0, sum 1"),
+        ("class_probs", np.tile([0.5, 0.6, -0.1, 0, 0], (3, 1)), "class_probs must be a posterior"),
+    ],
+)
+def test_a_column_of_detections_that_does_not_fit_is_named(name, value, message):
+    with pytest.raises(PredictionError, match=f"Detections.{message}"):
+        Detections(**{**detection_columns(), name: value})
+
+
+@pytest.mark.parametrize("box", [[1, 1, 1, 6], [1, 6, 5, 6], [5, 1, 1, 6]])
+def test_an_empty_or_inverted_box_is_named(box):
+    columns = detection_columns()
+    columns["boxes"][1] = box
+    with pytest.raises(PredictionError, match=r"boxes must have x1 < x2 and y1 < y2, got \[.*\] \(row 1, image_id 7"):
+        Detections(**columns)
+
+
+def test_a_posterior_may_be_off_by_its_rounding():
+    for factor in (0.9992, 1.0008):
+        columns = detection_columns()
+        columns["class_probs"] = columns["class_probs"] * np.float32(factor)
+        assert len(Detections(**columns)) == 3
+
+
+# Clusters
+
+
+def test_clusters_tell_the_ensemble_and_who_fired():
+    clusters = Clusters(np.array([7, 9]), np.zeros((2, 4)), np.array([[0, -1, 2], [-1, -1, 1]]))
+    assert (len(clusters), clusters.num_members) == (2, 3)
+    assert clusters.num_fired.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("votes", "message"),
+    [
+        ([[0, 1, 2], [-1, -1, -1]], "at least one detection a cluster, got a cluster of none"),
+        ([[0, 1, 2], [0, -2, -1]], "must be a row or -1 for a miss, got -2"),
+        ([[0, 1, 2]], r"must have shape \(2, E\), got \(1, 3\)"),
+    ],
+)
+def test_votes_that_do_not_fit_are_named(votes, message):
+    with pytest.raises(PredictionError, match=f"Clusters.votes .*{message}|Clusters.votes {message}"):
+        Clusters(np.array([7, 9]), np.zeros((2, 4)), np.array(votes))
+
+
+def test_votes_are_checked_against_the_detections():
+    detections = Detections(**detection_columns())
+    Clusters(np.array([7]), np.zeros((1, 4)), np.array([[2, -1]])).validate_rows(detections)
+    Clusters(np.zeros(0, int), np.zeros((0, 4)), np.zeros((0, 2), int)).validate_rows(Detections.empty(4))
+    with pytest.raises(PredictionError, match="rows below 3, the number of detections, got 3; pass the detections"):
+        Clusters(np.array([7]), np.zeros((1, 4)), np.array([[3, -1]])).validate_rows(detections)
+
+
+# ObjectScores
+
+
+def test_objects_joined():
+    objects = ObjectScores(**object_columns())
+    joined = ObjectScores.concatenate([objects, objects, objects])
+    assert len(joined) == 6
+    assert joined.measures["entropy"].tolist() == [0.1, 0.2] * 3
+    assert joined.class_index.dtype == np.int32
+    with pytest.raises(PredictionError, match="needs at least one record, got none"):
+        ObjectScores.concatenate([])
+
+
+def test_objects_of_other_measures_are_not_joined():
+    other = {**object_columns(), "measures": {"box_std": np.zeros(2)}}
+    with pytest.raises(PredictionError, match=r"the same measures, got \['entropy'\] and \['box_std'\]"):
+        ObjectScores.concatenate([ObjectScores(**object_columns()), ObjectScores(**other)])
+
+
+def test_a_measure_that_is_not_finite_is_named():
+    broken = {**object_columns(), "measures": {"entropy": np.array([0.1, np.nan])}}
+    with pytest.raises(PredictionError, match="ObjectScores.entropy must be finite, got 1 NaN"):
+        ObjectScores(**broken)
+
+
+# ImageScores
+
+
+def test_image_scores_keep_float_and_integer_components():
+    scores = ImageScores(
+        np.array([2, 5, 9]), np.array([0.1, 0.3, 0.2]), {"entropy": np.zeros(3), "num_objects": np.array([1, 0, 4])}
+    )
+    assert len(scores) == 3
+    assert scores.components["num_objects"].dtype.kind == "i"
+
+
+@pytest.mark.parametrize("image_ids", [[2, 9, 5], [2, 5, 5]])
+def test_image_ids_that_do_not_ascend_are_named(image_ids):
+    with pytest.raises(SelectionError, match=f"ascending and unique, got 5 after {image_ids[1]}"):
+        ImageScores(np.array(image_ids), np.zeros(3), {})
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (np.zeros(2), r"ImageScores.entropy must have shape \(3,\), got \(2,\)"),
+        (np.array(["a", "b", "c"]), "ImageScores.entropy must be a floating array, got dtype <U1"),
+        (np.array([0.0, 0.0, np.inf]), "ImageScores.entropy must be finite, got 1 NaN or infinite values"),
+    ],
+)
+def test_a_component_that_does_not_fit_is_named(column, message):
+    with pytest.raises(SelectionError, match=message):
+        ImageScores(np.array([2, 5, 9]), np.zeros(3), {"entropy": column})
+
+
+# Selection
+
+
+def test_a_selection_keeps_its_order():
+    selection = Selection(np.array([9, 2]), ("top_n", "floor"))
+    assert len(selection) == 2
+    assert selection.image_ids.tolist() == [9, 2]
+    assert len(Selection(np.zeros(0, np.int64), ())) == 0
+
+
+def test_a_selection_that_does_not_fit_is_named():
+    with pytest.raises(SelectionError, match="reasons must hold 2 texts, got 1"):
+        Selection(np.array([9, 2]), ("top_n",))
+    with pytest.raises(SelectionError, match="must be unique, got an image twice"):
+        Selection(np.array([9, 9]), ("top_n", "top_n"))
