@@ -1,0 +1,1 @@
+"""COCO at the edge: reading pools, writing manifests, rendering driving scenes."""

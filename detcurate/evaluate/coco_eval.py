@@ -1,0 +1,164 @@
+"""COCO average precision of one model, by pycocotools on ids that it cannot trip over."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detcurate.boxes import xyxy_to_xywh
+from detcurate.coco.dataset import CocoDataset
+from detcurate.errors import PredictionError
+from detcurate.structures import Detections
+
+FIGURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+
+
+@dataclass(frozen=True)
+class CocoFigures:
+    """COCO's box figures in percent, in [0, 100]; NaN where the labels hold no box that a figure is about.
+
+    Args:
+        AP: Mean over the classes and over IoU thresholds .50 to .95, at most 100 detections an image and class.
+        AP50: At IoU threshold .50.
+        AP75: At IoU threshold .75.
+        AP_small: Of objects of at most 32² px² (the annotation's ``area``).
+        AP_medium: Of objects of 32² to 96² px².
+        AP_large: Of objects of at least 96² px².
+        per_class: Class name -> AP, in the order of ``class_index``.
+        num_images: Images evaluated.
+        num_boxes: Their annotations, crowd regions included.
+    """
+
+    AP: float
+    AP50: float
+    AP75: float
+    AP_small: float
+    AP_medium: float
+    AP_large: float
+    per_class: Mapping[str, float]
+    num_images: int
+    num_boxes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON-able values, NaN as None."""
+        return {
+            **{name: _none_for_nan(getattr(self, name)) for name in FIGURES},
+            "per_class": {name: _none_for_nan(value) for name, value in self.per_class.items()},
+            "num_images": self.num_images,
+            "num_boxes": self.num_boxes,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CocoFigures:
+        """Rebuild the record from what :meth:`to_dict` gave."""
+        return cls(
+            **{name: _nan_for_none(values[name]) for name in FIGURES},
+            per_class={name: _nan_for_none(value) for name, value in values["per_class"].items()},
+            num_images=values["num_images"],
+            num_boxes=values["num_boxes"],
+        )
+
+
+def coco_figures(dataset: CocoDataset, detections: Detections) -> CocoFigures:
+    """Evaluate the detections of one model on every image of a labelled set.
+
+    Perfect detections give 100, none at all 0. The evaluator is given new ids, contiguous from 1, and complete
+    records: it counts an annotation id 0 as unmatched, merges repeated ids, and fails on a missing ``iscrowd`` or
+    ``area`` and on an empty list of detections.
+
+    Args:
+        dataset: The labels; their ``area`` decides which size an object has.
+        detections: N rows; ``member`` is ignored, and so is an image of the set that no row names.
+
+    Raises:
+        PredictionError: A detection is on an image that the set does not have, or of a model with another number
+            of classes.
+
+    Source:
+        https://cocodataset.org/#detection-eval; ``pycocotools.cocoeval``.
+    """
+    image_rows = _validate_detections(dataset, detections)
+    num_classes = len(dataset.class_names)
+    truth = _records(dataset.image_index, dataset.class_index, dataset.boxes)
+    for record, area, iscrowd in zip(truth, dataset.areas.tolist(), dataset.iscrowd.tolist(), strict=True):
+        record.update(area=area, iscrowd=int(iscrowd))
+    found = _records(image_rows, detections.class_index, detections.boxes.astype(np.float64))
+    for record, score in zip(found, detections.scores.tolist(), strict=True):
+        record["score"] = score
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress and its table
+        evaluator = COCOeval(
+            _coco(len(dataset), num_classes, truth), _coco(len(dataset), num_classes, found), iouType="bbox"
+        )
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return CocoFigures(
+        **{name: _percent(value) for name, value in zip(FIGURES, evaluator.stats[: len(FIGURES)], strict=True)},
+        per_class=dict(zip(dataset.class_names, _per_class(evaluator), strict=True)),
+        num_images=len(dataset),
+        num_boxes=dataset.num_boxes,
+    )
+
+
+def _validate_detections(dataset: CocoDataset, detections: Detections) -> np.ndarray:
+    """Return the (N,) row of each detection's image."""
+    unknown = np.setdiff1d(detections.image_ids, dataset.image_ids)
+    if len(unknown):
+        raise PredictionError(
+            f"image_ids of the detections must be images of {dataset.path}, got {unknown[0]} "
+            f"({len(unknown):,} unknown images); evaluate on the file that the detections were made for"
+        )
+    if detections.num_classes != len(dataset.class_names):
+        raise PredictionError(
+            f"the detections must be of the {len(dataset.class_names)} classes of {dataset.path}, got a model with "
+            f"{detections.num_classes}; train and evaluate with the same categories"
+        )
+    return np.searchsorted(dataset.image_ids, detections.image_ids)
+
+
+def _records(image_rows: np.ndarray, class_index: np.ndarray, boxes: np.ndarray) -> list[dict[str, Any]]:
+    """Return one COCO record a box; ids start at 1 because pycocotools takes a match with id 0 for none."""
+    xywh = xyxy_to_xywh(boxes).tolist()
+    columns = zip((image_rows + 1).tolist(), (class_index + 1).tolist(), xywh, strict=True)
+    return [
+        {"id": number, "image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+        for number, (image, category, box) in enumerate(columns, start=1)
+    ]
+
+
+def _coco(num_images: int, num_classes: int, records: list[dict[str, Any]]) -> Any:
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": number} for number in range(1, num_images + 1)],
+        "categories": [{"id": number} for number in range(1, num_classes + 1)],
+        "annotations": records,
+    }
+    coco.createIndex()
+    return coco
+
+
+def _per_class(evaluator: Any) -> list[float]:
+    precision = evaluator.eval["precision"][:, :, :, 0, -1]  # (thresholds, recalls, C), all sizes, 100 detections
+    columns = [precision[:, :, index] for index in range(precision.shape[2])]
+    return [_percent(float(column[column > -1].mean()) if (column > -1).any() else -1.0) for column in columns]
+
+
+def _percent(value: float) -> float:
+    # -1 is pycocotools' word for "no ground truth".
+    return math.nan if value < 0 else 100.0 * float(value)
+
+
+def _none_for_nan(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _nan_for_none(value: float | None) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,205 @@
+"""The subset file and its provenance: a source of 4 images, 3 classes and 5 boxes with awkward formatting."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from detcurate import files
+from detcurate.coco.dataset import read_coco
+from detcurate.coco.manifest import build_provenance, subset_bytes, write_manifest
+from detcurate.errors import SelectionError
+
+# Numbers, spaces, key order and fields that a parse and a dump would not give back.
+IMAGES = (
+    '{"width":64 , "id": 30, "height": 48, "file_name": "c\\u00e9.jpg", "sequence": "drive-b"}',
+    '{"id": 7, "file_name": "ä.jpg", "width": 62, "height": 46, "weather": {"rain": 1.50, "fog": null}}',
+    '{"id": 12, "file_name": "sub\\/b.jpg", "width": 63, "height": 47, "sequence": "drive-a"}',
+    '{"id": 41, "file_name": "d.jpg", "width": 65, "height": 49, "sequence": "drive-a"}',
+)
+ANNOTATIONS = (
+    '{"id": 0, "image_id": 41, "category_id": 9, "bbox": [1.50, 1e0, 1E2, 96.0], "area": 9216.0}',
+    '{"id": 8, "bbox": [0.1, 0, 10, 20], "image_id": 12, "category_id": 2, "occluded": true}',
+    '{"image_id": 41, "category_id": 2, "bbox": [5, 6, 7, 8], "segmentation": [[1, 2.0, 3e-1]]}',
+    '{"id": 8, "image_id": 30, "category_id": 9, "bbox": [0, 0, 32, 32.00], "iscrowd": 0}',
+    '{"id": 5, "image_id": 12, "category_id": 5, "bbox": [-1, -2, 3, 4], "track": 12345678901234567890123}',
+)
+CATEGORIES = (
+    '[{"id": 9, "name": "car"}, {"id": 2, "name": "person"},\n\t{"id": 5, "name": "bike", "supercategory": ""}]'
+)
+TOP_LEVEL = f'"licenses" : [ ], "categories": {CATEGORIES}, "info": {{"year": 2.0240e3}}'
+
+
+def source(annotations=ANNOTATIONS):
+    return f'{{{TOP_LEVEL}, "images": [{", ".join(IMAGES)}], "annotations": [{",".join(annotations)}], "videos": null}}'
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    path = tmp_path / "train.json"
+    path.write_text(source(), encoding="utf-8")
+    return read_coco(path)
+
+
+def provenance(dataset, image_ids, **changes: object):
+    return build_provenance(
+        **{
+            "dataset": dataset,
+            "image_ids": np.array(image_ids),
+            "strategy": "top_n",
+            "seed": 3,
+            "budget_asked": {"images": 2},
+            "config_sha256": "c" * 64,
+            "members": [
+                {"run": run, "iteration": 10 * run, "sha256": "e" * 64, "path": "/home/me/x"} for run in range(6)
+            ],
+            "scores_sha256": "5" * 64,
+            "versions": {"detcurate": "0.1.0"},
+            **changes,
+        }
+    )
+
+
+def test_records_are_copied_byte_for_byte_in_the_order_of_the_file(dataset):
+    text = subset_bytes(dataset, np.array([12, 30])).decode()
+    assert text == (
+        '{"licenses": [ ],\n"categories": ' + CATEGORIES + ',\n"info": {"year": 2.0240e3},\n'
+        f'"images": [\n{IMAGES[0]},\n{IMAGES[2]}\n],\n'
+        f'"annotations": [\n{ANNOTATIONS[1]},\n{ANNOTATIONS[3]},\n{ANNOTATIONS[4]}\n],\n"videos": null}}\n'
+    )
+
+
+def test_an_image_without_annotations_stays(dataset):
+    subset = json.loads(subset_bytes(dataset, np.array([7])))
+    assert [image["id"] for image in subset["images"]] == [7]
+    assert subset["annotations"] == []
+
+
+def test_the_full_selection_gives_back_the_source(dataset):
+    data = subset_bytes(dataset, dataset.image_ids)
+    assert json.loads(data) == json.loads(source())
+    assert list(json.loads(data)) == list(json.loads(source()))
+    for record in (*IMAGES, *ANNOTATIONS, CATEGORIES):
+        assert record.encode() in data
+
+
+def test_a_subset_reads_as_the_rows_of_the_source(dataset, tmp_path):
+    path = tmp_path / "subset.json"
+    path.write_bytes(subset_bytes(dataset, np.array([41, 12])))
+    subset = read_coco(path)
+    kept = np.isin(dataset.image_index, dataset.subset_rows(subset.image_ids))
+    assert subset.image_ids.tolist() == [12, 41]
+    np.testing.assert_array_equal(subset.boxes, dataset.boxes[kept])
+    np.testing.assert_array_equal(subset.class_index, dataset.class_index[kept])
+    assert subset_bytes(subset, subset.image_ids) == path.read_bytes()
+
+
+def test_equal_sets_give_equal_bytes(dataset):
+    first = subset_bytes(dataset, np.array([12, 30, 41]))
+    assert subset_bytes(dataset, np.array([41, 12, 30])) == first
+    assert subset_bytes(read_coco(dataset.path), [30, 41, 12]) == first
+
+
+def test_selections_that_cannot_be_written(dataset):
+    with pytest.raises(SelectionError, match="image_ids must name at least one image"):
+        subset_bytes(dataset, np.array([], np.int64))
+    with pytest.raises(SelectionError, match=r"image_ids must be images of .*, got 99"):
+        subset_bytes(dataset, np.array([12, 99]))
+    with pytest.raises(SelectionError, match="must be unique"):
+        subset_bytes(dataset, np.array([12, 12]))
+
+
+def test_provenance_by_hand(dataset):
+    found = provenance(dataset, [12, 41])
+    assert found["source"] == {
+        "file_name": "train.json",
+        "sha256": hashlib.sha256(source().encode()).hexdigest(),
+        "num_images": 4,
+        "num_boxes": 5,
+    }
+    assert found["subset"] == {
+        "file_name": "subset.json",
+        "sha256": hashlib.sha256(subset_bytes(dataset, [12, 41])).hexdigest(),
+        "num_images": 2,
+        "num_boxes": 4,
+    }
+    assert found["budget"] == {"asked": {"images": 2}, "spent": {"images": 2, "boxes": 4}}
+    assert found["histograms"] == {
+        "classes": {
+            "person": {"before": 2, "after": 2},
+            "bike": {"before": 1, "after": 1},
+            "car": {"before": 2, "after": 1},
+        },
+        # 9216 = 96² is large; 200, 56 and 12 are small; 32·32 is medium and stays behind.
+        "box_size": {
+            "small": {"before": 3, "after": 3},
+            "medium": {"before": 1, "after": 0},
+            "large": {"before": 1, "after": 1},
+        },
+        "sequence": {"drive-a": {"before": 2, "after": 2}, "drive-b": {"before": 1, "after": 0}},
+    }
+    assert found["ensemble"][5] == {"run": 5, "iteration": 50, "sha256": "e" * 64}
+    assert (found["strategy"], found["seed"], found["versions"]) == ("top_n", 3, {"detcurate": "0.1.0"})
+    assert (found["config_sha256"], found["scores_sha256"]) == ("c" * 64, "5" * 64)
+
+
+def test_provenance_holds_no_folder_of_the_machine(dataset, tmp_path):
+    text = json.dumps(provenance(dataset, [12]))
+    assert str(tmp_path) not in text
+    assert "/home/me" not in text
+
+
+def test_a_pool_without_sequences_has_no_histogram_of_them(tmp_path):
+    path = tmp_path / "train.json"
+    path.write_text(source().replace('"sequence"', '"recording"'), encoding="utf-8")
+    assert set(provenance(read_coco(path), [12])["histograms"]) == {"classes", "box_size"}
+
+
+def test_writing_twice_gives_equal_bytes(dataset, tmp_path):
+    for folder, ids in (("one", [41, 12]), ("two", [12, 41])):
+        write_manifest(tmp_path / folder, dataset, np.array(ids), provenance(dataset, ids))
+    for name in ("subset.json", "provenance.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["provenance.json", "subset.json"]
+    stated = json.loads((tmp_path / "one" / "provenance.json").read_bytes())["subset"]["sha256"]
+    assert files.sha256_file(tmp_path / "one" / "subset.json") == stated
+
+
+@pytest.mark.parametrize("writer", ["write_bytes", "write_json"])
+@pytest.mark.parametrize("has_older", [False, True])
+def test_nothing_half_written_remains(dataset, tmp_path, monkeypatch, writer, has_older):
+    folder = tmp_path / "manifest"
+    if has_older:
+        write_manifest(folder, dataset, np.array([7]), provenance(dataset, [7]))
+
+    def fail(path, value):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, writer, fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_manifest(folder, dataset, np.array([12]), provenance(dataset, [12]))
+    assert not folder.exists() or not list(folder.iterdir())
+
+
+def test_what_cannot_be_json_leaves_nothing(dataset, tmp_path):
+    with pytest.raises(TypeError):
+        write_manifest(tmp_path / "m", dataset, np.array([12]), provenance(dataset, [12], versions={"x": object()}))
+    assert not list((tmp_path / "m").iterdir())
+
+
+def test_provenance_of_another_subset_is_refused(dataset, tmp_path):
+    with pytest.raises(SelectionError, match="provenance must describe the subset that is written"):
+        write_manifest(tmp_path / "m", dataset, np.array([12]), provenance(dataset, [30]))
+    assert not (tmp_path / "m").exists()
+
+
+def test_camvid(camvid):
+    dataset = read_coco(camvid / "train.json")
+    text = json.loads((camvid / "train.json").read_text(encoding="utf-8"))
+    assert json.loads(subset_bytes(dataset, dataset.image_ids)) == text
+    kept = set(dataset.image_ids[::3].tolist())
+    subset = json.loads(subset_bytes(dataset, dataset.image_ids[::3]))
+    assert subset["images"] == [image for image in text["images"] if image["id"] in kept]
+    assert subset["annotations"] == [record for record in text["annotations"] if record["image_id"] in kept]
+    assert subset["categories"] == text["categories"]
