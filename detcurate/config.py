@@ -1,0 +1,206 @@
+"""The settings of every stage: one frozen, validated object each.
+
+Users write them in upper case under ``CURATE`` in a Detectron2 config file (``CURATE.SELECT.FRACTION``);
+:mod:`detcurate.d2.config` declares those keys from the defaults below, so that they stand in one place only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from detcurate.errors import ConfigError
+from detcurate.score.aggregate import AGGREGATIONS
+from detcurate.score.combine import NORMALIZATIONS
+from detcurate.score.measures import MEASURES
+from detcurate.select.rank import STRATEGIES
+
+ARMS = ("curated", "random", "full")
+
+
+def require_known(name: str, value: str, known: Iterable[str]) -> str:
+    """Return ``value`` when it is among ``known``; else raise ``ValueError`` with the nearest name and the list."""
+    names = sorted(known)
+    if value in names:
+        return value
+    near = difflib.get_close_matches(value, names, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(f"{name} must be one of {', '.join(names)}, got {value!r}{hint}")
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PoolSettings(_Settings):
+    """Which labelled images are searched. Paths are relative to ``DATASETS.ROOT`` unless absolute."""
+
+    annotations: str = "train.json"
+    image_root: str = "images"
+    bad_images: Literal["stop", "quarantine"] = "stop"
+
+
+class RenderSettings(_Settings):
+    """The rendered driving pool, used instead of files of your own when ``num_images`` is above 0."""
+
+    num_images: int = Field(0, ge=0)
+    num_evaluation_images: int = Field(300, ge=1)
+    width: int = Field(256, ge=32)
+    height: int = Field(160, ge=32)
+    seed: int = Field(0, ge=0)
+    near_duplicate_fraction: float = Field(0.25, ge=0, le=0.9)
+    label_noise_fraction: float = Field(0.05, ge=0, le=0.25)
+
+
+class EvaluationSettings(_Settings):
+    """The labelled images that every arm is evaluated on. Paths as in ``PoolSettings``."""
+
+    annotations: str = "val.json"
+    image_root: str = "images"
+
+
+class TrainSettings(_Settings):
+    """How one detector is trained, beyond what ``SOLVER`` says."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    allow_pickle: bool = False
+
+
+class EnsembleSettings(_Settings):
+    """How many runs there are, and which iterations of each become members."""
+
+    num_runs: int = Field(2, ge=1)
+    members_per_run: int = Field(5, ge=1)
+    last_fraction: float = Field(0.5, gt=0, le=1)
+    iterations: tuple[int, ...] = ()
+
+
+class PredictSettings(_Settings):
+    """How the pool goes through the members. What a detection is, ``MODEL.*_TEST`` and ``TEST`` say."""
+
+    batch_size: int = Field(8, ge=1)
+    shard_size: int = Field(64, ge=1)
+
+
+class ScoreSettings(_Settings):
+    """Which disagreement is measured, and how it becomes one score an image."""
+
+    measures: tuple[str, ...] = ("mutual_information", "iou_dispersion", "existence_entropy")
+    weights: tuple[float, ...] = (1.0, 1.0, 1.0)
+    aggregation: str = "top_k_mean"
+    normalization: str = "rank"
+    iou_threshold: float = Field(0.5, gt=0, le=1)
+
+    @field_validator("measures")
+    @classmethod
+    def _validate_measures(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"measures must be one or more different names, got {list(names)}")
+        return tuple(require_known("a measure", name, MEASURES) for name in names)
+
+    @field_validator("aggregation")
+    @classmethod
+    def _validate_aggregation(cls, name: str) -> str:
+        return require_known("the aggregation", name, AGGREGATIONS)
+
+    @field_validator("normalization")
+    @classmethod
+    def _validate_normalization(cls, name: str) -> str:
+        return require_known("the normalization", name, NORMALIZATIONS)
+
+    @model_validator(mode="after")
+    def _validate_weights(self) -> ScoreSettings:
+        if len(self.weights) != len(self.measures):
+            raise ValueError(f"weights must hold one number a measure ({len(self.measures)}), got {len(self.weights)}")
+        if min(self.weights) < 0 or sum(self.weights) <= 0:
+            raise ValueError(f"weights must be at least 0 with a sum above 0, got {list(self.weights)}")
+        return self
+
+
+class SelectSettings(_Settings):
+    """How much is kept (``num_images`` when above 0, else ``fraction``) and by which strategy."""
+
+    strategy: str = "top_n"
+    fraction: float = Field(0.5, gt=0, le=1)
+    num_images: int = Field(0, ge=0)
+
+    @field_validator("strategy")
+    @classmethod
+    def _validate_strategy(cls, name: str) -> str:
+        return require_known("the strategy", name, STRATEGIES)
+
+
+class RetrainSettings(_Settings):
+    """Which arms are trained from scratch and compared, each with seeds ``SEED, SEED + 1, …``."""
+
+    arms: tuple[str, ...] = ARMS
+    num_seeds: int = Field(2, ge=1)
+
+    @field_validator("arms")
+    @classmethod
+    def _validate_arms(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"arms must be one or more different names, got {list(names)}")
+        return tuple(require_known("an arm", name, ARMS) for name in names)
+
+
+class CurateSettings(_Settings):
+    """Everything under ``CURATE``. ``num_processes`` 0 means one a CPU core."""
+
+    num_processes: int = Field(0, ge=0)
+    pool: PoolSettings = PoolSettings()
+    render: RenderSettings = RenderSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    train: TrainSettings = TrainSettings()
+    ensemble: EnsembleSettings = EnsembleSettings()
+    predict: PredictSettings = PredictSettings()
+    score: ScoreSettings = ScoreSettings()
+    select: SelectSettings = SelectSettings()
+    retrain: RetrainSettings = RetrainSettings()
+
+    @property
+    def worker_processes(self) -> int:
+        """How many worker processes to use on CPU."""
+        return self.num_processes or os.cpu_count() or 1
+
+
+def curate_settings(tree: Mapping[str, Any]) -> CurateSettings:
+    """Validate the upper-case ``CURATE`` tree of a config.
+
+    Raises:
+        ConfigError: A key is unknown or a value is out of range; every finding is named.
+
+    Example:
+        >>> curate_settings({"SELECT": {"FRACTION": 0.25}}).select.fraction
+        0.25
+    """
+    try:
+        return CurateSettings.model_validate(_lower_keys(tree))
+    except ValidationError as error:
+        findings = "\n  ".join(_describe(finding) for finding in error.errors())
+        raise ConfigError(findings) from None
+
+
+def curate_defaults() -> dict[str, Any]:
+    """Return the default ``CURATE`` tree with upper-case keys, as Detectron2 configs write them."""
+    return _upper_keys(CurateSettings().model_dump())
+
+
+def _describe(finding: Any) -> str:
+    key = ".".join(["CURATE", *(str(part).upper() for part in finding["loc"])])
+    message = finding["msg"].removeprefix("Value error, ")
+    if finding["type"] == "value_error":
+        return f"{key}: {message}"
+    return f"{key}: {message[0].lower()}{message[1:]}, got {finding['input']!r}"
+
+
+def _lower_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.lower(): _lower_keys(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+
+
+def _upper_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.upper(): _upper_keys(value) if isinstance(value, Mapping) else value for key, value in tree.items()}

@@ -1,0 +1,162 @@
+"""A stage of the pipeline: skipped when its inputs' digests match, continued when it was interrupted.
+
+Each stage owns one directory. ``stage.json`` in it says what the stage was given, whether it finished, and the digest
+of every file it wrote. What a later stage depends on are those digests, so a stage that is done again with the same
+result does not touch the stages after it.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from detcurate.errors import ConfigError
+from detcurate.files import remove_temporaries, sha256_file, sha256_json, write_json
+
+MARKER = "stage.json"
+
+State = Literal["complete", "interrupted", "changed", "new"]
+
+_logger = logging.getLogger("detcurate")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage wrote.
+
+    Args:
+        outputs: The files that later stages may depend on.
+        summary: One line for the terminal.
+        facts: Small values for later stages and the report.
+    """
+
+    outputs: Sequence[Path]
+    summary: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Args:
+        name: Such as ``"train"``.
+        directory: Where it writes; nothing else writes there.
+        settings: The settings that touch its result, as JSON values.
+        inputs: Name -> digest of what it reads.
+        run: Does the work. Interrupted and called again with the same settings and inputs, it continues.
+    """
+
+    name: str
+    directory: Path
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    run: Callable[[], StageResult]
+
+    @property
+    def digest(self) -> str:
+        """The digest of the settings and inputs."""
+        return sha256_json({"settings": self.settings, "inputs": self.inputs})
+
+
+def read_marker(directory: Path) -> dict[str, Any] | None:
+    """Return what ``stage.json`` says, or ``None`` when no stage has begun there.
+
+    Raises:
+        ConfigError: The marker cannot be read.
+    """
+    path = directory / MARKER
+    if not path.exists():
+        return None
+    try:
+        marker = orjson.loads(path.read_bytes())
+        marker["status"], marker["digest"]
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(f"a stage marker must be JSON from detcurate ({path}): {error}; delete it") from error
+    return dict(marker)
+
+
+def stage_state(stage: Stage) -> State:
+    """Tell what would become of a stage: skipped, continued, done again, or done for the first time."""
+    marker = read_marker(stage.directory)
+    if marker is None:
+        return "new"
+    if marker["digest"] != stage.digest:
+        return "changed"
+    is_whole = marker["status"] == "complete" and _outputs_are_there(stage.directory, marker)
+    return "complete" if is_whole else "interrupted"
+
+
+def run_stage(stage: Stage) -> dict[str, Any]:
+    """Bring a stage to completion and return its marker."""
+    state = stage_state(stage)
+    if state == "complete":
+        marker = read_marker(stage.directory) or {}
+        _logger.info("%-9s up to date: %s", stage.name, marker["summary"])
+        return marker
+    if state == "changed":
+        _logger.info("%-9s is done again: %s", stage.name, "; ".join(changes(stage)))
+        shutil.rmtree(stage.directory)
+    elif state == "interrupted":
+        _logger.info("%-9s continues where it stopped", stage.name)
+        _remove_damaged(stage.directory, read_marker(stage.directory) or {})
+    remove_temporaries(stage.directory)
+    begun = {"stage": stage.name, "digest": stage.digest, "settings": stage.settings, "inputs": stage.inputs}
+    write_json(stage.directory / MARKER, {**begun, "status": "started"})
+    result = stage.run()
+    outputs = {
+        path.relative_to(stage.directory).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        for path in result.outputs
+    }
+    finished = {"status": "complete", "outputs": outputs, "summary": result.summary, "facts": dict(result.facts)}
+    write_json(stage.directory / MARKER, {**begun, **finished})
+    _logger.info("%-9s %s", stage.name, result.summary)
+    return read_marker(stage.directory) or {}
+
+
+def output_digest(marker: Mapping[str, Any]) -> str:
+    """Return one digest of all that a finished stage wrote."""
+    return sha256_json({name: output["sha256"] for name, output in marker["outputs"].items()})
+
+
+def changes(stage: Stage) -> list[str]:
+    """Return what differs between what a stage was last given and what it is given now, a text each."""
+    marker = read_marker(stage.directory) or {}
+    before = _flatten({"settings": marker.get("settings", {}), "inputs": marker.get("inputs", {})})
+    now = _flatten({"settings": stage.settings, "inputs": stage.inputs})
+    texts = []
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            kind, name = key.split(".", 1)
+            change = f"{name} {before.get(key)} -> {now.get(key)}"
+            texts.append(change if kind == "settings" else f"{name} changed")
+    return texts
+
+
+def _outputs_are_there(directory: Path, marker: Mapping[str, Any]) -> bool:
+    paths = ((directory / name, output["bytes"]) for name, output in marker["outputs"].items())
+    return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+
+
+def _remove_damaged(directory: Path, marker: Mapping[str, Any]) -> None:
+    """Remove outputs of a once finished stage that no longer have their size, so that they are made again."""
+    for name, output in marker.get("outputs", {}).items():
+        path = directory / name
+        if path.is_file() and path.stat().st_size != output["bytes"]:
+            path.unlink()
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
