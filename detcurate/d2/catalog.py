@@ -1,0 +1,97 @@
+"""A COCO pool as Detectron2 sees it: dataset dicts, and a stream of samples that can be taken up anywhere."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import BoxMode
+from torch.utils.data import Dataset, Sampler
+
+from detcurate.coco.dataset import CocoDataset
+from detcurate.d2.hooks import mix_seed
+
+
+def detection_dicts(dataset: CocoDataset, image_root: Path, image_ids: np.ndarray | None = None) -> list[dict]:
+    """Return Detectron2's dataset dicts, images without objects included, in ascending order of ``image_id``.
+
+    Args:
+        dataset: The pool.
+        image_root: What its file names are relative to.
+        image_ids: (K,) int64, the images to take; all when absent.
+    """
+    keep = np.ones(len(dataset), bool) if image_ids is None else np.isin(dataset.image_ids, image_ids)
+    records: dict[int, dict] = {
+        int(row): {
+            "file_name": str(image_root / dataset.file_names[row]),
+            "image_id": int(dataset.image_ids[row]),
+            "height": int(dataset.heights[row]),
+            "width": int(dataset.widths[row]),
+            "annotations": [],
+        }
+        for row in np.flatnonzero(keep)
+    }
+    for annotation in np.flatnonzero(keep[dataset.image_index]):
+        records[int(dataset.image_index[annotation])]["annotations"].append(
+            {
+                "bbox": dataset.boxes[annotation].tolist(),
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": int(dataset.class_index[annotation]),
+                "iscrowd": int(dataset.iscrowd[annotation]),
+            }
+        )
+    return list(records.values())
+
+
+class SampleStream(Sampler):
+    """An endless shuffled stream of samples that starts anywhere at no cost.
+
+    Yields ``position * num_images + index``: the position in the stream seeds the sample's augmentation (see
+    :class:`SeededDataset`), so that sample k is the same whether or not training was interrupted before it, and
+    whatever the number of loader workers.
+
+    Args:
+        num_images: Length of the dataset.
+        seed: Of the shuffles; one permutation an epoch.
+        start: The position of the first sample.
+        rank: This process among ``world_size``, each of which takes every ``world_size``-th sample.
+        world_size: Number of training processes.
+    """
+
+    def __init__(self, num_images: int, *, seed: int, start: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        self._num_images, self._seed = num_images, seed
+        self._start, self._rank, self._world_size = start, rank, world_size
+
+    def __iter__(self) -> Iterator[int]:
+        for position in itertools.count(self._start + self._rank, self._world_size):
+            epoch, offset = divmod(position, self._num_images)
+            yield position * self._num_images + int(self._permutation(epoch)[offset])
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._num_images)
+        return self._order
+
+
+class SeededDataset(Dataset):
+    """Maps dataset dicts to training samples, with Detectron2's augmentations seeded by the position in the stream."""
+
+    def __init__(self, records: list[dict], mapper: Callable[[dict], Any], seed: int) -> None:
+        self._records, self._mapper, self._seed = records, mapper, seed
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, code: int) -> Any:
+        position, index = divmod(code, len(self._records))
+        seed = mix_seed(self._seed, position)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        return self._mapper(self._records[index])

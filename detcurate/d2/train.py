@@ -1,0 +1,291 @@
+"""Training one detector with Detectron2, as a job that can be killed at any moment and taken up again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, build_detection_train_loader
+from detectron2.engine import DefaultTrainer, hooks, launch
+from detectron2.modeling import build_model
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from safetensors.torch import load_file
+from torch import nn
+
+from detcurate.coco.dataset import read_coco
+from detcurate.d2 import backbones  # noqa: F401  registers the small backbone
+from detcurate.d2.catalog import SampleStream, SeededDataset, detection_dicts
+from detcurate.d2.config import default_config
+from detcurate.d2.hooks import (
+    EnsembleCheckpointer,
+    ProgressReporter,
+    ResumeSaver,
+    StepSeeder,
+    mix_seed,
+    unwrap,
+)
+from detcurate.ensemble import MemberWriter
+from detcurate.errors import ConfigError, EnsembleError
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images by reference, so that a job that names them is small.
+
+    Args:
+        annotations: A COCO file.
+        image_root: What its file names are relative to.
+        image_ids: The images meant; all of the file when ``None``.
+    """
+
+    annotations: Path
+    image_root: Path
+    image_ids: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """How many processes train one run, in the words of Detectron2's ``launch``."""
+
+    num_gpus: int = 0
+    num_machines: int = 1
+    machine_rank: int = 0
+    dist_url: str = "auto"
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One run: what to train on, with which seed, and which iterations to keep.
+
+    Args:
+        config: The whole config as YAML (``cfg.dump()``).
+        images: The training images.
+        directory: The members go to ``directory/folder``.
+        folder: Such as ``"run-0"``.
+        run: Number of the run.
+        seed: Of the weights, the order and the augmentation.
+        iterations: After which a member is saved.
+        distributed: How many processes train it.
+    """
+
+    config: str
+    images: ImageSet
+    directory: Path
+    folder: str
+    run: int
+    seed: int
+    iterations: tuple[int, ...]
+    distributed: Distributed = Distributed()
+
+    @property
+    def run_directory(self) -> Path:
+        """Where the members, the log and the metrics of this run are."""
+        return self.directory / self.folder
+
+    @property
+    def writer(self) -> MemberWriter:
+        """What saves the members of this run."""
+        return MemberWriter(self.directory, run=self.run, seed=self.seed, folder=self.folder)
+
+
+class CurateTrainer(DefaultTrainer):
+    """Detectron2's ``DefaultTrainer`` with the hooks of a curation, AdamW as an option and an exact restart."""
+
+    def __init__(self, cfg: CfgNode, job: TrainingJob, records: list[dict], progress: Progress) -> None:
+        self._job, self._records, self._progress = job, records, progress
+        self._state_path = job.run_directory / "resume.pth"
+        self._state = _load_state(self._state_path)
+        super().__init__(cfg)
+        if self._state is None:
+            load_initial_weights(unwrap(self.model), cfg.MODEL.WEIGHTS, allow_pickle=cfg.CURATE.TRAIN.ALLOW_PICKLE)
+        else:
+            unwrap(self.model).load_state_dict(self._state["model"])
+            self.load_state_dict(self._state["trainer"])
+            self.start_iter = self._state["trainer"]["iteration"] + 1
+        progress(self.start_iter)
+
+    def build_hooks(self) -> list[hooks.HookBase]:
+        """Build the hooks; the members are saved before the state to resume from, the writers come last."""
+        job = self._job
+        built = [
+            StepSeeder(job.seed),
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            EnsembleCheckpointer(job.writer, job.iterations),
+            ResumeSaver(self._state_path, self.cfg.SOLVER.CHECKPOINT_PERIOD),
+        ]
+        if comm.is_main_process():
+            built += [ProgressReporter(self._progress), hooks.PeriodicWriter(self.build_writers(), period=20)]
+        return built
+
+    def build_writers(self) -> list[Any]:
+        """Build the writers of metrics and TensorBoard events; the progress bar takes the terminal's place."""
+        directory = str(self._job.run_directory)
+        return [JSONWriter(f"{directory}/metrics.json"), TensorboardXWriter(directory)]
+
+    def build_train_loader(self, cfg: CfgNode) -> Any:
+        """Build the loader from the first sample that has not been trained on."""
+        done = 0 if self._state is None else (self._state["trainer"]["iteration"] + 1) * cfg.SOLVER.IMS_PER_BATCH
+        stream = SampleStream(
+            len(self._records),
+            seed=self._job.seed,
+            start=done,
+            rank=comm.get_rank(),
+            world_size=comm.get_world_size(),
+        )
+        return build_detection_train_loader(
+            dataset=SeededDataset(self._records, DatasetMapper(cfg, is_train=True), self._job.seed),
+            mapper=None,
+            sampler=stream,
+            total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Build SGD as Detectron2 does, or AdamW on the same parameter groups."""
+        if cfg.CURATE.TRAIN.OPTIMIZER == "sgd":
+            return super().build_optimizer(cfg, model)
+        groups = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        )
+        optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+        return optimizer(groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+
+
+def train_run(job: TrainingJob, progress: Progress) -> None:
+    """Train one run to the end, from where it was interrupted; return at once when its last member is there.
+
+    Args:
+        job: What to train.
+        progress: Called with the number of iterations that are done.
+
+    Raises:
+        DatasetError: The annotations or an image cannot be used.
+        EnsembleError: The loss is not finite, or the state to resume from is damaged.
+    """
+    if {member.iteration for member in job.writer.members()} >= set(job.iterations):
+        progress(job.iterations[-1] + 1)
+        return
+    how = job.distributed
+    launch(
+        _train,
+        how.num_gpus,
+        num_machines=how.num_machines,
+        machine_rank=how.machine_rank,
+        dist_url=how.dist_url,
+        args=(job, progress if how.num_gpus * how.num_machines <= 1 else _no_progress),
+    )
+    if how.machine_rank == 0:
+        (job.run_directory / "resume.pth").unlink(missing_ok=True)
+
+
+def load_config_text(text: str) -> CfgNode:
+    """Rebuild a config from its own dump."""
+    cfg = default_config()
+    cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
+    cfg.freeze()
+    return cfg
+
+
+def load_initial_weights(model: nn.Module, weights: str, *, allow_pickle: bool) -> None:
+    """Load ``MODEL.WEIGHTS`` into a model, safely.
+
+    Args:
+        model: Changed in place; parameters that the file lacks keep their initialization.
+        weights: Empty (from scratch), ``.safetensors``, ``.pth``/``.pt`` (tensors only), or anything that Detectron2's
+            checkpointer reads, for which ``allow_pickle`` must be set.
+        allow_pickle: Whether a file may be unpickled, which can run code.
+
+    Raises:
+        ConfigError: The file is missing, or is a pickle and that is not allowed.
+    """
+    if not weights:
+        return
+    path = Path(weights)
+    if path.suffix in (".safetensors", ".pth", ".pt"):
+        if not path.is_file():
+            raise ConfigError(f"MODEL.WEIGHTS must name an existing file, got {weights}")
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+        missing = model.load_state_dict(state.get("model", state), strict=False)
+        logging.getLogger("detectron2").info("initial weights from %s: %s", path.name, missing)
+        return
+    if not allow_pickle:
+        raise ConfigError(
+            f"MODEL.WEIGHTS must be .safetensors or .pth, got {weights}; it would be unpickled, which can run code: "
+            "set CURATE.TRAIN.ALLOW_PICKLE True if you trust its maker"
+        )
+    DetectionCheckpointer(model).load(weights)
+
+
+def model_bytes(config: str) -> int:
+    """Return the size in bytes of the weights of a config's model, by building it once on the CPU."""
+    cfg = load_config_text(config).clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    return sum(tensor.numel() * tensor.element_size() for tensor in build_model(cfg).state_dict().values())
+
+
+def model_for_weights(cfg: CfgNode, weights: Path) -> nn.Module:
+    """Build the config's model with a member's weights, ready for inference."""
+    model = build_model(cfg)
+    try:
+        model.load_state_dict(load_file(weights))
+    except Exception as error:
+        raise EnsembleError(f"a member must hold the weights of the config's model ({weights}): {error}") from error
+    return model.eval()
+
+
+def _train(job: TrainingJob, progress: Progress) -> None:
+    cfg = load_config_text(job.config)
+    _prepare_process(cfg, job.run_directory / "log.txt", job.seed)
+    images = job.images
+    dataset = read_coco(images.annotations)
+    records = detection_dicts(dataset, images.image_root, images.image_ids)
+    trainer = CurateTrainer(cfg, job, records, progress)
+    try:
+        trainer.train()
+    except FloatingPointError as error:
+        raise EnsembleError(
+            f"training of run {job.run} must have a finite loss: {error}; lower SOLVER.BASE_LR"
+        ) from None
+
+
+def _prepare_process(cfg: CfgNode, log_file: Path, seed: int) -> None:
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    for name in ("detectron2", "fvcore"):
+        logger = logging.getLogger(name)
+        logger.handlers = [logging.FileHandler(log_file)]
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    if cfg.MODEL.DEVICE == "cpu":
+        torch.set_num_threads(1)
+    torch.manual_seed(mix_seed(seed))
+
+
+def _load_state(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise EnsembleError(f"the state to resume from must be readable ({path}): {error}; delete that file") from error
+
+
+def _no_progress(_: int) -> None:
+    """Do nothing: the processes of a distributed run have no common bar."""
