@@ -3,16 +3,56 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
 def camvid() -> Path:
     """The folder of the CamVid frames (train.json, val.json, images/), or a skip where this machine has none."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "camvid"
+    beside = REPOSITORY.parent / "shared" / "data" / "camvid"
     folder = Path(os.environ.get("DETCURATE_CAMVID", beside))
     if not (folder / "train.json").is_file():
         pytest.skip("no CamVid frames here; set DETCURATE_CAMVID to the folder that holds train.json")
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_tiny_config() -> Callable[[Path], tuple[Path, Path]]:
+    """Return a function that writes the smallest config of the whole job into a folder; it gives file and OUTPUT_DIR.
+
+    26 pool images and 7 evaluation images of 96x64 are rendered; 2 runs of 4 iterations give 2 members each.
+    """
+
+    def write(folder: Path) -> tuple[Path, Path]:
+        output, config = folder / "output", folder / "tiny.yaml"
+        config.write_text(
+            f"""
+_BASE_: "{REPOSITORY / "configs" / "Base-CPU-Tiny.yaml"}"
+OUTPUT_DIR: "{output}"
+INPUT: {{MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64}}
+SOLVER: {{MAX_ITER: 4, IMS_PER_BATCH: 2, WARMUP_ITERS: 0, CHECKPOINT_PERIOD: 1}}
+MODEL: {{ROI_HEADS: {{SCORE_THRESH_TEST: 0.01}}}}
+CURATE:
+  NUM_PROCESSES: 2
+  RENDER: {{NUM_IMAGES: 26, NUM_EVALUATION_IMAGES: 7, WIDTH: 96, HEIGHT: 64}}
+  ENSEMBLE: {{NUM_RUNS: 2, MEMBERS_PER_RUN: 2, LAST_FRACTION: 0.5}}
+  PREDICT: {{SHARD_SIZE: 5, BATCH_SIZE: 3}}
+  RETRAIN: {{NUM_SEEDS: 2}}
+"""
+        )
+        return config, output
+
+    return write
+
+
+@pytest.fixture
+def tiny_config(
+    write_tiny_config: Callable[[Path], tuple[Path, Path]], tmp_path: Path
+) -> Callable[[], tuple[Path, Path]]:
+    """Return a function that writes the smallest config into this test's folder; see ``write_tiny_config``."""
+    return lambda: write_tiny_config(tmp_path)

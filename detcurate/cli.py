@@ -1,0 +1,131 @@
+"""The command line, in Detectron2's manner: ``--config-file FILE`` and ``KEY VALUE`` overrides."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from detcurate.config import curate_settings
+from detcurate.d2.config import load_config
+from detcurate.errors import DetcurateError
+from detcurate.files import is_disk_full
+from detcurate.pipeline import STAGES, Run, dry_run, run_pipeline
+from detcurate.version import __version__
+
+_EPILOG = """\
+stages, in order: {stages}
+
+examples:
+  %(prog)s --config-file configs/quickstart.yaml
+      the whole job on a rendered driving pool, on a CPU
+  %(prog)s --config-file configs/camvid_tiny.yaml DATASETS.ROOT /data/camvid OUTPUT_DIR output/camvid
+      on frames of your own: train.json, val.json and images/ below DATASETS.ROOT
+  %(prog)s --config-file my.yaml --dry-run
+      check everything, say what each stage would do and cost, write nothing
+  %(prog)s --config-file my.yaml --until manifest CURATE.SELECT.FRACTION 0.25
+      stop at the manifest, with a quarter of the pool
+
+A run that was stopped goes on where it was when the same command is given again. Exit status: 0 done, 2 something
+to mend (one message says what), 130 stopped with Ctrl-C.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of ``detcurate`` and ``tools/curate.py``."""
+    parser = argparse.ArgumentParser(
+        prog=Path(sys.argv[0]).name,
+        description="Find the part of a labelled detection pool that trains a better detector, and show what it buys.",
+        epilog=_EPILOG.format(stages=", ".join(STAGES)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", type=Path, required=True, metavar="FILE", help="a Detectron2 YAML config")
+    stages = parser.add_mutually_exclusive_group()
+    stages.add_argument("--until", choices=list(STAGES), metavar="STAGE", help="stop after this stage")
+    stages.add_argument("--only", choices=list(STAGES), metavar="STAGE", help="run this stage alone")
+    parser.add_argument("--dry-run", action="store_true", help="validate and tell what would be done; write nothing")
+    parser.add_argument("--fresh", action="store_true", help="discard what an earlier run left in OUTPUT_DIR")
+    parser.add_argument("--num-gpus", type=int, default=0, metavar="N", help="GPUs a machine for each training run")
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines for each training run")
+    parser.add_argument("--machine-rank", type=int, default=0, metavar="R", help="this machine, from 0")
+    parser.add_argument(
+        "--dist-url", default="auto", metavar="URL", help="where the machines meet, such as tcp://host:port"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--version", action="version", version=f"detcurate {__version__}")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    arguments = build_parser().parse_intermixed_args(argv)  # options may stand after KEY VALUE too
+    _log_to_terminal()
+    try:
+        return _curate(arguments)
+    except KeyboardInterrupt:
+        return _fail("stopped; give the same command again to go on: finished work is kept", 130, arguments.debug)
+    except DetcurateError as error:
+        return _fail(str(error), 2, arguments.debug)
+    except OSError as error:
+        if is_disk_full(error):
+            return _fail(
+                f"the disk is full ({error.filename}); free some space and give the same command again",
+                2,
+                arguments.debug,
+            )
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return _fail(f"a file must be accessible: {error}", 2, arguments.debug)
+        raise
+
+
+def _curate(arguments: argparse.Namespace) -> int:
+    cfg = load_config(arguments.config_file, arguments.opts)
+    curate_settings(cfg.CURATE)
+    names = ("num_gpus", "num_machines", "machine_rank", "dist_url")
+    run = Run(cfg, arguments.config_file, {name: getattr(arguments, name) for name in names})
+    if arguments.dry_run:
+        _print_plan(dry_run(run, until=arguments.until, only=arguments.only))
+        return 0
+    run_pipeline(run, until=arguments.until, only=arguments.only, fresh=arguments.fresh)
+    _print_results(run)
+    return 0
+
+
+def _print_plan(rows: Sequence[tuple[str, str, str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    for name, state, plan in rows:
+        _say(f"{name:<{widths[0]}}  {state:<{widths[1]}}  {plan}")
+    _say("nothing was written")
+
+
+def _print_results(run: Run) -> None:
+    if "report" in run.markers:
+        _say("", run.markers["report"]["facts"]["table"].rstrip())
+    places = {"manifest": ("manifest", "subset.json"), "report": ("report", "summary.md")}
+    found = [(name, run.directory(stage) / file) for name, (stage, file) in places.items()]
+    _say("", *(f"{name + ':':<10}{path}" for name, path in found if path.is_file()))
+
+
+def _say(*lines: str) -> None:
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _fail(message: str, status: int, debug: bool) -> int:
+    sys.stderr.write(f"detcurate: {message}\n")
+    if debug:
+        traceback.print_exc()
+    return status
+
+
+def _log_to_terminal() -> None:
+    logger = logging.getLogger("detcurate")
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

@@ -1,0 +1,147 @@
+"""What every stage of one run is given: the config, where things are, and which images are meant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from detcurate.coco.dataset import CocoDataset, read_coco
+from detcurate.coco.synthetic import CLASSES, SyntheticConfig
+from detcurate.config import CurateSettings, EvaluationSettings, PoolSettings, curate_settings
+from detcurate.errors import PredictionError
+from detcurate.stages import read_marker
+
+Marker = dict[str, Any]
+
+DIRECTORIES = {
+    "pool": "pool",
+    "train": "ensemble",
+    "predict": "predictions",
+    "score": "scores",
+    "select": "selection",
+    "manifest": "manifest",
+    "retrain": "retrain",
+    "evaluate": "evaluation",
+    "report": "report",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One invocation.
+
+    Args:
+        cfg: The frozen config.
+        config_file: Where it came from.
+        distributed: Detectron2's launch options (num_gpus, num_machines, machine_rank, dist_url).
+        markers: The finished stages' markers, filled in as they finish.
+    """
+
+    cfg: Any
+    config_file: Path
+    distributed: dict[str, Any] = field(default_factory=dict)
+    markers: dict[str, Marker] = field(default_factory=dict)
+
+    @cached_property
+    def settings(self) -> CurateSettings:
+        """The typed settings under ``CURATE``."""
+        return curate_settings(self.cfg.CURATE)
+
+    @property
+    def output_dir(self) -> Path:
+        """``OUTPUT_DIR``."""
+        return Path(self.cfg.OUTPUT_DIR)
+
+    def directory(self, stage: str) -> Path:
+        """The directory that a stage owns."""
+        return self.output_dir / DIRECTORIES[stage]
+
+    def marker(self, stage: str) -> Marker:
+        """The marker of a finished stage.
+
+        Raises:
+            PredictionError: The stage has not finished.
+        """
+        marker = self.markers.get(stage) or read_marker(self.directory(stage))
+        if marker is None or marker["status"] != "complete":
+            raise PredictionError(
+                f"the stage '{stage}' must have finished in {self.output_dir}; run it first, with --until {stage}"
+            )
+        self.markers[stage] = marker
+        return marker
+
+    @property
+    def is_rendered(self) -> bool:
+        """Whether the pool is rendered rather than read from files of the user's."""
+        return self.settings.render.num_images > 0
+
+    def annotations(self, part: str) -> Path:
+        """The COCO file of the ``"pool"`` or the ``"evaluation"`` images."""
+        if self.is_rendered:
+            return self.directory("pool") / f"{_RENDERED[part]}.json"
+        return Path(self.cfg.DATASETS.ROOT) / self._files(part).annotations
+
+    def image_root(self, part: str) -> Path:
+        """What the file names of the ``"pool"`` or the ``"evaluation"`` images are relative to."""
+        if self.is_rendered:
+            return self.directory("pool") / f"images-{_RENDERED[part]}"
+        return Path(self.cfg.DATASETS.ROOT) / self._files(part).image_root
+
+    def _files(self, part: str) -> PoolSettings | EvaluationSettings:
+        return self.settings.pool if part == "pool" else self.settings.evaluation
+
+    @cached_property
+    def pool(self) -> CocoDataset:
+        """The labelled pool, quarantined images included."""
+        return read_coco(self.annotations("pool"))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The pool's classes, known before a rendered pool is drawn."""
+        return CLASSES if self.is_rendered else self.pool.class_names
+
+    @cached_property
+    def evaluation(self) -> CocoDataset:
+        """The labelled images of the evaluation."""
+        return read_coco(self.annotations("evaluation"))
+
+    @cached_property
+    def usable_image_ids(self) -> np.ndarray:
+        """(I,) int64 ascending: the pool without its quarantined images."""
+        bad = [entry["image_id"] for entry in self.pool_facts["quarantined"]]
+        return self.pool.image_ids[~np.isin(self.pool.image_ids, bad)]
+
+    @cached_property
+    def pool_facts(self) -> dict[str, Any]:
+        """What the stage ``pool`` found out."""
+        self.marker("pool")
+        return dict(orjson.loads((self.directory("pool") / "pool.json").read_bytes()))
+
+    def synthetic(self, part: str) -> SyntheticConfig:
+        """The renderer's settings for the ``"pool"`` (with planted defects) or the ``"evaluation"`` images (clean)."""
+        render = self.settings.render
+        if part == "evaluation":
+            # Another seed, far from any that a user would choose next: no street of the pool is evaluated on.
+            seed = render.seed + 1_000_003
+            return SyntheticConfig.clean(
+                num_images=render.num_evaluation_images, width=render.width, height=render.height, seed=seed
+            )
+        return SyntheticConfig(
+            num_images=render.num_images,
+            width=render.width,
+            height=render.height,
+            seed=render.seed,
+            near_duplicate_fraction=render.near_duplicate_fraction,
+            wrong_class_fraction=render.label_noise_fraction,
+            shifted_box_fraction=render.label_noise_fraction,
+            missing_box_fraction=render.label_noise_fraction,
+            spurious_box_fraction=render.label_noise_fraction,
+        )
+
+
+_RENDERED = {"pool": "train", "evaluation": "val"}

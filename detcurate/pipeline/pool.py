@@ -1,0 +1,90 @@
+"""The first stage: render the pool when asked, then read it, check it, and look at every image once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from tqdm import tqdm
+
+from detcurate.coco.dataset import CocoDataset
+from detcurate.coco.images import BadImage, find_bad_images, image_fingerprint
+from detcurate.coco.synthetic import write_dataset
+from detcurate.errors import DatasetError
+from detcurate.files import sha256_file, write_json
+from detcurate.pipeline.context import Run
+from detcurate.stages import Stage, StageResult
+
+_SHOWN = 3
+
+
+def pool_stage(run: Run) -> Stage:
+    """Build the stage ``pool``."""
+    settings: dict[str, Any] = {"bad_images": run.settings.pool.bad_images}
+    inputs = {}
+    if run.is_rendered:
+        settings["render"] = run.settings.render.model_dump(mode="json")
+    else:
+        for part, dataset in (("pool", run.pool), ("evaluation", run.evaluation)):
+            inputs[f"{part}.annotations"] = sha256_file(run.annotations(part))
+            inputs[f"{part}.images"] = image_fingerprint(dataset, run.image_root(part))
+    return Stage("pool", run.directory("pool"), settings, inputs, lambda: _prepare_pool(run))
+
+
+def require_same_classes(pool: CocoDataset, evaluation: CocoDataset) -> None:
+    """Raise ``DatasetError`` unless both files declare the same categories."""
+    ours = dict(zip(pool.category_ids.tolist(), pool.class_names, strict=True))
+    theirs = dict(zip(evaluation.category_ids.tolist(), evaluation.class_names, strict=True))
+    if ours != theirs:
+        raise DatasetError(
+            f"the evaluation must have the pool's categories {ours} ({pool.path}), got {theirs} ({evaluation.path})"
+        )
+
+
+def _prepare_pool(run: Run) -> StageResult:
+    if run.is_rendered:
+        _render(run)
+    require_same_classes(run.pool, run.evaluation)
+    bad = {part: _check_images(run, part) for part in ("pool", "evaluation")}
+    if bad["evaluation"] or (bad["pool"] and run.settings.pool.bad_images == "stop"):
+        raise DatasetError(_describe_bad(run, bad["pool"] + bad["evaluation"], only_pool=not bad["evaluation"]))
+    facts = {
+        "pool": _count(run.pool),
+        "evaluation": _count(run.evaluation),
+        "class_names": list(run.pool.class_names),
+        "quarantined": [asdict(image) for image in bad["pool"]],
+    }
+    path = run.directory("pool") / "pool.json"
+    write_json(path, facts)
+    rendered = [run.annotations("pool"), run.annotations("evaluation")] if run.is_rendered else []
+    quarantined = f", {len(bad['pool'])} images in quarantine (pool/pool.json)" if bad["pool"] else ""
+    summary = (
+        f"{len(run.pool):,} images with {run.pool.num_boxes:,} boxes of {len(run.pool.class_names)} classes; "
+        f"evaluation on {len(run.evaluation):,} images{quarantined}"
+    )
+    return StageResult([path, *rendered], summary, {"quarantined": len(bad["pool"])})
+
+
+def _render(run: Run) -> None:
+    for part, name in (("pool", "train"), ("evaluation", "val")):
+        config = run.synthetic(part)
+        if not run.annotations(part).exists():
+            with tqdm(total=config.num_images, desc=f"render {part}", unit="image", dynamic_ncols=True) as bar:
+                write_dataset(run.directory("pool"), config, name=name, progress=bar.update)
+
+
+def _check_images(run: Run, part: str) -> list[BadImage]:
+    dataset = getattr(run, part)
+    num_processes = run.settings.worker_processes if len(dataset) > 2_000 else 1  # a worker takes a second to start
+    return find_bad_images(dataset, run.image_root(part), num_processes=num_processes, desc=f"check {part}")
+
+
+def _describe_bad(run: Run, bad: list[BadImage], *, only_pool: bool) -> str:
+    shown = "; ".join(f"{image.file_name} (image_id {image.image_id}): {image.reason}" for image in bad[:_SHOWN])
+    more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+    advice = "mend them, or set CURATE.POOL.BAD_IMAGES quarantine to go on without them" if only_pool else "mend them"
+    return f"every image must decode to the size of its record, got {len(bad)} that do not: {shown}{more}; {advice}"
+
+
+def _count(dataset: CocoDataset) -> dict[str, Any]:
+    return {"annotations_sha256": dataset.sha256, "num_images": len(dataset), "num_boxes": dataset.num_boxes}

@@ -1,0 +1,47 @@
+"""The last stage: the comparison of the arms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from detcurate.evaluate.coco_eval import CocoFigures
+from detcurate.evaluate.compare import markdown_table, summarise
+from detcurate.pipeline.context import Run
+from detcurate.pipeline.predict import FIGURES
+from detcurate.report.build import SUMMARY, write_report
+from detcurate.stages import Stage, StageResult, output_digest
+
+
+def report_stage(run: Run) -> Stage:
+    """Build the stage ``report``."""
+    inputs = {name: output_digest(run.marker(name)) for name in ("pool", "manifest", "evaluate")}
+    return Stage("report", run.directory("report"), {}, inputs, lambda: _report(run))
+
+
+def _report(run: Run) -> StageResult:
+    rows = orjson.loads((run.directory("evaluate") / FIGURES).read_bytes())
+    models = run.marker("retrain")["facts"]["models"]
+    arms: dict[str, list[CocoFigures]] = {}
+    for row in rows:
+        arms.setdefault(row["arm"], []).append(CocoFigures.from_dict(row["figures"]))
+    summary = summarise(arms)
+    info = {model["arm"]: model for model in reversed(models)}  # the random arm's boxes: those of its first seed
+    table = markdown_table(summary, info)
+    described = [{**model, "figures": row["figures"]} for model, row in zip(models, rows, strict=True)]
+    outputs = write_report(run.directory("report"), summary=summary, table=table, facts=_facts(run), models=described)
+    return StageResult(outputs, str(run.directory("report") / SUMMARY), {"table": table})
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    members = run.marker("predict")["facts"]["num_members"]
+    return {
+        "pool": f"{len(run.usable_image_ids):,} images, {run.pool.num_boxes:,} boxes",
+        "evaluation": f"{len(run.evaluation):,} images, {run.evaluation.num_boxes:,} boxes",
+        "ensemble": f"{members} members of {run.settings.ensemble.num_runs} runs",
+        "score": f"{' + '.join(run.settings.score.measures)}, {run.settings.score.aggregation}",
+        "selection": run.marker("select")["summary"],
+        "training of each arm": f"{run.cfg.SOLVER.MAX_ITER:,} iterations of {run.cfg.SOLVER.IMS_PER_BATCH} images, "
+        "the same for all arms (so a smaller subset is seen more often)",
+    }

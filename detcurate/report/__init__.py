@@ -1,0 +1,1 @@
+"""The report: what was bought, and how sure that is."""

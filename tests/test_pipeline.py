@@ -1,0 +1,169 @@
+"""The main job, end to end, with real Detectron2: its files, its skipping, and its resumption after SIGKILL."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from detcurate.cli import main
+from detcurate.coco.dataset import read_coco
+from detcurate.ensemble import read_ledger
+from detcurate.files import sha256_file
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed: `make setup` installs it")
+
+CURATE = Path(__file__).resolve().parent.parent / "tools" / "curate.py"
+
+
+def manifest_bytes(output):
+    return {name: (output / "manifest" / name).read_bytes() for name in ("subset.json", "provenance.json")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, write_tiny_config):
+    """One whole run, and what it printed."""
+    folder = tmp_path_factory.mktemp("whole")
+    config, output = write_tiny_config(folder)
+    printed = subprocess.run(
+        [sys.executable, CURATE, "--config-file", config], capture_output=True, text=True, check=False
+    )
+    assert printed.returncode == 0, printed.stderr
+    return config, output, printed.stdout
+
+
+def test_it_ends_with_the_table_and_the_places(finished):
+    _, output, text = finished
+    assert "| curated |" in text
+    assert f"manifest: {output / 'manifest' / 'subset.json'}" in text
+    assert f"report:   {output / 'report' / 'summary.md'}" in text
+
+
+def test_members_are_two_a_run_and_none_twice(finished):
+    _, output, _ = finished
+    members = read_ledger(output / "ensemble" / "ensemble.jsonl")
+    assert [(member.run, member.iteration, member.seed) for member in members] == [
+        (0, 2, 0), (0, 3, 0), (1, 2, 1), (1, 3, 1),
+    ]  # fmt: skip
+    for member in members:
+        assert sha256_file(output / "ensemble" / member.file) == member.sha256
+
+
+def test_every_image_has_a_score_and_every_component(finished):
+    _, output, _ = finished
+    table = pq.read_table(output / "scores" / "images.parquet")
+    assert table.num_rows == 26
+    assert {"image_id", "image_score", "mutual_information", "iou_dispersion", "existence_entropy"} <= set(
+        table.column_names
+    )
+
+
+def test_the_manifest_is_a_verbatim_subset_with_true_digests(finished):
+    _, output, _ = finished
+    pool = json.loads((output / "pool" / "train.json").read_text())
+    subset = json.loads((output / "manifest" / "subset.json").read_text())
+    provenance = json.loads((output / "manifest" / "provenance.json").read_text())
+    kept = {image["id"] for image in subset["images"]}
+    assert len(kept) == 13
+    assert subset["images"] == [image for image in pool["images"] if image["id"] in kept]
+    assert subset["annotations"] == [box for box in pool["annotations"] if box["image_id"] in kept]
+    assert provenance["source"]["sha256"] == sha256_file(output / "pool" / "train.json")
+    assert provenance["scores_sha256"] == sha256_file(output / "scores" / "images.parquet")
+    assert [member["iteration"] for member in provenance["ensemble"]] == [2, 3, 2, 3]
+    assert str(output) not in json.dumps(provenance)
+
+
+def test_the_full_arm_is_the_ensembles_own_runs(finished):
+    _, output, _ = finished
+    for seed in (0, 1):
+        full = output / "retrain" / "full" / f"seed-{seed}" / "iter-0000003.safetensors"
+        assert sha256_file(full) == sha256_file(output / "ensemble" / f"run-{seed}" / "iter-0000003.safetensors")
+
+
+def test_results_name_every_arm_and_seed(finished):
+    _, output, _ = finished
+    results = json.loads((output / "report" / "results.json").read_text())
+    assert {(row["arm"], row["seed"]) for row in results["models"]} == {
+        (arm, seed) for arm in ("curated", "random", "full") for seed in (0, 1)
+    }
+    assert all(row["num_images"] == (26 if row["arm"] == "full" else 13) for row in results["models"])
+
+
+def test_a_finished_run_is_skipped_and_a_changed_setting_redoes_what_it_touches(finished, capsys):
+    config, output, _ = finished
+    before = manifest_bytes(output)
+    assert main(["--config-file", str(config), "--until", "manifest"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("up to date") == 6
+    assert manifest_bytes(output) == before
+    assert main(["--config-file", str(config), "--until", "manifest", "CURATE.SCORE.AGGREGATION", "max"]) == 0
+    text = capsys.readouterr().out
+    assert [line.split()[0] for line in text.splitlines() if "up to date" in line][:3] == ["pool", "train", "predict"]
+    assert "score     is done again: aggregation top_k_mean -> max" in text
+    assert main(["--config-file", str(config), "--until", "manifest"]) == 0
+    assert manifest_bytes(output) == before
+
+
+def wait_for(path, process, seconds=90):
+    """Wait until something matches ``path`` (a glob below the current folder) or the process has ended."""
+    folder, pattern = path
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        if any(folder.glob(pattern)):
+            return
+        time.sleep(0.01)
+
+
+MOMENTS = ("pool/images-train/*", "ensemble/run-*/resume.pth", "ensemble/run-*/members.jsonl", "predictions/shard-*")
+
+
+def test_killed_at_many_moments_it_ends_with_the_same_manifest(finished, write_tiny_config, tmp_path):
+    _, whole, _ = finished
+    config, output = write_tiny_config(tmp_path)
+    command = [sys.executable, CURATE, "--config-file", config, "--until", "manifest"]
+    for moment in MOMENTS:
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        wait_for((output, moment), process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    last = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stderr
+    assert manifest_bytes(output) == manifest_bytes(whole)
+    assert not list(output.rglob("*.partial"))
+
+
+def test_a_damaged_member_is_refused_by_name(finished, write_tiny_config, tmp_path, capsys):
+    _, whole, _ = finished
+    config, output = write_tiny_config(tmp_path)
+    shutil.copytree(whole, output)
+    member = output / "ensemble" / "run-1" / "iter-0000002.safetensors"
+    damaged = bytearray(member.read_bytes())
+    damaged[-1] ^= 1
+    member.write_bytes(damaged)
+    status = main(["--config-file", str(config), "--only", "predict", "TEST.DETECTIONS_PER_IMAGE", "50"])
+    assert status == 2
+    message = capsys.readouterr().err
+    assert "run-1/iter-0000002.safetensors" in message
+    assert "digest" in message
+
+
+def test_real_frames_from_training_to_the_table(camvid, tmp_path, capsys):
+    config = CURATE.parent.parent / "configs" / "camvid_tiny.yaml"
+    small = (
+        "SOLVER.MAX_ITER 4 SOLVER.IMS_PER_BATCH 2 SOLVER.WARMUP_ITERS 0 INPUT.MIN_SIZE_TRAIN (96,) "
+        "INPUT.MIN_SIZE_TEST 96 CURATE.ENSEMBLE.MEMBERS_PER_RUN 1 CURATE.RETRAIN.NUM_SEEDS 1"
+    ).split()
+    places = ["DATASETS.ROOT", str(camvid), "OUTPUT_DIR", str(tmp_path / "out")]
+    status = main(["--config-file", str(config), *places, *small])
+    captured = capsys.readouterr()
+    assert status == 0, captured.err
+    assert "| curated |    265 |" in captured.out
+    assert len(read_coco(tmp_path / "out" / "manifest" / "subset.json")) == 265
