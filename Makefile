@@ -1,0 +1,32 @@
+# The two commands are `make demo` and `make test`; each sets up what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export PYTHONHASHSEED := 0
+
+.PHONY: help setup demo test lint clean
+
+help:  ## say what the targets do
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## */  make \1|/' | column -t -s '|'
+
+$(READY): pyproject.toml constraints.txt requirements-detectron2.txt tools/setup_env.py
+	$(PYTHON) tools/setup_env.py $(VENV)
+	touch $@
+
+setup: $(READY)  ## make the virtual environment
+
+demo: $(READY)  ## the whole job on a rendered driving pool, on a CPU
+	$(BIN)/python tools/curate.py --config-file configs/quickstart.yaml
+
+test: $(READY)  ## the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove the environment and all output
+	rm -rf $(VENV) output
