@@ -116,6 +116,7 @@ def write_dataset(
     """
     image_root = directory / f"images-{name}"
     image_root.mkdir(parents=True, exist_ok=True)
+    (directory / f"{name}.json").unlink(missing_ok=True)  # of an earlier rendering, whose images are replaced now
     images: list[dict[str, Any]] = []
     groups: list[list[int]] = []
     truth = Labels()

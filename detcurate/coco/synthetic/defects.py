@@ -101,17 +101,24 @@ def _shift(box: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> 
 def _spurious(
     labels: Labels, amount: int, size: tuple[int, int], rng: np.random.Generator
 ) -> list[tuple[int, int, np.ndarray]]:
-    """Make boxes of a real object's class and size where there is no object, in images that have some."""
+    """Make boxes of a real object's class and size where there is no object, in images that have some.
+
+    Where large objects leave no place the boxes get smaller, so that there are always as many as asked for.
+    """
     found: list[tuple[int, int, np.ndarray]] = []
+    failures = 0
     by_image: dict[int, list[np.ndarray]] = {}
     for image, box in zip(labels.image_index, labels.boxes, strict=True):
         by_image.setdefault(image, []).append(box)
     while len(found) < amount:
         number = int(rng.integers(len(labels.boxes)))
         image, sides = labels.image_index[number], labels.boxes[number][2:] - labels.boxes[number][:2]
+        sides = sides * 0.5 ** (failures // _TRIES)
+        failures += 1
         corner = rng.uniform(0, 1, 2) * (np.asarray(size) - sides)
         box = np.concatenate((corner, corner + sides))
         if box_iou(box, np.array(by_image[image])).max() < 0.1:
             by_image[image].append(box)
             found.append((image, labels.class_index[number], box))
+            failures = 0
     return found

@@ -125,11 +125,12 @@ def _extent(p: Painter, number: int) -> tuple[int, tuple[int, int, int, int]]:
 
 def _visible_boxes(p: Painter, drawn: list[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
     boxes, classes = [], []
+    least = _MIN_SIDE * min(p.width, p.height)
     for number, (kind, pixels) in enumerate(drawn, start=1):
         if not pixels:
             continue
         left, (x, y, w, h) = _extent(p, number)
-        if left >= _MIN_VISIBLE * pixels and min(w, h) >= _MIN_SIDE * p.height * (0.55 if w < h else 1.0):
+        if left >= _MIN_VISIBLE * pixels and min(w, h) >= least * (0.55 if w < h else 1.0):
             boxes.append((x / p.scale, y / p.scale, (x + w) / p.scale, (y + h) / p.scale))
             classes.append(CLASSES.index(kind))
     return np.array(boxes, np.float64).reshape(-1, 4), np.array(classes, np.int64)
