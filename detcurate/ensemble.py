@@ -74,7 +74,7 @@ class MemberWriter:
     """Saves the members of one run: the weights first, then the line in the run's ledger.
 
     A crash between the two leaves a file that no line names, which the next save of that iteration replaces. An
-    iteration that the ledger already holds is not saved again.
+    iteration that the ledger already holds is not saved again, unless its file is gone.
 
     Args:
         directory: The ensemble's.
@@ -89,8 +89,9 @@ class MemberWriter:
         self._ledger = directory / self.folder / "members.jsonl"
 
     def members(self) -> list[Member]:
-        """Return the members of this run that are saved so far."""
-        return read_ledger(self._ledger) if self._ledger.exists() else []
+        """Return the members of this run that are saved so far: those of the ledger whose file is there."""
+        named = read_ledger(self._ledger) if self._ledger.exists() else []
+        return [member for member in named if (self.directory / member.file).is_file()]
 
     def save(self, iteration: int, lr: float, write: Callable[[Path], None]) -> None:
         """Save a member with ``write(path)`` unless the ledger already holds it."""

@@ -6,8 +6,10 @@ saw anything is told from one that was never shown to them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -19,6 +21,7 @@ from detcurate.files import atomic_path
 from detcurate.structures import Detections
 
 _METADATA = b"detcurate"
+_METADATA_SHA256 = b"detcurate.sha256"
 
 
 def shard_path(directory: Path, index: int) -> Path:
@@ -43,10 +46,17 @@ def write_shard(path: Path, detections: Detections, image_ids: np.ndarray) -> No
         "class_index": pa.array(rows.class_index.astype(np.int32)),
         "class_probs": _fixed_lists(rows.class_probs),
     }
-    described = {"image_ids": image_ids.astype(np.int64).tolist(), "num_classes": detections.num_classes}
-    table = pa.table(columns).replace_schema_metadata({_METADATA: orjson.dumps(described)})
+    described = orjson.dumps(
+        {
+            "image_ids": image_ids.astype(np.int64).tolist(),
+            "num_classes": detections.num_classes,
+            "num_rows": len(detections),
+        }
+    )
+    metadata = {_METADATA: described, _METADATA_SHA256: hashlib.sha256(described).hexdigest()}
+    table = pa.table(columns).replace_schema_metadata(metadata)
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
 def read_shard(path: Path) -> tuple[Detections, np.ndarray]:
@@ -56,11 +66,11 @@ def read_shard(path: Path) -> tuple[Detections, np.ndarray]:
         The detections, and the (I,) int64 ids of the images that it covers.
 
     Raises:
-        PredictionError: The file is absent, truncated, or not a shard.
+        PredictionError: The file is absent, truncated, damaged, or not a shard.
     """
     try:
-        table = pq.read_table(path, partitioning=None)
-        described = orjson.loads(table.schema.metadata[_METADATA])
+        table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
+        described = _described(table)
         detections = Detections(
             image_ids=table["image_id"].to_numpy(),
             member=table["member"].to_numpy(),
@@ -69,7 +79,7 @@ def read_shard(path: Path) -> tuple[Detections, np.ndarray]:
             class_index=table["class_index"].to_numpy(),
             class_probs=_matrix(table["class_probs"], described["num_classes"] + 1),
         )
-    except (OSError, pa.ArrowException, KeyError, TypeError, orjson.JSONDecodeError) as error:
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError) as error:
         raise PredictionError(
             f"a shard must be a whole Parquet file of detections ({path}): {error}; "
             "delete it and run the same command again to predict its images anew"
@@ -81,6 +91,17 @@ def read_shards(directory: Path) -> Iterator[tuple[Detections, np.ndarray]]:
     """Read the shards of a directory one after another, in order; see :func:`read_shard`."""
     for path in sorted(directory.glob("shard-*.parquet")):
         yield read_shard(path)
+
+
+def _described(table: pa.Table) -> dict[str, Any]:
+    """Return what the file's metadata says, after checking it: the pages have checksums, the footer has none."""
+    metadata = table.schema.metadata
+    if hashlib.sha256(metadata[_METADATA]).hexdigest().encode() != metadata[_METADATA_SHA256]:
+        raise ValueError("its metadata are damaged")
+    described = dict(orjson.loads(metadata[_METADATA]))
+    if described["num_rows"] != table.num_rows:
+        raise ValueError(f"it has {table.num_rows} rows, its metadata say {described['num_rows']}")
+    return described
 
 
 def _fixed_lists(matrix: np.ndarray) -> pa.FixedSizeListArray:

@@ -102,7 +102,7 @@ def run_stage(stage: Stage) -> dict[str, Any]:
         return marker
     if state == "changed":
         _logger.info("%-9s is done again: %s", stage.name, "; ".join(changes(stage)))
-        shutil.rmtree(stage.directory)
+        _remove_old_result(stage.directory)
     elif state == "interrupted":
         _logger.info("%-9s continues where it stopped", stage.name)
         _remove_damaged(stage.directory, read_marker(stage.directory) or {})
@@ -142,6 +142,15 @@ def changes(stage: Stage) -> list[str]:
 def _outputs_are_there(directory: Path, marker: Mapping[str, Any]) -> bool:
     paths = ((directory / name, output["bytes"]) for name, output in marker["outputs"].items())
     return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+
+
+def _remove_old_result(directory: Path) -> None:
+    """Remove all but the marker, which keeps saying whose files these are should the removal be cut short."""
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != MARKER:
+            path.unlink()
 
 
 def _remove_damaged(directory: Path, marker: Mapping[str, Any]) -> None:

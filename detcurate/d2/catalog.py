@@ -93,5 +93,6 @@ class SeededDataset(Dataset):
         seed = mix_seed(self._seed, position)
         random.seed(seed)
         np.random.seed(seed)
-        torch.manual_seed(seed)
-        return self._mapper(self._records[index])
+        with torch.random.fork_rng(devices=[]):  # without loader workers the step that is next draws in this process
+            torch.default_generator.manual_seed(seed)
+            return self._mapper(self._records[index])

@@ -7,6 +7,7 @@ known: enough to score and select from predictions that are there.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,14 +77,25 @@ def load_config(config_file: Path, overrides: Sequence[str] = ()) -> Any:
     return cfg
 
 
+def load_config_text(text: str) -> Any:
+    """Rebuild a config from its own dump."""
+    cfg = default_config()
+    cfg.merge_from_other_cfg(type(cfg).load_cfg(text))
+    cfg.freeze()
+    return cfg
+
+
 def _read_yaml(config_file: Path) -> Mapping[str, Any]:
     if not config_file.is_file():
         raise ConfigError(f"--config-file must name an existing file, got {config_file}")
     try:
         tree = CfgNode.load_yaml_with_base(str(config_file), allow_unsafe=False)
+    except TypeError:  # fvcore's for a file, or a _BASE_, that is empty or a number
+        tree = None
     except yaml.YAMLError as error:
         raise ConfigError(f"the config must be plain YAML ({config_file}): {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, AttributeError, AssertionError, RecursionError) as error:
+        # the last three are fvcore's for a _BASE_ that is no text, that a key cannot inherit from, or that is circular
         raise ConfigError(f"the config and its _BASE_ must be readable ({config_file}): {error}") from error
     if not isinstance(tree, Mapping):
         raise ConfigError(f"the config must be a mapping of keys to values, got {type(tree).__name__} ({config_file})")
@@ -108,12 +120,16 @@ def _merge(cfg: Any, values: Mapping[str, Any], source: str) -> None:
             raise ConfigError(
                 f"{key} must be a known config key ({source}); the nearest are {', '.join(near) or 'none'}"
             )
-        cfg.merge_from_list([key, _coerce(key, value, known[key], source)])
+        *parents, name = key.split(".")
+        node = functools.reduce(lambda tree, part: tree[part], parents, cfg)
+        node[name] = _coerce(key, value, known[key], source)
 
 
 def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
     """Give ``value`` the type of ``default`` where nothing is lost by it, as YAML and shells write numbers loosely."""
-    value = CfgNode._decode_cfg_value(value)
+    text, value = value, CfgNode._decode_cfg_value(value)
+    if isinstance(default, str) and isinstance(text, str) and not isinstance(value, str):
+        return text  # a folder may have a number for a name
     sequence = (tuple, list)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

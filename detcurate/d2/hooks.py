@@ -35,9 +35,9 @@ class EnsembleCheckpointer(HookBase):
             self._writer.save(self.trainer.iter, self._lr(), lambda path: save_weights(self.trainer.model, path))
 
     def _lr(self) -> float:
-        """Return the rate of the update just made: the scheduler's hook has moved the optimizer on to the next one."""
-        logged = self.trainer.storage.histories().get("lr")
-        return float(logged.latest() if logged is not None else self.trainer.optimizer.param_groups[0]["lr"])
+        """Return the rate of the update just made: the scheduler's hook logs it and moves the optimizer on."""
+        rate, logged_at = self.trainer.storage.latest().get("lr", (0.0, -1))
+        return float(rate if logged_at == self.trainer.iter else self.trainer.optimizer.param_groups[0]["lr"])
 
 
 class StepSeeder(HookBase):
@@ -89,7 +89,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write a model's state as safetensors: no pickle, memory-mapped when read."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in unwrap(model).state_dict().items()}
+    copied = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}  # no two may share memory
+    state = {name: tensor.detach().to(**copied) for name, tensor in unwrap(model).state_dict().items()}
     save_file(state, path)
 
 

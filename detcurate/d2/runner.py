@@ -15,8 +15,9 @@ from detectron2.structures import Instances
 from torch import nn
 
 from detcurate.d2 import backbones  # noqa: F401  registers the small backbone
+from detcurate.d2.config import load_config_text
 from detcurate.d2.posterior import predict_posteriors
-from detcurate.d2.train import load_config_text, model_for_weights
+from detcurate.d2.weights import model_for_weights
 from detcurate.ensemble import verify_member
 from detcurate.errors import DatasetError
 from detcurate.predictions import write_shard

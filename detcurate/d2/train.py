@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, hooks, launch
-from detectron2.modeling import build_model
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter, TensorboardXWriter
-from safetensors.torch import load_file
 from torch import nn
 
 from detcurate.coco.dataset import read_coco
 from detcurate.d2 import backbones  # noqa: F401  registers the small backbone
 from detcurate.d2.catalog import SampleStream, SeededDataset, detection_dicts
-from detcurate.d2.config import default_config
+from detcurate.d2.config import load_config_text
 from detcurate.d2.hooks import (
     EnsembleCheckpointer,
     ProgressReporter,
@@ -32,8 +30,9 @@ from detcurate.d2.hooks import (
     mix_seed,
     unwrap,
 )
+from detcurate.d2.weights import load_initial_weights, load_tensors
 from detcurate.ensemble import MemberWriter
-from detcurate.errors import ConfigError, EnsembleError
+from detcurate.errors import EnsembleError
 
 Progress = Callable[[int], None]
 
@@ -150,6 +149,7 @@ class CurateTrainer(DefaultTrainer):
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
             aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
+            seed=self._job.seed,  # a generator of its own: starting the loader must not draw from the first step's
         )
 
     @classmethod
@@ -195,94 +195,47 @@ def train_run(job: TrainingJob, progress: Progress) -> None:
         (job.run_directory / "resume.pth").unlink(missing_ok=True)
 
 
-def load_config_text(text: str) -> CfgNode:
-    """Rebuild a config from its own dump."""
-    cfg = default_config()
-    cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
-    cfg.freeze()
-    return cfg
-
-
-def load_initial_weights(model: nn.Module, weights: str, *, allow_pickle: bool) -> None:
-    """Load ``MODEL.WEIGHTS`` into a model, safely.
-
-    Args:
-        model: Changed in place; parameters that the file lacks keep their initialization.
-        weights: Empty (from scratch), ``.safetensors``, ``.pth``/``.pt`` (tensors only), or anything that Detectron2's
-            checkpointer reads, for which ``allow_pickle`` must be set.
-        allow_pickle: Whether a file may be unpickled, which can run code.
-
-    Raises:
-        ConfigError: The file is missing, or is a pickle and that is not allowed.
-    """
-    if not weights:
-        return
-    path = Path(weights)
-    if path.suffix in (".safetensors", ".pth", ".pt"):
-        if not path.is_file():
-            raise ConfigError(f"MODEL.WEIGHTS must name an existing file, got {weights}")
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-        missing = model.load_state_dict(state.get("model", state), strict=False)
-        logging.getLogger("detectron2").info("initial weights from %s: %s", path.name, missing)
-        return
-    if not allow_pickle:
-        raise ConfigError(
-            f"MODEL.WEIGHTS must be .safetensors or .pth, got {weights}; it would be unpickled, which can run code: "
-            "set CURATE.TRAIN.ALLOW_PICKLE True if you trust its maker"
-        )
-    DetectionCheckpointer(model).load(weights)
-
-
-def model_bytes(config: str) -> int:
-    """Return the size in bytes of the weights of a config's model, by building it once on the CPU."""
-    cfg = load_config_text(config).clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
-    return sum(tensor.numel() * tensor.element_size() for tensor in build_model(cfg).state_dict().values())
-
-
-def model_for_weights(cfg: CfgNode, weights: Path) -> nn.Module:
-    """Build the config's model with a member's weights, ready for inference."""
-    model = build_model(cfg)
-    try:
-        model.load_state_dict(load_file(weights))
-    except Exception as error:
-        raise EnsembleError(f"a member must hold the weights of the config's model ({weights}): {error}") from error
-    return model.eval()
-
-
 def _train(job: TrainingJob, progress: Progress) -> None:
     cfg = load_config_text(job.config)
-    _prepare_process(cfg, job.run_directory / "log.txt", job.seed)
+    if cfg.MODEL.DEVICE == "cpu":
+        torch.set_num_threads(1)
+    torch.manual_seed(mix_seed(job.seed))
     images = job.images
     dataset = read_coco(images.annotations)
     records = detection_dicts(dataset, images.image_root, images.image_ids)
-    trainer = CurateTrainer(cfg, job, records, progress)
     try:
-        trainer.train()
+        with _logged_to(job.run_directory / "log.txt"):
+            CurateTrainer(cfg, job, records, progress).train()
     except FloatingPointError as error:
         raise EnsembleError(
             f"training of run {job.run} must have a finite loss: {error}; lower SOLVER.BASE_LR"
         ) from None
 
 
-def _prepare_process(cfg: CfgNode, log_file: Path, seed: int) -> None:
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    for name in ("detectron2", "fvcore"):
-        logger = logging.getLogger(name)
-        logger.handlers = [logging.FileHandler(log_file)]
+@contextmanager
+def _logged_to(path: Path) -> Iterator[None]:
+    """Send what Detectron2 says to a file instead of the terminal."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
-        logger.propagate = False
-    if cfg.MODEL.DEVICE == "cpu":
-        torch.set_num_threads(1)
-    torch.manual_seed(mix_seed(seed))
+    try:
+        yield
+    finally:
+        for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+        handler.close()
 
 
 def _load_state(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_tensors(path)
     except Exception as error:
         raise EnsembleError(f"the state to resume from must be readable ({path}): {error}; delete that file") from error
 

@@ -204,7 +204,7 @@ def require_device(run: Run) -> None:
 
 def weight_bytes(run: Run) -> int:
     """Return the size of one member's weights in bytes, by building the model once."""
-    from detcurate.d2.train import model_bytes
+    from detcurate.d2.weights import model_bytes
 
     return model_bytes(training_config(run))
 
