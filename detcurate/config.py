@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from detcurate.coco.findings import parse_policies
 from detcurate.errors import ConfigError
 from detcurate.score.aggregate import AGGREGATIONS
 from detcurate.score.combine import NORMALIZATIONS
@@ -37,11 +38,24 @@ class _Settings(BaseModel):
 
 
 class PoolSettings(_Settings):
-    """Which labelled images are searched. Paths are relative to ``DATASETS.ROOT`` unless absolute."""
+    """Which labelled images are searched. Paths are relative to ``DATASETS.ROOT`` unless absolute.
+
+    ``findings`` holds policies such as ``"invalid_box=repair"``, for the annotations of pool and evaluation.
+    """
 
     annotations: str = "train.json"
     image_root: str = "images"
     bad_images: Literal["stop", "quarantine"] = "stop"
+    findings: tuple[str, ...] = ()
+
+    @field_validator("findings")
+    @classmethod
+    def _validate_findings(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            parse_policies(texts)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return texts
 
 
 class RenderSettings(_Settings):
@@ -122,16 +136,28 @@ class ScoreSettings(_Settings):
 
 
 class SelectSettings(_Settings):
-    """How much is kept (``num_images`` when above 0, else ``fraction``) and by which strategy."""
+    """How much is kept (``num_images`` when above 0, else ``fraction``) and by which strategy.
+
+    ``seconds_per_image`` and ``seconds_per_box`` are what annotating costs; the manifest says what the subset cost.
+    """
 
     strategy: str = "top_n"
     fraction: float = Field(0.5, gt=0, le=1)
     num_images: int = Field(0, ge=0)
+    seconds_per_image: float = Field(0.0, ge=0)
+    seconds_per_box: float = Field(0.0, ge=0)
 
     @field_validator("strategy")
     @classmethod
     def _validate_strategy(cls, name: str) -> str:
         return require_known("the strategy", name, STRATEGIES)
+
+
+class ManifestSettings(_Settings):
+    """How the subset is written: compressed or not, with a Croissant description or not."""
+
+    compress: bool = False
+    croissant: bool = False
 
 
 class RetrainSettings(_Settings):
@@ -160,6 +186,7 @@ class CurateSettings(_Settings):
     predict: PredictSettings = PredictSettings()
     score: ScoreSettings = ScoreSettings()
     select: SelectSettings = SelectSettings()
+    manifest: ManifestSettings = ManifestSettings()
     retrain: RetrainSettings = RetrainSettings()
 
     @property

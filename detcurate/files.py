@@ -92,3 +92,8 @@ def is_disk_full(error: BaseException) -> bool:
             return True
         cause = cause.__cause__
     return False
+
+
+def is_inaccessible(error: OSError) -> bool:
+    """Tell whether an error is a file or folder that may not be read or written."""
+    return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)

@@ -19,7 +19,7 @@ RANKS = {
     "score": 2,
     "select": 2,
     "coco": 3,
-    "config": 3,
+    "config": 4,
     "evaluate": 4,
     "report": 4,
     "d2": 5,

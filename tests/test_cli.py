@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from detcurate.cli import build_parser, main
+from detcurate.cli import main
+from detcurate.cli.curate import build_parser
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed: `make setup` installs it")
 
@@ -134,7 +135,9 @@ def test_absent_image_is_quarantined_when_asked(own_data, capsys):
     assert status == 0
     assert "1 images in quarantine" in capsys.readouterr().out
     quarantined = json.loads((output / "pool" / "pool.json").read_text())["quarantined"]
-    assert quarantined == [{"image_id": 1, "file_name": "b.png", "reason": "the file is absent"}]
+    assert quarantined == [
+        {"image_id": 1, "file_name": "b.png", "code": "missing_image_file", "reason": "the file is absent"}
+    ]
 
 
 def test_evaluation_of_other_classes(own_data, refused):

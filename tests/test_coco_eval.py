@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detcurate.coco.dataset import read_coco
+from detcurate.coco.manifest import subset_bytes
 from detcurate.errors import PredictionError
 from detcurate.evaluate.coco_eval import FIGURES, CocoFigures, coco_figures
 from detcurate.structures import Detections
@@ -98,6 +99,64 @@ def test_perfect_detections_give_100_and_none_gives_0(read, change, categories):
     assert (perfect.num_images, perfect.num_boxes) == (3, dataset.num_boxes)
 
 
+def _with_text_ids(content):
+    """Image ids become texts, one of which is written like a number; categories and annotations have texts too."""
+    names = {0: "zero", 1: "a/1", 2: "2", 5: "b", 90: "c"}
+    for image in content["images"]:
+        image["id"] = names[image["id"]]
+    for category in content["categories"]:
+        category["id"] = names[category["id"]]
+    for number, record in enumerate(content["annotations"]):
+        image, category = names[record["image_id"]], names[record["category_id"]]
+        record.update(id=f"x{number}", image_id=image, category_id=category)
+    content["annotations"][3]["image_id"] = 2  # the file itself says "2"
+
+
+def _with_large_ids(content):
+    for record in (*content["images"], *content["annotations"]):
+        key = "image_id" if "bbox" in record else "id"
+        record[key] += 2**62
+    for number, record in enumerate(content["annotations"]):
+        record["id"] = 2**63 - 1 - number
+
+
+def _in_another_order(content):
+    for records in content.values():
+        records.reverse()
+
+
+def _with_negative_and_null_ids(content):
+    for number, record in enumerate(content["annotations"]):
+        record["id"] = (None, -1, 0, -1, None)[number]
+        record.update(iscrowd=None, area=None)
+
+
+@pytest.mark.parametrize("change", [_with_text_ids, _with_large_ids, _in_another_order, _with_negative_and_null_ids])
+def test_perfect_detections_give_100_whatever_the_ids(read, change):
+    content = coco(boxes_of_three_sizes())
+    change(content)
+    dataset = read(content)
+    assert (len(dataset), dataset.num_boxes) == (3, 5)
+    perfect, nothing = coco_figures(dataset, detect(dataset)), coco_figures(dataset, Detections.empty(2))
+    for name in FIGURES:
+        assert getattr(perfect, name) == pytest.approx(100.0), name
+        assert getattr(nothing, name) == 0.0, name
+    assert perfect.per_class == pytest.approx({"person": 100.0, "bike": 100.0})
+
+
+@pytest.mark.parametrize("change", [_as_is, _numbered_from_zero, _all_with_id_seven, _with_a_crowd])
+def test_a_repaired_file_is_right_for_pycocotools_itself(read, tmp_path, change):
+    """Which by itself takes id 0 for no match, joins records of one id, and fails on missing fields."""
+    path = tmp_path / "val.json"
+    read(coco(change(boxes_of_three_sizes())))
+    codes = ("annotation_id_zero", "duplicate_annotation_id", "missing_id", "missing_iscrowd", "missing_area")
+    dataset = read_coco(path, dict.fromkeys(codes, "repair"))
+    path.write_bytes(subset_bytes(dataset, dataset.image_ids))
+    again = read_coco(path)
+    assert not {finding.code for finding in again.findings} & set(codes)
+    np.testing.assert_allclose(reference(path, again, detect(again)), 100.0)
+
+
 def test_average_precision_by_hand(read):
     """One of two persons found, at IoU .6: precision 1 up to recall .5, which is 51 of 101 points, at 3 thresholds."""
     records = [{"image_id": 0, "category_id": 2, "bbox": [left, 0, 40, 40]} for left in (0, 100)]
@@ -161,6 +220,24 @@ def test_detections_that_do_not_belong_to_the_set(read):
         coco_figures(dataset, stray)
     with pytest.raises(PredictionError, match=r"of the 2 classes of .*val.json, got a model with 4; train"):
         coco_figures(dataset, Detections.empty(4))
+
+
+def test_a_detection_on_an_image_that_only_looks_known(read):
+    """Text ids have numbers of our own inside; the number of no image is as unknown as ever."""
+    content = coco(boxes_of_three_sizes())
+    _with_text_ids(content)
+    dataset = read(content)
+    assert dataset.image_ids.tolist() == [1, 2, 3]
+    stray = Detections(**{**vars(detect(dataset)), "image_ids": np.array([1, 2, 3, 3, 0])})
+    with pytest.raises(PredictionError, match=r"must be images of .*val.json, got 0 \(1 unknown images\)"):
+        coco_figures(dataset, stray)
+
+
+@pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_no_number(read, score):
+    dataset = read(coco(boxes_of_three_sizes()))
+    with pytest.raises(PredictionError, match="Detections.scores must be finite, got 1 NaN or infinite values"):
+        detect(dataset, scores=[0.9, 0.8, score, 0.6, 0.5])
 
 
 def reference(path, dataset, detections):

@@ -7,8 +7,10 @@ import pickle
 import numpy as np
 import pytest
 
-from detcurate.coco.dataset import check_images, read_coco
-from detcurate.errors import DatasetError, SelectionError
+from detcurate.coco.dataset import inspect_coco, read_coco
+from detcurate.coco.images import examine_images
+from detcurate.coco.metadata import image_metadata
+from detcurate.errors import ConfigError, DatasetError, SelectionError
 
 
 def coco():
@@ -45,9 +47,9 @@ def write(tmp_path):
     return write
 
 
-def message(path):
+def message(path, policies=None):
     with pytest.raises(DatasetError) as caught:
-        read_coco(path)
+        read_coco(path, policies or {})
     assert str(path) in str(caught.value)
     return str(caught.value)
 
@@ -79,8 +81,8 @@ def test_columns_by_hand(write):
     ]
     assert dataset.areas.tolist() == [200, 12, 4, 11.5, 56]
     assert dataset.iscrowd.tolist() == [False, False, False, True, False]
-    assert dataset.image_file_order.tolist() == [1, 2, 0, 3]
-    assert dataset.annotation_file_order.tolist() == [1, 4, 3, 0, 2]
+    assert dataset.image_positions.tolist() == [1, 2, 0, 3]
+    assert dataset.annotation_positions.tolist() == [1, 4, 3, 0, 2]
     assert dataset.boxes_per_image.tolist() == [0, 2, 1, 2]
     assert dataset.class_counts().tolist() == [2, 1, 2]
 
@@ -89,17 +91,35 @@ def test_dtypes(write):
     dataset = read_coco(write(coco()))
     for name in ("image_ids", "widths", "heights", "frame_index", "category_ids", "annotation_ids", "image_index"):
         assert getattr(dataset, name).dtype == np.int64, name
-    assert dataset.class_index.dtype == dataset.annotation_file_order.dtype == np.int64
+    assert dataset.class_index.dtype == dataset.annotation_positions.dtype == dataset.image_positions.dtype == np.int64
     assert dataset.boxes.dtype == dataset.areas.dtype == np.float64
     assert dataset.iscrowd.dtype == bool
 
 
-def test_raw_records_are_aligned_with_the_columns(write):
+def test_records_are_aligned_with_the_columns(write):
     dataset = read_coco(write(coco()))
-    assert [json.loads(bytes(raw))["id"] for raw in dataset.raw_images] == dataset.image_ids.tolist()
-    boxes = [json.loads(bytes(raw))["bbox"] for raw in dataset.raw_annotations]
+    images, annotations = dataset.open()
+    assert (images.name, annotations.name) == ("images", "annotations")
+    assert [json.loads(images[position])["id"] for position in dataset.image_positions] == dataset.image_ids.tolist()
+    boxes = [json.loads(annotations[position])["bbox"] for position in dataset.annotation_positions]
     assert [box[:2] for box in boxes] == dataset.boxes[:, :2].tolist()
-    assert list(dataset.raw_top_level) == ["info", "images", "annotations", "categories"]
+
+
+def test_the_rest_of_the_file_is_kept_as_text(write):
+    text = (
+        json.dumps(coco())
+        .replace('{"year": 2024}', '{"year" : 2.0240e3 }')
+        .replace(', "categories"', ', "z": null, "categories"')
+    )
+    rest = read_coco(write(text)).other_top_level
+    assert list(rest) == ["info", "images", "annotations", "z", "categories"]
+    assert (rest["info"], rest["images"], rest["annotations"], rest["z"]) == (
+        b'{"year" : 2.0240e3 }',
+        b"",
+        b"",
+        b"null",
+    )
+    assert json.loads(rest["categories"]) == coco()["categories"]
 
 
 def test_more_annotations_than_one_block(write):
@@ -107,10 +127,13 @@ def test_more_annotations_than_one_block(write):
     content["annotations"] = [
         {"id": number, "image_id": 12, "category_id": 2, "bbox": [number, 0, 1, 1]} for number in range(70_001)
     ]
+    content["images"][2]["width"] = 100_000
     dataset = read_coco(write(content))
     assert dataset.boxes[:, 0].tolist() == list(range(70_001))
     content["annotations"][70_000]["bbox"] = "none"
     assert "annotations[70000].bbox must be four finite numbers" in message(write(content))
+    dataset = read_coco(write(content), {"invalid_box": "repair"})
+    assert dataset.annotation_positions.tolist() == list(range(70_000))
 
 
 def test_no_annotations(write):
@@ -131,13 +154,15 @@ def test_annotations_without_any_id_are_numbered_from_one(write):
     for record in content["annotations"]:
         record.pop("id", None)
     dataset = read_coco(write(content))
-    assert dataset.annotation_ids[np.argsort(dataset.annotation_file_order)].tolist() == [1, 2, 3, 4, 5]
+    assert dataset.annotation_ids[np.argsort(dataset.annotation_positions)].tolist() == [1, 2, 3, 4, 5]
 
 
 def test_dataset_survives_the_way_to_a_worker_process(write):
     dataset = read_coco(write(coco()))
     copied = pickle.loads(pickle.dumps(dataset))
-    assert [bytes(raw) for raw in copied.raw_images] == [bytes(raw) for raw in dataset.raw_images]
+    for records, same in zip(copied.open(), dataset.open(), strict=True):
+        assert [records[at] for at in range(len(records))] == [same[at] for at in range(len(same))]
+    assert copied.image_positions.tolist() == dataset.image_positions.tolist()
 
 
 def test_subset_rows(write):
@@ -187,11 +212,14 @@ def test_files_of_another_format(write):
 @pytest.mark.parametrize(
     ("part", "position", "change", "finding"),
     [
-        ("images", 1, {"id": "0"}, "images[1].id must be an integer, got '0'"),
-        ("images", 1, {"id": "0"}, "COCO ids are integers, not texts: number the records"),
-        ("annotations", 2, {"image_id": "41"}, "annotations[2].image_id must be an integer, got '41'"),
-        ("annotations", 2, {"category_id": 2.5}, "annotations[2].category_id must be an integer, got 2.5"),
-        ("annotations", 2, {"image_id": 2**70}, "annotations[2].image_id must be an integer"),
+        ("images", 1, {"id": None}, "images[1].id must be an integer or a text, got None"),
+        ("images", 1, {"id": True}, "images[1].id must be an integer or a text, got True"),
+        ("annotations", 2, {"image_id": [41]}, "annotations[2].image_id must be an integer or a text, got [41]"),
+        ("annotations", 2, {"category_id": 2.5}, "annotations[2].category_id must be an integer or a text, got 2.5"),
+        ("annotations", 2, {"id": 1.5}, "annotations[2].id must be an integer or a text, got 1.5 (image_id 41)"),
+        ("annotations", 2, {"image_id": 2**70}, "annotations[2].image_id must be the id of one of the 4 image records"),
+        ("annotations", 2, {"image_id": 2**70}, f"got {2**70}"),
+        ("annotations", 2, {"image_id": "drive"}, "must be the id of one of the 4 image records, got drive"),
         (
             "annotations",
             4,
@@ -217,7 +245,7 @@ def test_files_of_another_format(write):
             {"image_id": 31},
             "annotations[3].image_id must be the id of one of the 4 image records, got 31",
         ),
-        ("annotations", 3, {"image_id": 99}, "annotation id 3; 1 such annotations"),
+        ("annotations", 3, {"image_id": 99}, "got 99 (annotation id 3)"),
         (
             "annotations",
             1,
@@ -225,9 +253,10 @@ def test_files_of_another_format(write):
             "annotations[1].category_id must be the id of one of the 3 category records, got 3",
         ),
         ("annotations", 1, {"bbox": [1, 2, 0, 5]}, "annotations[1].bbox must have a width and a height above 0"),
-        ("annotations", 1, {"bbox": [1, 2, 5, -3]}, "got [1.0, 2.0, 5.0, -3.0]"),
+        ("annotations", 1, {"bbox": [1, 2, 5, -3]}, "got [1, 2, 5, -3] (image_id 12)"),
         ("annotations", 1, {"bbox": [1, 2, 1e-30, 3]}, "must have a width and a height above 0"),
         ("annotations", 1, {"bbox": [1e308, 2, 1e308, 3]}, "must have a width and a height above 0"),
+        ("annotations", 1, {"bbox": [0, 0, 1e200, 1e200]}, "must have a width and a height above 0"),
     ],
 )
 def test_wrong_records_are_named(write, part, position, change, finding):
@@ -238,7 +267,7 @@ def test_wrong_records_are_named(write, part, position, change, finding):
 
 def test_numbers_out_of_range(write):
     text = json.dumps(coco()).replace("[5, 6, 7, 8]", "[5, 6, 1e999, 8]")
-    assert "annotations[2].bbox must be four finite numbers [x, y, width, height], got [5, 6, inf, 8]" in message(
+    assert "annotations[2].bbox must be four finite numbers [x, y, width, height], got [5, 6, Infinity, 8]" in message(
         write(text)
     )
 
@@ -252,43 +281,206 @@ def test_missing_fields_and_records(write):
     assert "must have at least one category" in message(write({**coco(), "categories": [], "annotations": []}))
 
 
-def test_check_images(tmp_path, write):
-    dataset = read_coco(write(coco()))
-    root = tmp_path / "images"
-    with pytest.raises(DatasetError, match="image_root must be a directory"):
-        check_images(dataset, root)
-    (root / "sub").mkdir(parents=True)
-    with pytest.raises(DatasetError, match=r"4 of 4 missing: a\.jpg, sub/b\.jpg, c\.jpg, …"):
-        check_images(dataset, root)
-    for name in dataset.file_names[1:]:
-        (root / name).touch()
-    with pytest.raises(DatasetError, match=r"1 of 4 missing: a\.jpg \("):
-        check_images(dataset, root)
-    (root / "a.jpg").touch()
-    check_images(dataset, root)
+def test_a_number_of_thousands_of_digits_is_named_like_any_other(write):
+    text, digits = json.dumps(coco()), "9" * 5_000
+    assert "images[1].id must be an integer or a text, got '999" in message(
+        write(text.replace('"id": 0', f'"id": {digits}', 1))
+    )
+    text = text.replace('"area": 11.5', f'"area": 11.5, "track": {digits}')
+    assert read_coco(write(text)).num_boxes == 5
+    assert "annotations[0].iscrowd must be 0 or 1, got 3" in message(
+        write(text.replace('"iscrowd": 1', '"iscrowd": 3'))
+    )
+
+
+def test_each_record_that_is_dropped_is_reported_once(write):
+    content = coco()
+    content["annotations"][1].update(image_id=99, category_id=99, bbox=[0, 0, 0, 0])
+    dataset, findings = inspect_coco(write(content))
+    assert [(finding.code, finding.count) for finding in findings if finding.policy == "error"] == [
+        ("unknown_image", 1)
+    ]
+    assert dataset.annotation_positions.tolist() == [4, 3, 0, 2]
+
+
+def test_all_errors_are_named_at_once(write):
+    content = coco()
+    content["annotations"][1]["bbox"] = None
+    content["annotations"][2]["category_id"] = 3
+    content["images"][1]["file_name"] = "/a.jpg"
+    text = message(write(content))
+    assert text.startswith("3 kinds of findings stop the reading of ")
+    assert [line.strip().split(" ")[0] for line in text.splitlines()[1:]] == [
+        "annotations[2].category_id",
+        "annotations[1].bbox",
+        "images[1].file_name",
+    ]
+
+
+def test_unknown_policies(write):
+    path = write(coco())
+    with pytest.raises(ConfigError, match="a policy must be of a known finding"):
+        read_coco(path, {"bad_box": "repair"})
+    with pytest.raises(ConfigError, match="the policy of invalid_box must be one of error, repair"):
+        read_coco(path, {"invalid_box": "warn"})
+
+
+class TestTextIds:
+    """Texts get the smallest numbers that are free, in the order of the alphabet; texts of digits are their number."""
+
+    def content(self):
+        content = coco()
+        for record, name in zip(content["images"], ("b", "a", 2, "41"), strict=True):
+            record["id"] = name
+        for record, name in zip(content["annotations"], ("41", "a", 41, "b", "2"), strict=True):
+            record["image_id"] = name
+        return content
+
+    def test_by_hand(self, write):
+        dataset = read_coco(write(self.content()))
+        assert dataset.image_ids.tolist() == [1, 2, 3, 41]
+        assert dataset.file_names == ("a.jpg", "sub/b.jpg", "c.jpg", "d.jpg")
+        assert dict(dataset.text_ids) == {1: "a", 3: "b"}
+        assert [dataset.original_id(row) for row in range(4)] == ["a", 2, "b", 41]
+        assert dataset.annotation_positions.tolist() == [1, 4, 3, 0, 2]
+        assert dataset.image_index.tolist() == [0, 1, 2, 3, 3]
+        [finding] = [finding for finding in dataset.findings if finding.code == "string_id"]
+        assert (finding.policy, finding.count) == ("repair", 7)
+        assert finding.examples[0] == "images[0].id must be an integer of 64 bits, got 'b'"
+
+    def test_category_and_annotation_ids(self, write):
+        content = coco()
+        for record, name in zip(content["categories"], ("c", "p", "5"), strict=True):
+            record["id"] = name
+        for record, name in zip(content["annotations"], ("c", "p", "p", "c", 5), strict=True):
+            record["category_id"] = name
+        content["annotations"][1]["id"] = "x"
+        dataset = read_coco(write(content))
+        assert dataset.category_ids.tolist() == [1, 2, 5]
+        assert dataset.class_names == ("car", "person", "bike")
+        assert dataset.class_index.tolist() == [1, 2, 0, 0, 1]
+        # 0 and 3 are taken, "x" is the first that is free; the two without an id are numbered on.
+        assert dataset.annotation_ids.tolist() == [1, 5, 3, 0, 4]
+
+    def test_a_missing_id_is_not_a_text(self, write):
+        content = coco()
+        content["annotations"][4]["id"] = None
+        found = {finding.code: finding.count for finding in read_coco(write(content)).findings}
+        assert found["missing_id"] == 2
+        assert "string_id" not in found
+
+    def test_numbers_of_more_than_64_bits(self, write):
+        content = coco()
+        content["images"][1]["id"], content["images"][3]["id"] = -(2**63), 2**64
+        for record in content["annotations"]:
+            if record["image_id"] == 41:
+                record["image_id"] = 2**64
+        dataset = read_coco(write(content))
+        assert dataset.image_ids.tolist() == [1, 2, 12, 30]
+        assert dataset.file_names[:2] == ("a.jpg", "d.jpg")
+        assert dataset.image_index.tolist() == [1, 1, 2, 2, 3]
+        content["annotations"][0]["image_id"] = "none"  # must not become the image with the lowest of all ids
+        assert "annotations[0].image_id must be the id of one of the 4 image records, got none" in message(
+            write(content)
+        )
+
+    def test_the_lowest_of_all_numbers_is_no_image(self, write):
+        content = coco()
+        content["images"][1]["id"] = -(2**63)
+        content["annotations"][1]["image_id"] = -(2**63)
+        dataset = read_coco(write(content))
+        assert dataset.image_ids.tolist() == [1, 12, 30, 41]
+        assert dataset.image_index.tolist() == [0, 1, 2, 3, 3]
+        content["annotations"][0]["image_id"] = "none"
+        assert "annotations[0].image_id must be the id of one of the 4 image records, got none" in message(
+            write(content)
+        )
+
+    @pytest.mark.parametrize("others", [41, "41"])
+    def test_the_number_of_a_text_is_no_id_of_the_file(self, write, others):
+        """Image "a" is 1 inside; an annotation on image 1, which the file does not have, must not become one of "a"."""
+        content = self.content()
+        content["annotations"][1]["image_id"] = 1
+        for at in (0, 2, 3, 4):
+            content["annotations"][at]["image_id"] = others
+        assert "image_id must be the id of one of the 4 image records, got 1 " in message(write(content))
+        content["annotations"][1]["image_id"] = "1"
+        assert "image_id must be the id of one of the 4 image records, got 1 " in message(write(content))
+        content["annotations"][1]["image_id"] = "a"
+        assert read_coco(write(content)).image_index.tolist() == [0, 3, 3, 3, 3]
+
+    def test_a_long_text_among_many_records(self, write):
+        content = {**coco(), "annotations": []}
+        content["images"] += [{**content["images"][0], "id": 1_000 + number} for number in range(5_000)]
+        content["images"][0]["id"] = "x" * 2_000_000
+        assert len(read_coco(write(content))) == 5_004
+
+    def test_as_errors(self, write):
+        path = write(self.content())
+        assert "images[0].id must be an integer of 64 bits, got 'b'" in message(path, {"string_id": "error"})
+        assert "and 6 more such records); number the records, or set string_id=repair" in message(
+            path, {"string_id": "error"}
+        )
 
 
 @pytest.mark.parametrize(
-    ("name", "outside"),
+    ("name", "start"),
     [
-        ("/etc/passwd", True),
-        ("../a.jpg", True),
-        ("sub/../../a.jpg", True),
-        ("..", True),
-        ("sub/../d.jpg", False),
-        ("..d.jpg", False),
-        ("", False),
-        ("x" * 5_000, False),
-        ("nul\0.jpg", False),
+        (
+            "/etc/passwd",
+            "images[3].file_name must be relative and stay inside the image root, got '/etc/passwd' (id 41)",
+        ),
+        ("C:\\a.jpg", "images[3].file_name must be relative and stay inside the image root, got 'C:"),
+        ("../a.jpg", "images[3].file_name must be relative and stay inside the image root, got '../a.jpg' (id 41)"),
+        ("sub/../../a.jpg", "images[3].file_name must be relative and stay inside the image root"),
+        ("..", "images[3].file_name must be relative and stay inside the image root"),
+        ("sub/../d.jpg", None),
+        ("..d.jpg", None),
+        ("", None),
+        ("x" * 5_000, None),
+        ("nul\0.jpg", None),
     ],
 )
-def test_file_names_stay_inside_the_root(tmp_path, write, name, outside):
+def test_file_names_stay_inside_the_root(write, name, start):
     content = coco()
     content["images"][3]["file_name"] = name
-    dataset = read_coco(write(content))
-    finding = "must be relative and stay inside the image root, got 1" if outside else "missing"
-    with pytest.raises(DatasetError, match=finding):
-        check_images(dataset, tmp_path)
+    if start is None:
+        assert read_coco(write(content)).file_names[3] == name
+    else:
+        assert message(write(content)).startswith(start)
+
+
+class TestImageMetadata:
+    def test_by_hand(self, write):
+        content = coco()
+        content["images"][0].update(weather={"rain": 1.5, "fog": None, "kind": {"wet": True}}, tags=["a"], city="Ulm")
+        content["images"][3].update(city="Bonn", weather="dry", id2=0)
+        columns = image_metadata(read_coco(write(content)))
+        assert list(columns) == ["city", "id2", "weather", "weather.kind.wet", "weather.rain"]
+        assert columns["city"] == [None, None, "Ulm", "Bonn"]
+        assert columns["weather"] == [None, None, None, "dry"]
+        assert columns["weather.rain"] == [None, None, 1.5, None]
+        assert columns["weather.kind.wet"] == [None, None, True, None]
+        assert columns["id2"] == [None, None, None, 0]
+
+    def test_none(self, write):
+        assert image_metadata(read_coco(write(coco()))) == {}
+
+    def test_numbers_that_have_no_room(self, write):
+        text = json.dumps(coco()).replace(
+            '"file_name": "d.jpg"', '"file_name": "d.jpg", "x": 1e999, "y": ' + "9" * 5_000
+        )
+        columns = image_metadata(read_coco(write(text)))
+        assert columns == {"x": [None, None, None, np.inf], "y": [None, None, None, "9" * 5_000]}
+
+    def test_a_record_that_is_left_out_is_not_read(self, write):
+        content = coco()
+        content["images"][1] = {"city": "Ulm"}
+        content["images"][2] = 3
+        content["annotations"] = []
+        dataset = read_coco(write(content), {"malformed_record": "repair"})
+        assert dataset.image_ids.tolist() == [30, 41]
+        assert image_metadata(dataset) == {}
 
 
 def test_camvid(camvid):
@@ -305,6 +497,6 @@ def test_camvid(camvid):
         assert pool.category_ids[pool.class_index[row]] == record["category_id"]
         x, y, width, height = record["bbox"]
         assert pool.boxes[row].tolist() == [x, y, x + width, y + height]
-    check_images(pool, camvid / "images")
+    assert examine_images(pool, camvid / "images", num_processes=1, desc="look") == []
     evaluation = read_coco(camvid / "val.json")
     assert (len(evaluation), evaluation.num_boxes) == (171, 2_143)

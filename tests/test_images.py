@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detcurate.coco import images
 from detcurate.coco.dataset import read_coco
-from detcurate.coco.images import find_bad_images, image_fingerprint
+from detcurate.coco.findings import FindingLog
+from detcurate.coco.images import ImageFinding, examine_images, image_fingerprint, log_image_findings
+from detcurate.errors import DatasetError
 
 SIZE = (48, 32)  # width, height
 ORIENTATION = 0x0112
@@ -33,15 +36,26 @@ def pool(folder, records):
 
 
 @pytest.fixture
-def reason(tmp_path):
-    """Return a function that gives why a file is bad, or None."""
+def find(tmp_path):
+    """Return a function that gives the finding on one image, or None."""
 
-    def ask(name, size=SIZE):
-        found = find_bad_images(pool(tmp_path, [(4, name, *size)]), tmp_path, num_processes=1, desc="look")
-        assert [(bad.image_id, bad.file_name) for bad in found] in ([], [(4, name)])
-        return found[0].reason if found else None
+    def find(name, size=SIZE):
+        found = examine_images(pool(tmp_path, [(4, name, *size)]), tmp_path, num_processes=1, desc="look")
+        assert [(finding.image_id, finding.file_name) for finding in found] in ([], [(4, name)])
+        return found[0] if found else None
 
-    return ask
+    return find
+
+
+@pytest.fixture
+def reason(find):
+    """Return a function that gives why an image cannot be used, or None."""
+
+    def reason(name, size=SIZE):
+        found = find(name, size)
+        return None if found is None or found.is_usable else found.reason
+
+    return reason
 
 
 def test_whole_images_are_fine_whatever_their_name(reason, tmp_path):
@@ -53,10 +67,25 @@ def test_whole_images_are_fine_whatever_their_name(reason, tmp_path):
         assert reason(name) is None
 
 
-def test_an_absent_file(reason, tmp_path):
+def test_an_absent_file(reason, find, tmp_path):
     assert reason("none.jpg") == "the file is absent"
+    assert find("none.jpg").code == "missing_image_file"
     (tmp_path / "folder.jpg").mkdir()
-    assert reason("folder.jpg").startswith("it does not decode: ")
+    for name in ("folder.jpg", ""):
+        assert reason(name).startswith("it does not decode: ")
+        assert find(name).code == "unreadable_image"
+
+
+@pytest.mark.parametrize("name", ["x" * 5_000, "nul\0.jpg"])
+def test_a_name_that_no_file_can_have(find, name):
+    assert find(name) == ImageFinding(4, name, "missing_image_file", "the file is absent")
+
+
+def test_the_image_root_must_be_a_directory(tmp_path):
+    (tmp_path / "file").touch()
+    for name in ("none", "file"):
+        with pytest.raises(DatasetError, match=rf"image_root must be a directory, got .*{name}; name the folder"):
+            examine_images(pool(tmp_path, [(4, "x.jpg", *SIZE)]), tmp_path / name, num_processes=1, desc="look")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
@@ -85,23 +114,36 @@ def test_no_flipped_bit_stops_the_search(tmp_path):
         damaged[first + number // 2] ^= (1, 4)[number % 2]
         (tmp_path / f"{number}.tif").write_bytes(damaged)
     dataset = pool(tmp_path, [(number, f"{number}.tif", *SIZE) for number in range(2 * 130)])
-    bad = find_bad_images(dataset, tmp_path, num_processes=1, desc="look")
-    assert len(bad) > 50
-    assert all(image.reason.startswith(("it does not decode: ", "it is ")) for image in bad)
+    bad = examine_images(dataset, tmp_path, num_processes=1, desc="look")
+    assert sum(not image.is_usable for image in bad) > 50
+    starts = {"unreadable_image": "it does not decode: ", "image_size_differs": "it is ", "exif_rotation": "it is "}
+    assert all(image.reason.startswith(starts[image.code]) for image in bad)
 
 
-def test_another_size_than_the_record_says(reason, tmp_path):
+def test_another_size_than_the_record_says(find, tmp_path):
     picture((31, 48)).save(tmp_path / "x.png")
-    assert reason("x.png") == "it is 31x48, its record says 48x32"
+    assert find("x.png") == ImageFinding(4, "x.png", "image_size_differs", "it is 31x48, its record says 48x32")
 
 
-def test_the_record_has_the_size_after_the_rotation(reason, tmp_path):
+def test_the_record_has_the_size_after_the_rotation(reason, find, tmp_path):
     for orientation in range(1, 9):
         rotated(tmp_path / "x.jpg", orientation)
         lies = orientation >= 5
         assert (reason("x.jpg") is None) is not lies
         assert (reason("x.jpg", SIZE[::-1]) is None) is lies
-    assert reason("x.jpg") == "it is 32x48, its record says 48x32"
+        fine = find("x.jpg", SIZE[::-1] if lies else SIZE)
+        if orientation == 1:
+            assert fine is None
+        else:  # it can be used, and is reported all the same
+            turned = "it is stored turned, and EXIF data say how"
+            assert fine == ImageFinding(4, "x.jpg", "exif_rotation", turned)
+            assert fine.is_usable
+    assert reason("x.jpg") == "it is 32x48, turned as its EXIF data says, its record says 48x32"
+
+
+def test_an_orientation_of_zero_is_none(find, tmp_path):
+    rotated(tmp_path / "x.jpg", 0)
+    assert find("x.jpg") is None
 
 
 @pytest.mark.parametrize("limit", [1000, 500])  # of 1,536 pixels: Pillow warns, and above twice the limit it raises
@@ -118,7 +160,7 @@ def test_the_bad_ones_come_by_id_whoever_looks(tmp_path, num_processes):
     ids = [int(i) for i in np.random.default_rng(1).permutation(150)]
     bad = {3, 70, 71, 149}
     dataset = pool(tmp_path, [(i, f"absent-{i}.jpg" if i in bad else "good.jpg", *SIZE) for i in ids])
-    found = find_bad_images(dataset, tmp_path, num_processes=num_processes, desc="look")
+    found = examine_images(dataset, tmp_path, num_processes=num_processes, desc="look")
     assert [image.image_id for image in found] == sorted(bad)
     assert [image.file_name for image in found] == [f"absent-{i}.jpg" for i in sorted(bad)]
 
@@ -141,3 +183,96 @@ def test_the_fingerprint_sees_changes_and_not_folders(tmp_path):
     (here / "absent.jpg").touch()
     prints.append(image_fingerprint(dataset, here))
     assert len(set(prints)) == 4
+
+
+class TestCache:
+    @pytest.fixture
+    def opened(self, monkeypatch):
+        """The names of the images that were opened since, to be emptied."""
+        names = []
+        look = images._look
+        monkeypatch.setattr(images, "_look", lambda path: names.append(path.name) or look(path))
+        return names
+
+    @pytest.fixture
+    def examine(self, tmp_path):
+        """5 images: two whole, one turned, one of another size, one absent."""
+        for name in ("a.png", "b.png"):
+            picture().save(tmp_path / name)
+        rotated(tmp_path / "c.jpg", 3)
+        picture((31, 48)).save(tmp_path / "d.png")
+        names = ("a.png", "b.png", "c.jpg", "d.png", "e.png")
+        dataset = pool(tmp_path, [(number, name, *SIZE) for number, name in enumerate(names)])
+
+        def examine(cache=tmp_path / "cache.json"):
+            return examine_images(dataset, tmp_path, num_processes=1, desc="look", cache=cache)
+
+        return examine
+
+    def test_nothing_is_opened_twice_and_the_findings_are_the_same(self, examine, opened):
+        first = examine()
+        assert [finding.code for finding in first] == ["exif_rotation", "image_size_differs", "missing_image_file"]
+        assert sorted(opened) == ["a.png", "b.png", "c.jpg", "d.png", "e.png"]
+        opened.clear()
+        assert examine() == first == examine(cache=None)
+        assert sorted(opened) == ["a.png", "b.png", "c.jpg", "d.png", "e.png"]  # all by the one without a cache
+
+    def test_what_has_changed_is_opened_again(self, examine, opened, tmp_path):
+        examine()
+        opened.clear()
+        picture((7, 5)).save(tmp_path / "a.png")
+        status = (tmp_path / "b.png").stat()
+        os.utime(tmp_path / "b.png", ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+        picture().save(tmp_path / "e.png")
+        (tmp_path / "d.png").unlink()
+        found = {finding.file_name: finding.code for finding in examine()}
+        assert sorted(opened) == ["a.png", "b.png", "d.png", "e.png"]
+        assert found == {"a.png": "image_size_differs", "c.jpg": "exif_rotation", "d.png": "missing_image_file"}
+
+    def test_another_record_is_judged_without_a_look(self, examine, opened, tmp_path):
+        examine()
+        opened.clear()
+        dataset = pool(tmp_path, [(8, "d.png", 31, 48), (9, "a.png", 31, 48)])
+        cache = tmp_path / "cache.json"
+        [found] = examine_images(dataset, tmp_path, num_processes=1, desc="look", cache=cache)
+        assert found == ImageFinding(9, "a.png", "image_size_differs", "it is 48x32, its record says 31x48")
+        assert opened == []
+
+    @pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
+    def test_what_does_not_decode_is_tried_again(self, examine, tmp_path, monkeypatch):
+        """The file is the same, but what reads it may not be: another Pillow, other rights, more memory."""
+        limit = Image.MAX_IMAGE_PIXELS
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)
+        assert [finding.code for finding in examine()] == ["unreadable_image"] * 4 + ["missing_image_file"]
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        codes = [finding.code for finding in examine()]
+        assert codes == ["exif_rotation", "image_size_differs", "missing_image_file"]
+
+    @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"a.png": 3}', b'{"a.png": [1]}', b'{"\xff": []}'])
+    def test_a_broken_cache_is_written_again(self, examine, opened, tmp_path, text):
+        first = examine()
+        whole = (tmp_path / "cache.json").read_bytes()
+        (tmp_path / "cache.json").write_bytes(text)
+        opened.clear()
+        assert examine() == first
+        assert len(opened) == 5
+        assert (tmp_path / "cache.json").read_bytes() == whole
+
+
+def test_the_findings_of_images_go_into_a_log():
+    log = FindingLog({"image_size_differs": "warn"})
+    log_image_findings(
+        [
+            ImageFinding(3, "c.jpg", "exif_rotation", "it is stored turned"),
+            ImageFinding(4, "d.jpg", "missing_image_file", "the file is absent"),
+            ImageFinding(5, "e.jpg", "image_size_differs", "it is 1x2"),
+            ImageFinding(6, "f.jpg", "missing_image_file", "the file is absent"),
+        ],
+        log,
+    )
+    found = [(finding.code, finding.policy, finding.count, finding.examples[0]) for finding in log.findings()]
+    assert found == [
+        ("missing_image_file", "error", 2, "d.jpg (image_id 4): the file is absent"),
+        ("image_size_differs", "warn", 1, "e.jpg (image_id 5): it is 1x2"),
+        ("exif_rotation", "warn", 1, "c.jpg (image_id 3): it is stored turned"),
+    ]

@@ -1,5 +1,6 @@
 """The subset file and its provenance: a source of 4 images, 3 classes and 5 boxes with awkward formatting."""
 
+import gzip
 import hashlib
 import json
 
@@ -9,7 +10,8 @@ import pytest
 from detcurate import files
 from detcurate.coco.dataset import read_coco
 from detcurate.coco.manifest import build_provenance, subset_bytes, write_manifest
-from detcurate.errors import SelectionError
+from detcurate.coco.metadata import image_metadata
+from detcurate.errors import DatasetError, SelectionError
 
 # Numbers, spaces, key order and fields that a parse and a dump would not give back.
 IMAGES = (
@@ -124,7 +126,24 @@ def test_provenance_by_hand(dataset):
         "num_images": 2,
         "num_boxes": 4,
     }
-    assert found["budget"] == {"asked": {"images": 2}, "spent": {"images": 2, "boxes": 4}}
+    assert found["budget"] == {
+        "asked": {"images": 2},
+        "spent": {"images": 2, "boxes": 4, "cost_seconds": 0.0},
+        "seconds_per_image": 0.0,
+        "seconds_per_box": 0.0,
+    }
+    priced = provenance(dataset, [12, 41], seconds_per_image=3.0, seconds_per_box=7.5)
+    assert priced["budget"]["spent"]["cost_seconds"] == 2 * 3.0 + 4 * 7.5
+    assert {(entry["code"], entry["policy"], entry["count"]) for entry in found["findings"]} == {
+        ("missing_id", "warn", 1),
+        ("missing_iscrowd", "warn", 4),
+        ("missing_area", "warn", 4),
+        ("annotation_id_zero", "warn", 1),
+        ("duplicate_annotation_id", "warn", 1),
+        ("box_partly_outside", "warn", 2),
+        ("category_id_gap", "note", 1),
+        ("empty_image", "note", 1),
+    }
     assert found["histograms"] == {
         "classes": {
             "person": {"before": 2, "after": 2},
@@ -138,6 +157,7 @@ def test_provenance_by_hand(dataset):
             "large": {"before": 1, "after": 1},
         },
         "sequence": {"drive-a": {"before": 2, "after": 2}, "drive-b": {"before": 1, "after": 0}},
+        "weather.rain": {"1.5": {"before": 1, "after": 0}},
     }
     assert found["ensemble"][5] == {"run": 5, "iteration": 50, "sha256": "e" * 64}
     assert (found["strategy"], found["seed"], found["versions"]) == ("top_n", 3, {"detcurate": "0.1.0"})
@@ -153,7 +173,76 @@ def test_provenance_holds_no_folder_of_the_machine(dataset, tmp_path):
 def test_a_pool_without_sequences_has_no_histogram_of_them(tmp_path):
     path = tmp_path / "train.json"
     path.write_text(source().replace('"sequence"', '"recording"'), encoding="utf-8")
-    assert set(provenance(read_coco(path), [12])["histograms"]) == {"classes", "box_size"}
+    assert set(provenance(read_coco(path), [12])["histograms"]) == {"classes", "box_size", "recording", "weather.rain"}
+
+
+def test_metadata_are_flattened_and_those_of_many_values_left_out(tmp_path):
+    images = [
+        {"id": i, "file_name": f"{i}.jpg", "width": 8, "height": 6, "serial": i,
+         "attributes": {"timeofday": "night" if i % 3 else "day", "tags": ["x"], "lens": {"wide": i == 4}}}
+        for i in range(70)
+    ]  # fmt: skip
+    path = tmp_path / "train.json"
+    path.write_text(
+        json.dumps({"images": images, "annotations": [], "categories": [{"id": 1, "name": "car"}]}), encoding="utf-8"
+    )
+    dataset = read_coco(path)
+    columns = image_metadata(dataset)
+    assert list(columns) == ["attributes.lens.wide", "attributes.timeofday", "serial"]
+    assert columns["serial"] == list(range(70))
+    counted = provenance(dataset, [0, 1, 4])["histograms"]
+    assert counted["attributes.timeofday"] == {"day": {"before": 24, "after": 1}, "night": {"before": 46, "after": 2}}
+    assert counted["attributes.lens.wide"] == {"False": {"before": 69, "after": 2}, "True": {"before": 1, "after": 1}}
+    assert "serial" not in counted
+
+
+REPAIRS = dict.fromkeys(
+    ("missing_id", "missing_iscrowd", "missing_area", "duplicate_annotation_id", "box_partly_outside"), "repair"
+)
+
+
+def test_repaired_records_are_written_with_the_repaired_fields_alone_new(dataset):
+    repaired = read_coco(dataset.path, REPAIRS)
+    lines = subset_bytes(repaired, repaired.image_ids).decode().split("\n")
+    found = {json.loads(line.rstrip(","))["bbox"][2]: line.rstrip(",") for line in lines if '"bbox"' in line}
+    # The box of image 41, 65x49 px, is cut at the border; id 0, area and the number formats are not touched.
+    assert found[63.5] == (
+        '{"id":0,"image_id":41,"category_id":9,"bbox":[1.5,1.0,63.5,48.0],"area":9216.0,"iscrowd":0}'
+    )
+    assert '"id":8,"bbox":[0.1, 0, 10, 20]' in found[10]
+    assert '"segmentation":[[1, 2.0, 3e-1]]' in found[7]
+    assert json.loads(found[7])["id"] == 9
+    assert json.loads(found[32]) == {**json.loads(ANNOTATIONS[3]), "id": 10, "area": 1024.0}
+    again = subset_bytes(repaired, repaired.image_ids)
+    (dataset.path.parent / "repaired.json").write_bytes(again)
+    codes = {finding.code for finding in read_coco(dataset.path.parent / "repaired.json").findings}
+    assert codes == {"annotation_id_zero", "category_id_gap", "empty_image"}
+
+
+def test_a_source_that_was_changed_since_it_was_read_is_refused(dataset):
+    dataset.path.write_text(source().replace("2.0240e3", "2.0250e3"), encoding="utf-8")
+    with pytest.raises(DatasetError, match="must not change after it was read"):
+        subset_bytes(dataset, np.array([12]))
+
+
+def test_a_compressed_manifest_has_the_same_text_and_the_same_bytes_again(dataset, tmp_path):
+    ids = np.array([12, 41])
+    for name in ("one", "two"):
+        written = write_manifest(tmp_path / name, dataset, ids, provenance(dataset, ids), compress=True)
+        assert [path.name for path in written] == ["subset.json.gz", "images.txt", "provenance.json"]
+    compressed = (tmp_path / "one" / "subset.json.gz").read_bytes()
+    assert compressed == (tmp_path / "two" / "subset.json.gz").read_bytes()
+    assert gzip.decompress(compressed) == subset_bytes(dataset, ids)
+    assert read_coco(tmp_path / "one" / "subset.json.gz").image_ids.tolist() == [12, 41]
+    # The other form replaces it.
+    write_manifest(tmp_path / "one", dataset, ids, provenance(dataset, ids))
+    assert not (tmp_path / "one" / "subset.json.gz").exists()
+
+
+def test_the_list_of_images_is_in_the_order_of_the_file(dataset, tmp_path):
+    ids = np.array([7, 12, 30])
+    write_manifest(tmp_path, dataset, ids, provenance(dataset, ids))
+    assert (tmp_path / "images.txt").read_text(encoding="utf-8") == "cé.jpg\nä.jpg\nsub/b.jpg\n"
 
 
 def test_writing_twice_gives_equal_bytes(dataset, tmp_path):
@@ -161,7 +250,11 @@ def test_writing_twice_gives_equal_bytes(dataset, tmp_path):
         write_manifest(tmp_path / folder, dataset, np.array(ids), provenance(dataset, ids))
     for name in ("subset.json", "provenance.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["provenance.json", "subset.json"]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [
+        "images.txt",
+        "provenance.json",
+        "subset.json",
+    ]
     stated = json.loads((tmp_path / "one" / "provenance.json").read_bytes())["subset"]["sha256"]
     assert files.sha256_file(tmp_path / "one" / "subset.json") == stated
 
@@ -191,7 +284,7 @@ def test_what_cannot_be_json_leaves_nothing(dataset, tmp_path):
 def test_provenance_of_another_subset_is_refused(dataset, tmp_path):
     with pytest.raises(SelectionError, match="provenance must describe the subset that is written"):
         write_manifest(tmp_path / "m", dataset, np.array([12]), provenance(dataset, [30]))
-    assert not (tmp_path / "m").exists()
+    assert not list((tmp_path / "m").iterdir())
 
 
 def test_camvid(camvid):

@@ -1,5 +1,6 @@
 """The main job, end to end, with real Detectron2: its files, its skipping, and its resumption after SIGKILL."""
 
+import gzip
 import json
 import os
 import shutil
@@ -23,7 +24,9 @@ CURATE = Path(__file__).resolve().parent.parent / "tools" / "curate.py"
 
 
 def manifest_bytes(output):
-    return {name: (output / "manifest" / name).read_bytes() for name in ("subset.json", "provenance.json")}
+    return {
+        name: (output / "manifest" / name).read_bytes() for name in ("subset.json", "images.txt", "provenance.json")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,106 @@ def test_the_manifest_is_a_verbatim_subset_with_true_digests(finished):
     assert provenance["scores_sha256"] == sha256_file(output / "scores" / "images.parquet")
     assert [member["iteration"] for member in provenance["ensemble"]] == [2, 3, 2, 3]
     assert str(output) not in json.dumps(provenance)
+    assert (output / "manifest" / "images.txt").read_text().splitlines() == [
+        image["file_name"] for image in subset["images"]
+    ]
+
+
+def test_the_provenance_tells_what_was_found_and_bought(finished):
+    _, output, _ = finished
+    subset = json.loads((output / "manifest" / "subset.json").read_text())
+    provenance = json.loads((output / "manifest" / "provenance.json").read_text())
+    assert {finding["policy"] for finding in provenance["findings"]} <= {"note", "warn"}
+    assert provenance["budget"]["spent"] == {
+        "images": 13,
+        "boxes": len(subset["annotations"]),
+        "cost_seconds": 0.0,
+    }
+    # What the renderer wrote into each record, as a team would: counted before and after.
+    assert set(provenance["histograms"]) == {
+        "classes", "box_size", "sequence", "location", "timeofday", "weather",
+    }  # fmt: skip
+    for field in ("sequence", "weather"):
+        assert sum(count["before"] for count in provenance["histograms"][field].values()) == 26
+        assert sum(count["after"] for count in provenance["histograms"][field].values()) == 13
+
+
+def test_the_run_verifies_with_nothing_absent(finished, capsys):
+    _, output, _ = finished
+    assert main(["manifest", "verify", str(output / "manifest"), "--json"]) == 0
+    checks = json.loads(capsys.readouterr().out)
+    assert [check["name"] for check in checks] == [
+        "subset", "images", "counts", "config", "source", "true subset", "histograms", "scores", "members",
+    ]  # fmt: skip
+    assert {check["status"] for check in checks} == {"ok"}, checks
+    assert main(["manifest", "verify", str(output / "manifest")]) == 0
+    assert capsys.readouterr().out.endswith("\nthe manifest is what it says it is\n")
+
+
+def test_a_changed_score_or_member_of_the_run_is_found_by_the_command(finished, tmp_path, capsys):
+    _, whole, _ = finished
+    output = tmp_path / "copy"
+    for name in ("manifest", "pool", "scores", "ensemble"):
+        shutil.copytree(whole / name, output / name, ignore=shutil.ignore_patterns("images-*", "*.pth"))
+    for name, check in (("scores/images.parquet", "scores"), ("ensemble/run-1/iter-0000003.safetensors", "members")):
+        path = output / name
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        assert main(["manifest", "verify", str(output / "manifest"), "--json"]) == 1
+        failed = [row["name"] for row in json.loads(capsys.readouterr().out) if row["status"] == "failed"]
+        assert failed == [check]
+        path.write_bytes(data)
+
+
+def test_a_compressed_manifest_through_the_whole_run(finished, write_tiny_config, tmp_path, capsys):
+    _, whole, _ = finished
+    config, output = write_tiny_config(tmp_path)
+    shutil.copytree(whole, output)
+    words = ["--config-file", str(config), "CURATE.MANIFEST.COMPRESS", "True", "CURATE.SELECT.SECONDS_PER_BOX", "2.5"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert f"manifest: {output / 'manifest' / 'subset.json.gz'}" in text
+    assert "| curated |" in text
+    assert sorted(path.name for path in (output / "manifest").iterdir()) == [
+        "images.txt", "provenance.json", "stage.json", "subset.json.gz",
+    ]  # fmt: skip
+    packed = (output / "manifest" / "subset.json.gz").read_bytes()
+    assert gzip.decompress(packed) == (whole / "manifest" / "subset.json").read_bytes()
+    provenance = json.loads((output / "manifest" / "provenance.json").read_text())
+    assert provenance["subset"] == json.loads((whole / "manifest" / "provenance.json").read_text())["subset"]
+    assert provenance["budget"]["spent"]["cost_seconds"] == 2.5 * provenance["subset"]["num_boxes"]
+    assert main(["manifest", "verify", str(output / "manifest"), "--json"]) == 0
+    assert {check["status"] for check in json.loads(capsys.readouterr().out)} == {"ok"}
+    assert main(words) == 0
+    assert capsys.readouterr().out.count("up to date") == 9
+
+
+def test_a_manifest_with_a_croissant_description(finished, write_tiny_config, tmp_path, capsys):
+    pytest.importorskip("mlcroissant", reason="mlcroissant is not installed: pip install 'detcurate[croissant]'")
+    _, whole, _ = finished
+    config, output = write_tiny_config(tmp_path)
+    shutil.copytree(whole, output)
+    words = ["--config-file", str(config), "--until", "manifest"]
+    assert main([*words, "CURATE.MANIFEST.CROISSANT", "True"]) == 0
+    text = json.loads((output / "manifest" / "croissant.json").read_text())
+    assert {file["sha256"] for file in text["distribution"]} == {sha256_file(output / "manifest" / "subset.json")}
+    assert main(words) == 0
+    assert not (output / "manifest" / "croissant.json").exists()
+    assert manifest_bytes(output) == manifest_bytes(whole)
+
+
+def test_the_manifest_says_what_was_done_and_not_what_the_config_says_by_now(
+    finished, write_tiny_config, tmp_path, capsys
+):
+    _, whole, _ = finished
+    config, output = write_tiny_config(tmp_path)
+    shutil.copytree(whole, output)
+    changed = ["CURATE.SELECT.STRATEGY", "random", "CURATE.SELECT.FRACTION", "0.25", "SEED", "8"]
+    assert main(["--config-file", str(config), "--only", "manifest", *changed]) == 0
+    provenance = json.loads((output / "manifest" / "provenance.json").read_text())
+    assert (provenance["strategy"], provenance["seed"]) == ("top_n", 0)
+    assert provenance["budget"]["asked"] == {"fraction": 0.5}
+    assert main(["manifest", "verify", str(output / "manifest")]) == 0
 
 
 def test_the_full_arm_is_the_ensembles_own_runs(finished):

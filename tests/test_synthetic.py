@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from detcurate.boxes import box_iou, xywh_to_xyxy
-from detcurate.coco.dataset import check_images, read_coco
+from detcurate.coco.dataset import read_coco
+from detcurate.coco.images import examine_images
 from detcurate.coco.synthetic import CLASSES, SyntheticConfig, dataset, defects, render_sequence, scene, write_dataset
 from detcurate.coco.synthetic.actors import Actor
 from detcurate.coco.synthetic.defects import Labels, plant_defects
@@ -66,7 +67,7 @@ def planted(folder):
 
 
 def image_records(folder):
-    return [json.loads(bytes(raw)) for raw in read_coco(folder / "train.json").raw_images]
+    return json.loads((folder / "train.json").read_text())["images"]
 
 
 def label(record):
@@ -116,7 +117,8 @@ def test_a_sequence_does_not_depend_on_the_ones_before(damaged):
 
 def test_the_layout_is_coco(damaged):
     pool = read_coco(damaged / "train.json")
-    check_images(pool, damaged / "images-train")
+    assert examine_images(pool, damaged / "images-train", num_processes=1, desc="check") == []
+    assert {finding.code for finding in pool.findings} <= {"empty_image"}
     assert len(pool) == NUM_IMAGES
     assert pool.class_names == CLASSES
     assert pool.category_ids.tolist() == [1, 2, 3, 4, 5, 6, 7]

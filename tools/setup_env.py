@@ -42,7 +42,7 @@ def main() -> int:
 
 def install(python: Path) -> None:
     """Install detcurate and all it needs into the environment of ``python``."""
-    project = ["-e", f"{ROOT}[train,dev]"]
+    project = ["-e", f"{ROOT}[train,dev,interop]"]
     if all(importlib.util.find_spec(name) for name in ("torch", "torchvision", "detectron2")):
         print("setup: using the Detectron2 that this Python already has")
         use_packages_of_this_python(python)

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import msgspec
 import numpy as np
 import orjson
 
 from detcurate import files
-from detcurate.coco.dataset import CocoDataset
+from detcurate.coco.dataset import CocoDataset, Opened
+from detcurate.coco.metadata import image_metadata
+from detcurate.coco.source import Records
 from detcurate.errors import SelectionError
 
 SUBSET_FILE = "subset.json"
 PROVENANCE_FILE = "provenance.json"
+IMAGES_FILE = "images.txt"
 
 # COCO's object sizes by area in px²: small is below the first edge, large from the second one on.
 BOX_SIZE_EDGES = {"small": 0.0, "medium": 32.0**2, "large": 96.0**2}
+_MOST_VALUES = 64  # of one metadata field, to be counted value by value
+_BLOCK = 65_536
 
 
 def subset_bytes(dataset: CocoDataset, image_ids: np.ndarray) -> bytes:
     """Return the COCO file of the images named: their records byte for byte, in the order of the source file.
 
     All other top-level values (``info``, ``licenses``, ``categories`` and what else there is) are copied untouched;
-    images without annotations stay. The order of ``image_ids`` does not matter, equal sets give equal bytes.
+    images without annotations stay. Only the fields that a repair has changed are written anew. The order of
+    ``image_ids`` does not matter, equal sets give equal bytes.
 
     Args:
         dataset: The source.
@@ -34,14 +43,17 @@ def subset_bytes(dataset: CocoDataset, image_ids: np.ndarray) -> bytes:
 
     Raises:
         SelectionError: No id is given, or one is not an image of the source or is named twice.
+        DatasetError: The source file was changed since it was read.
     """
-    images, annotations = _kept(dataset, image_ids)
-    images = images[np.argsort(dataset.image_file_order[images])]
-    annotations = annotations[np.argsort(dataset.annotation_file_order[annotations])]
-    values: dict[str, Any] = dict(dataset.raw_top_level)
-    values["images"] = _json_list([dataset.raw_images[row] for row in images.tolist()])
-    values["annotations"] = _json_list([dataset.raw_annotations[row] for row in annotations.tolist()])
-    return b"{" + b",\n".join(b"".join((orjson.dumps(key), b": ", value)) for key, value in values.items()) + b"}\n"
+    return b"".join(_subset_pieces(dataset, image_ids))
+
+
+def subset_digest(dataset: CocoDataset, image_ids: np.ndarray, opened: Opened | None = None) -> str:
+    """Return the SHA-256 of :func:`subset_bytes`, without holding them; ``opened`` saves opening the file again."""
+    digest = hashlib.sha256()
+    for piece in _subset_pieces(dataset, image_ids, opened):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def build_provenance(
@@ -55,6 +67,8 @@ def build_provenance(
     members: Sequence[Mapping[str, Any]],
     scores_sha256: str,
     versions: Mapping[str, str],
+    seconds_per_image: float = 0.0,
+    seconds_per_box: float = 0.0,
 ) -> dict[str, Any]:
     """Describe a subset so that it can be repeated and checked; equal input gives an equal description.
 
@@ -70,26 +84,37 @@ def build_provenance(
         members: One mapping a member, with ``run``, ``iteration`` and ``sha256``; other keys are left out.
         scores_sha256: Digest of the image scores.
         versions: Name -> version of the software.
+        seconds_per_image: What an annotator spends on an image, apart from its boxes.
+        seconds_per_box: What an annotator spends on a box.
 
     Returns:
-        A JSON-able dict with ``source``, ``subset``, ``strategy``, ``seed``, ``budget`` (asked, spent), ``histograms``
-        (counts before and after, of boxes by class and by size and, where images name a sequence, of images by
-        sequence), ``ensemble``, ``config_sha256``, ``scores_sha256`` and ``versions``.
+        A JSON-able dict with ``source``, ``findings``, ``subset``, ``strategy``, ``seed``, ``budget`` (asked; spent:
+        images, boxes, cost in seconds), ``histograms`` (counts before and after, of boxes by class and by size, of
+        images by each metadata field), ``ensemble``, ``config_sha256``, ``scores_sha256`` and ``versions``.
 
     Raises:
         SelectionError: No id is given, or one is not an image of the source or is named twice.
     """
-    images, annotations = _kept(dataset, image_ids)
+    opened = dataset.open()
+    images, annotations = kept_rows(dataset, image_ids)
     before = {"num_images": len(dataset), "num_boxes": dataset.num_boxes}
     after = {"num_images": len(images), "num_boxes": len(annotations)}
-    digest = hashlib.sha256(subset_bytes(dataset, image_ids)).hexdigest()
+    cost = len(images) * seconds_per_image + len(annotations) * seconds_per_box
     return {
         "source": {"file_name": dataset.path.name, "sha256": dataset.sha256, **before},
-        "subset": {"file_name": SUBSET_FILE, "sha256": digest, **after},
+        "findings": [
+            {"code": finding.code, "policy": finding.policy, "count": finding.count} for finding in dataset.findings
+        ],
+        "subset": {"file_name": SUBSET_FILE, "sha256": subset_digest(dataset, image_ids, opened), **after},
         "strategy": strategy,
         "seed": seed,
-        "budget": {"asked": dict(budget_asked), "spent": {"images": len(images), "boxes": len(annotations)}},
-        "histograms": _histograms(dataset, images, annotations),
+        "budget": {
+            "asked": dict(budget_asked),
+            "spent": {"images": len(images), "boxes": len(annotations), "cost_seconds": cost},
+            "seconds_per_image": seconds_per_image,
+            "seconds_per_box": seconds_per_box,
+        },
+        "histograms": histograms(dataset, images, annotations, opened),
         "ensemble": [{key: member[key] for key in ("run", "iteration", "sha256")} for member in members],
         "config_sha256": config_sha256,
         "scores_sha256": scores_sha256,
@@ -97,34 +122,81 @@ def build_provenance(
     }
 
 
-def write_manifest(directory: Path, dataset: CocoDataset, image_ids: np.ndarray, provenance: Mapping[str, Any]) -> None:
-    """Write ``subset.json`` and then ``provenance.json``, whose presence says that the manifest is whole.
+def write_subset(path: Path, dataset: CocoDataset, image_ids: np.ndarray) -> str:
+    """Write a subset atomically, compressed when the name ends in ``.gz``; return the digest of its JSON text."""
+    digest = hashlib.sha256()
+    with files.atomic_path(path) as temporary, open_text(temporary, compress=path.suffix == ".gz") as stream:
+        for piece in _subset_pieces(dataset, image_ids):
+            digest.update(piece)
+            stream.write(piece)
+    return digest.hexdigest()
 
-    On failure neither remains, and neither does an older one that they were to replace.
+
+@contextmanager
+def open_text(path: Path, *, compress: bool) -> Iterator[BinaryIO | gzip.GzipFile]:
+    """Open a file for writing, compressed or not; equal texts give equal bytes."""
+    with path.open("wb") as stream:
+        if not compress:
+            yield stream
+            return
+        with gzip.GzipFile("", "wb", 6, stream, mtime=0) as zipped:  # without a name and a time inside
+            yield zipped
+
+
+def write_manifest(
+    directory: Path,
+    dataset: CocoDataset,
+    image_ids: np.ndarray,
+    provenance: Mapping[str, Any],
+    *,
+    compress: bool = False,
+) -> list[Path]:
+    """Write ``subset.json`` and ``images.txt``, then ``provenance.json``, whose presence says that all is whole.
+
+    On failure none remains, and neither does an older one that they were to replace.
+
+    Args:
+        directory: Where to; made when absent.
+        dataset: The source.
+        image_ids: (K,) integers, the images kept.
+        provenance: From :func:`build_provenance`.
+        compress: Whether to write ``subset.json.gz`` instead.
+
+    Returns:
+        The files: subset, list of images, provenance.
 
     Raises:
         SelectionError: ``provenance`` describes another subset, or ``image_ids`` cannot be written.
         OSError: The files cannot be written.
     """
-    data = subset_bytes(dataset, image_ids)
-    digest = hashlib.sha256(data).hexdigest()
-    if provenance["subset"]["sha256"] != digest:
-        raise SelectionError(
-            f"provenance must describe the subset that is written (sha256 {digest}), got sha256 "
-            f"{provenance['subset']['sha256']} ({directory}); build it from the same images"
-        )
-    subset_path, provenance_path = directory / SUBSET_FILE, directory / PROVENANCE_FILE
-    provenance_path.unlink(missing_ok=True)  # an old one must never stand beside the new subset
+    subset = directory / (f"{SUBSET_FILE}.gz" if compress else SUBSET_FILE)
+    images, description = directory / IMAGES_FILE, directory / PROVENANCE_FILE
+    old = [directory / name for name in (PROVENANCE_FILE, IMAGES_FILE, SUBSET_FILE, f"{SUBSET_FILE}.gz")]
+    for path in old:  # an old provenance must never stand beside the new subset
+        path.unlink(missing_ok=True)
     try:
-        files.write_bytes(subset_path, data)
-        files.write_json(provenance_path, provenance)
+        digest = write_subset(subset, dataset, image_ids)
+        if provenance["subset"]["sha256"] != digest:
+            raise SelectionError(
+                f"provenance must describe the subset that is written (sha256 {digest}), got sha256 "
+                f"{provenance['subset']['sha256']} ({directory}); build it from the same images"
+            )
+        rows = _in_file_order(dataset.image_positions, kept_rows(dataset, image_ids)[0])
+        files.write_bytes(images, "".join(f"{dataset.file_names[row]}\n" for row in rows.tolist()).encode())
+        files.write_json(description, provenance)
     except BaseException:
-        subset_path.unlink(missing_ok=True)
+        for path in old:
+            path.unlink(missing_ok=True)
         raise
+    return [subset, images, description]
 
 
-def _kept(dataset: CocoDataset, image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of the images kept and those of their annotations, both ascending."""
+def kept_rows(dataset: CocoDataset, image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of the images named and those of their annotations, both ascending.
+
+    Raises:
+        SelectionError: No id is given, or one is not an image of the source or is named twice.
+    """
     if not len(image_ids):
         raise SelectionError(f"image_ids must name at least one image of {dataset.path}, got none; raise the budget")
     kept = np.zeros(len(dataset), bool)
@@ -132,23 +204,75 @@ def _kept(dataset: CocoDataset, image_ids: np.ndarray) -> tuple[np.ndarray, np.n
     return np.flatnonzero(kept), np.flatnonzero(kept[dataset.image_index])
 
 
-def _json_list(records: Sequence[Any]) -> bytes:
-    # One record a line, so that a diff of two subsets names images.
-    return b"[\n" + b",\n".join(records) + b"\n]" if records else b"[]"
+def histograms(
+    dataset: CocoDataset, images: np.ndarray, annotations: np.ndarray, opened: Opened | None = None
+) -> dict[str, Any]:
+    """Count the source and a subset of it: boxes by class and size, images by sequence and other metadata.
 
+    Args:
+        dataset: The source.
+        images: The rows kept.
+        annotations: The rows kept.
+        opened: What ``dataset.open()`` gave, to save opening the file again.
 
-def _histograms(dataset: CocoDataset, images: np.ndarray, annotations: np.ndarray) -> dict[str, Any]:
+    Returns:
+        Field -> value -> ``before`` and ``after``. A metadata field with more than 64 values is left out, but for
+        ``sequence``; one that is named like a count of ours has ``image.`` before its name.
+    """
     num_classes, sizes = len(dataset.class_names), list(BOX_SIZE_EDGES)
     size = np.searchsorted(list(BOX_SIZE_EDGES.values()), dataset.areas, side="right") - 1
-    histograms = {
+    counted = {
         "classes": _before_after(dataset.class_names, dataset.class_index, annotations, num_classes),
         "box_size": _before_after(sizes, size, annotations, len(sizes)),
     }
-    before = Counter(name for name in dataset.sequences if name is not None)
-    if before:
-        after = Counter(dataset.sequences[row] for row in images.tolist())
-        histograms["sequence"] = {name: {"before": before[name], "after": after[name]} for name in sorted(before)}
-    return histograms
+    for name, column in {"sequence": dataset.sequences, **image_metadata(dataset, opened)}.items():
+        before = Counter(str(value) for value in column if value is not None)
+        if before and (name == "sequence" or len(before) <= _MOST_VALUES):
+            after = Counter(str(column[row]) for row in images.tolist() if column[row] is not None)
+            field = f"image.{name}" if name in counted else name
+            counted[field] = {value: {"before": before[value], "after": after[value]} for value in sorted(before)}
+    return counted
+
+
+def _subset_pieces(dataset: CocoDataset, image_ids: np.ndarray, opened: Opened | None = None) -> Iterator[bytes]:
+    """Yield the text of a subset in pieces, so that no more than one of them is in memory."""
+    rows = dict(zip(("images", "annotations"), kept_rows(dataset, image_ids), strict=True))
+    positions = {"images": dataset.image_positions, "annotations": dataset.annotation_positions}
+    records = dict(zip(("images", "annotations"), opened or dataset.open(), strict=True))
+    separator = b"{"
+    for key, value in dataset.other_top_level.items():
+        yield b"".join((separator, orjson.dumps(key), b": ", b"" if key in rows else value))
+        if key in rows:
+            yield from _list_pieces(dataset, records[key], _in_file_order(positions[key], rows[key]), positions[key])
+        separator = b",\n"
+    yield b"}\n"
+
+
+def _list_pieces(dataset: CocoDataset, records: Records, rows: np.ndarray, positions: np.ndarray) -> Iterator[bytes]:
+    # One record a line, so that a diff of two subsets names images.
+    patches = dataset.patched if records.name == "annotations" else {}
+    content = records.source.content
+    separator = b"[\n"
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        texts: list[Any] = [content[first:last] for first, last in records.spans[positions[block]].tolist()]
+        for mask in patches.values():
+            for at in np.flatnonzero(mask[block]).tolist():
+                texts[at] = _patch(texts[at], dataset.annotation_patch(int(block[at])))
+        yield separator + b",\n".join(texts)
+        separator = b",\n"
+        records.source.release()
+    yield b"\n]" if len(rows) else b"[]"
+
+
+def _patch(text: Any, values: Mapping[str, Any]) -> bytes:
+    """Return a record with some fields written anew, all others and the order of the keys as they are."""
+    record: dict[str, Any] = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+    return msgspec.json.encode({**record, **values})
+
+
+def _in_file_order(positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return rows[np.argsort(positions[rows])]
 
 
 def _before_after(

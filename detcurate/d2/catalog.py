@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from torch.utils.data import Dataset, Sampler
 
-from detcurate.coco.dataset import CocoDataset
+from detcurate.coco.dataset import CocoDataset, read_coco
+from detcurate.coco.source import open_source
+from detcurate.coco.verify import subset_path
 from detcurate.d2.hooks import mix_seed
+from detcurate.errors import ConfigError
+
+# What pycocotools, with which Detectron2 evaluates, stumbles over or silently counts wrong.
+_NOT_FOR_PYCOCOTOOLS = (
+    "annotation_id_zero",
+    "byte_order_mark",
+    "duplicate_annotation_id",
+    "missing_area",
+    "missing_id",
+    "missing_iscrowd",
+)
 
 
 def detection_dicts(dataset: CocoDataset, image_root: Path, image_ids: np.ndarray | None = None) -> list[dict]:
@@ -46,6 +60,44 @@ def detection_dicts(dataset: CocoDataset, image_root: Path, image_ids: np.ndarra
             }
         )
     return list(records.values())
+
+
+def register_manifest(name: str, path: Path, image_root: Path, policies: Mapping[str, str] | None = None) -> None:
+    """Put a manifest, or any COCO file, into Detectron2's catalogs, so that its own training scripts train on it.
+
+    The categories stand in ascending order of their ids, as in everything that detcurate writes. Images without
+    objects are kept in the catalog; Detectron2 drops them when it builds its loader, unless
+    ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` is False.
+
+    Args:
+        name: In ``DatasetCatalog`` and ``MetadataCatalog``.
+        path: The annotation file, or the folder of a manifest.
+        image_root: What its file names are relative to.
+        policies: What is done about findings, where it differs from the default; see
+            :func:`detcurate.coco.dataset.read_coco`.
+
+    Raises:
+        DatasetError: The file cannot be used.
+        ConfigError: The name is taken.
+    """
+    if name in DatasetCatalog.list():
+        raise ConfigError(f"a dataset must have a name of its own, got {name!r}, which is registered already")
+    file = subset_path(path) if path.is_dir() else path
+    dataset = read_coco(file, policies or {})
+    # Without a json_file Detectron2's evaluator writes one from the dicts.
+    is_plain = not open_source(file).is_gzip and all(
+        finding.policy != "repair" and finding.code not in _NOT_FOR_PYCOCOTOOLS for finding in dataset.findings
+    )
+    DatasetCatalog.register(name, lambda: detection_dicts(read_coco(file, policies or {}), image_root))
+    MetadataCatalog.get(name).set(
+        **({"json_file": str(file)} if is_plain else {}),
+        image_root=str(image_root),
+        evaluator_type="coco",
+        thing_classes=list(dataset.class_names),
+        thing_dataset_id_to_contiguous_id={
+            category_id: index for index, category_id in enumerate(dataset.category_ids.tolist())
+        },
+    )
 
 
 class SampleStream(Sampler):

@@ -45,11 +45,13 @@ class ImageSet:
         annotations: A COCO file.
         image_root: What its file names are relative to.
         image_ids: The images meant; all of the file when ``None``.
+        policies: What is done about findings, pairs of code and policy.
     """
 
     annotations: Path
     image_root: Path
     image_ids: tuple[int, ...] | None = None
+    policies: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def _train(job: TrainingJob, progress: Progress) -> None:
         torch.set_num_threads(1)
     torch.manual_seed(mix_seed(job.seed))
     images = job.images
-    dataset = read_coco(images.annotations)
+    dataset = read_coco(images.annotations, dict(images.policies))
     records = detection_dicts(dataset, images.image_root, images.image_ids)
     try:
         with _logged_to(job.run_directory / "log.txt"):

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from detcurate.coco.manifest import build_provenance, write_manifest
+from detcurate.coco.croissant import write_croissant
+from detcurate.coco.manifest import SUBSET_FILE, build_provenance, write_manifest
 from detcurate.ensemble import LEDGER, read_ledger
 from detcurate.errors import PredictionError
 from detcurate.files import atomic_path, sha256_json
@@ -119,7 +121,7 @@ def _select(run: Run) -> StageResult:
 
 def manifest_stage(run: Run) -> Stage:
     """Build the stage ``manifest``."""
-    settings = {"detcurate": version("detcurate")}
+    settings = {"detcurate": version("detcurate"), **run.settings.manifest.model_dump(mode="json")}
     inputs = {name: output_digest(run.marker(name)) for name in ("pool", "select")}
     inputs["history"] = sha256_json(_history(run))
     return Stage("manifest", run.directory("manifest"), settings, inputs, lambda: _write_manifest(run))
@@ -133,26 +135,37 @@ def _history(run: Run) -> dict[str, Any]:
 def _write_manifest(run: Run) -> StageResult:
     selection = read_selection(run)
     members = read_ledger(run.directory("train") / LEDGER)
-    settings = run.settings.select
-    asked = {"images": settings.num_images} if settings.num_images else {"fraction": settings.fraction}
-    history = _history(run)
+    settings, history = run.settings.select, _history(run)
+    chosen = history["select"]  # as it was done, whatever the config says by now
+    asked = {"images": chosen["num_images"]} if chosen["num_images"] else {"fraction": chosen["fraction"]}
     provenance = build_provenance(
         dataset=run.pool,
         image_ids=selection.image_ids,
         config_sha256=sha256_json(history),
-        seed=run.cfg.SEED,
-        strategy=settings.strategy,
+        seed=chosen["seed"],
+        strategy=chosen["strategy"],
         budget_asked=asked,
         members=[asdict(member) for member in members],
         scores_sha256=run.marker("score")["outputs"][IMAGES]["sha256"],
         versions=_versions(),
+        seconds_per_image=settings.seconds_per_image,
+        seconds_per_box=settings.seconds_per_box,
     )
     provenance = {**provenance, "settings": history, "quarantined": run.pool_facts["quarantined"]}
     directory = run.directory("manifest")
-    write_manifest(directory, run.pool, selection.image_ids, provenance)
+    written = write_manifest(
+        directory, run.pool, selection.image_ids, provenance, compress=run.settings.manifest.compress
+    )
+    if run.settings.manifest.croissant:
+        written.append(write_croissant(directory, provenance, written[0].name))
     spent = provenance["budget"]["spent"]
-    summary = f"{spent['images']:,} images with {spent['boxes']:,} boxes: {directory / 'subset.json'}"
-    return StageResult([directory / "subset.json", directory / "provenance.json"], summary)
+    summary = f"{spent['images']:,} images with {spent['boxes']:,} boxes: {written[0]}"
+    return StageResult(written, summary)
+
+
+def subset_file(run: Run) -> Path:
+    """Return the manifest's annotation file."""
+    return run.directory("manifest") / (SUBSET_FILE + (".gz" if run.settings.manifest.compress else ""))
 
 
 def read_scores(run: Run) -> ImageScores:

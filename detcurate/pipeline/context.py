@@ -11,12 +11,16 @@ import numpy as np
 import orjson
 
 from detcurate.coco.dataset import CocoDataset, read_coco
+from detcurate.coco.findings import parse_policies
 from detcurate.coco.synthetic import CLASSES, SyntheticConfig
 from detcurate.config import CurateSettings, EvaluationSettings, PoolSettings, curate_settings
 from detcurate.errors import PredictionError
 from detcurate.stages import read_marker
 
 Marker = dict[str, Any]
+
+CACHE = "cache"
+"""The directory below ``OUTPUT_DIR`` for what only saves time."""
 
 DIRECTORIES = {
     "pool": "pool",
@@ -95,10 +99,15 @@ class Run:
     def _files(self, part: str) -> PoolSettings | EvaluationSettings:
         return self.settings.pool if part == "pool" else self.settings.evaluation
 
+    @property
+    def policies(self) -> dict[str, str]:
+        """What is done about a finding in the annotation files, where it differs from the default."""
+        return parse_policies(self.settings.pool.findings)
+
     @cached_property
     def pool(self) -> CocoDataset:
         """The labelled pool, quarantined images included."""
-        return read_coco(self.annotations("pool"))
+        return read_coco(self.annotations("pool"), self.policies)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -108,7 +117,7 @@ class Run:
     @cached_property
     def evaluation(self) -> CocoDataset:
         """The labelled images of the evaluation."""
-        return read_coco(self.annotations("evaluation"))
+        return read_coco(self.annotations("evaluation"), self.policies)
 
     @cached_property
     def usable_image_ids(self) -> np.ndarray:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from typing import Any
 
 from tqdm import tqdm
 
 from detcurate.coco.dataset import CocoDataset
-from detcurate.coco.images import BadImage, find_bad_images, image_fingerprint
+from detcurate.coco.findings import FindingLog, describe_errors
+from detcurate.coco.images import ImageFinding, examine_images, image_fingerprint, log_image_findings
 from detcurate.coco.synthetic import write_dataset
 from detcurate.errors import DatasetError
 from detcurate.files import sha256_file, write_json
-from detcurate.pipeline.context import Run
+from detcurate.pipeline.context import CACHE, Run
 from detcurate.stages import Stage, StageResult
 
 _SHOWN = 3
 
+_logger = logging.getLogger("detcurate")
+
 
 def pool_stage(run: Run) -> Stage:
     """Build the stage ``pool``."""
-    settings: dict[str, Any] = {"bad_images": run.settings.pool.bad_images}
+    settings: dict[str, Any] = {
+        "bad_images": run.settings.pool.bad_images,
+        "findings": dict(run.policies),
+    }
     inputs = {}
     if run.is_rendered:
         settings["render"] = run.settings.render.model_dump(mode="json")
@@ -73,13 +80,25 @@ def _render(run: Run) -> None:
                 write_dataset(run.directory("pool"), config, name=name, progress=bar.update)
 
 
-def _check_images(run: Run, part: str) -> list[BadImage]:
+def _check_images(run: Run, part: str) -> list[ImageFinding]:
     dataset = getattr(run, part)
     num_processes = run.settings.worker_processes if len(dataset) > 2_000 else 1  # a worker takes a second to start
-    return find_bad_images(dataset, run.image_root(part), num_processes=num_processes, desc=f"check {part}")
+    cache = run.output_dir / CACHE / f"images-{part}.json"
+    found = examine_images(
+        dataset, run.image_root(part), num_processes=num_processes, desc=f"check {part}", cache=cache
+    )
+    log = FindingLog(run.policies)
+    log_image_findings([finding for finding in found if finding.is_usable], log)
+    errors = [finding for finding in log.findings() if finding.policy == "error"]
+    if errors:
+        raise DatasetError(describe_errors(errors, dataset.path))
+    for finding in (*dataset.findings, *log.findings()):
+        if finding.policy != "note":
+            _logger.warning("%-9s %s: %s", "pool", dataset.path.name, finding.sentence())
+    return [finding for finding in found if not finding.is_usable]
 
 
-def _describe_bad(run: Run, bad: list[BadImage], *, only_pool: bool) -> str:
+def _describe_bad(run: Run, bad: list[ImageFinding], *, only_pool: bool) -> str:
     shown = "; ".join(f"{image.file_name} (image_id {image.image_id}): {image.reason}" for image in bad[:_SHOWN])
     more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
     advice = "mend them, or set CURATE.POOL.BAD_IMAGES quarantine to go on without them" if only_pool else "mend them"

@@ -12,8 +12,8 @@ import orjson
 
 from detcurate.errors import ConfigError, DetcurateError
 from detcurate.files import write_bytes, write_json
-from detcurate.pipeline.choose import budget, manifest_stage, score_stage, select_stage
-from detcurate.pipeline.context import DIRECTORIES, Run
+from detcurate.pipeline.choose import budget, manifest_stage, score_stage, select_stage, subset_file
+from detcurate.pipeline.context import CACHE, DIRECTORIES, Run
 from detcurate.pipeline.pool import pool_stage, require_same_classes
 from detcurate.pipeline.predict import evaluate_stage, predict_stage
 from detcurate.pipeline.report import report_stage
@@ -105,7 +105,7 @@ def dry_run(run: Run, *, until: str | None = None, only: str | None = None) -> l
 def _claim_output_dir(run: Run, *, fresh: bool) -> None:
     """Make ``OUTPUT_DIR`` this config's, or refuse to touch what another config or program put there."""
     if fresh and (run.output_dir / _OWNER).is_file():
-        for directory in DIRECTORIES.values():
+        for directory in (*DIRECTORIES.values(), CACHE):
             shutil.rmtree(run.output_dir / directory, ignore_errors=True)
         (run.output_dir / _OWNER).unlink(missing_ok=True)
     _require_own_directory(run)
@@ -171,7 +171,7 @@ def _plans(run: Run) -> dict[str, str]:
         "pool": f"{'render' if run.is_rendered else 'read'} and decode {num_images:,} + {num_evaluation:,} images",
         "score": f"{', '.join(settings.score.measures)}; {settings.score.aggregation} over the objects of an image",
         "select": f"{kept:,} of {num_images:,} images by {settings.select.strategy}",
-        "manifest": f"{run.directory('manifest') / 'subset.json'} and its provenance",
+        "manifest": f"{subset_file(run)} and its provenance",
         "report": f"{run.directory('report') / 'summary.md'} and results.json",
     }
     if solver is None:

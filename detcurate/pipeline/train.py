@@ -14,7 +14,7 @@ from detcurate.ensemble import LEDGER, Member, member_iterations, read_ledger, w
 from detcurate.errors import ConfigError
 from detcurate.files import require_free_space, write_bytes
 from detcurate.parallel import run_jobs
-from detcurate.pipeline.choose import read_scores, read_selection
+from detcurate.pipeline.choose import read_scores, read_selection, subset_file
 from detcurate.pipeline.context import Run
 from detcurate.select.rank import select
 from detcurate.stages import Stage, StageResult, output_digest
@@ -95,7 +95,7 @@ def retrain_stage(run: Run) -> Stage:
     }
     inputs = {
         "pool": output_digest(run.marker("pool")),
-        "manifest": run.marker("manifest")["outputs"]["subset.json"]["sha256"],
+        "manifest": run.marker("manifest")["outputs"][subset_file(run).name]["sha256"],
         "ensemble": output_digest(run.marker("train")),
     }
     return Stage("retrain", run.directory("retrain"), settings, inputs, lambda: _retrain(run))
@@ -166,11 +166,13 @@ def _job(
 ) -> Any:
     from detcurate.d2.train import Distributed, ImageSet, TrainingJob
 
-    images = ImageSet(run.annotations("pool"), run.image_root("pool"), tuple(run.usable_image_ids.tolist()))
+    annotations = run.annotations("pool")
+    image_ids: tuple[int, ...] | None = tuple(run.usable_image_ids.tolist())
     if arm is not None and arm[0] == "curated":  # the manifest itself: what a user will train on
-        images = ImageSet(run.directory("manifest") / "subset.json", run.image_root("pool"))
+        annotations, image_ids = subset_file(run), None
     elif arm is not None:
-        images = ImageSet(run.annotations("pool"), run.image_root("pool"), tuple(arm[1].tolist()))
+        image_ids = tuple(arm[1].tolist())
+    images = ImageSet(annotations, run.image_root("pool"), image_ids, tuple(run.policies.items()))
     return TrainingJob(
         config=training_config(run),
         images=images,

@@ -1,20 +1,18 @@
-"""The command line, in Detectron2's manner: ``--config-file FILE`` and ``KEY VALUE`` overrides."""
+"""The main job's command line, in Detectron2's manner: ``--config-file FILE`` and ``KEY VALUE`` overrides."""
 
 from __future__ import annotations
 
 import argparse
-import errno
-import logging
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from detcurate.cli.tables import say
 from detcurate.config import curate_settings
 from detcurate.d2.config import load_config
-from detcurate.errors import DetcurateError
-from detcurate.files import is_disk_full
 from detcurate.pipeline import STAGES, Run, dry_run, run_pipeline
+from detcurate.pipeline.choose import subset_file
+from detcurate.report.build import SUMMARY
 from detcurate.version import __version__
 
 _EPILOG = """\
@@ -29,6 +27,9 @@ examples:
       check everything, say what each stage would do and cost, write nothing
   %(prog)s --config-file my.yaml --until manifest CURATE.SELECT.FRACTION 0.25
       stop at the manifest, with a quarter of the pool
+
+  %(prog)s validate FILE, %(prog)s manifest --help
+      check an annotation file; verify, compare, describe and merge manifests
 
 A run that was stopped goes on where it was when the same command is given again. Exit status: 0 done, 2 something
 to mend (one message says what), 130 stopped with Ctrl-C.
@@ -61,29 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
+def run(argv: Sequence[str]) -> int:
+    """Run the main job and return the exit status."""
     arguments = build_parser().parse_intermixed_args(argv)  # options may stand after KEY VALUE too
-    _log_to_terminal()
-    try:
-        return _curate(arguments)
-    except KeyboardInterrupt:
-        return _fail("stopped; give the same command again to go on: finished work is kept", 130, arguments.debug)
-    except DetcurateError as error:
-        return _fail(str(error), 2, arguments.debug)
-    except OSError as error:
-        if is_disk_full(error):
-            return _fail(
-                f"the disk is full ({error.filename}); free some space and give the same command again",
-                2,
-                arguments.debug,
-            )
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return _fail(f"a file must be accessible: {error}", 2, arguments.debug)
-        raise
-
-
-def _curate(arguments: argparse.Namespace) -> int:
     cfg = load_config(arguments.config_file, arguments.opts)
     curate_settings(cfg.CURATE)
     names = ("num_gpus", "num_machines", "machine_rank", "dist_url")
@@ -99,33 +80,12 @@ def _curate(arguments: argparse.Namespace) -> int:
 def _print_plan(rows: Sequence[tuple[str, str, str]]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     for name, state, plan in rows:
-        _say(f"{name:<{widths[0]}}  {state:<{widths[1]}}  {plan}")
-    _say("nothing was written")
+        say(f"{name:<{widths[0]}}  {state:<{widths[1]}}  {plan}")
+    say("nothing was written")
 
 
 def _print_results(run: Run) -> None:
     if "report" in run.markers:
-        _say("", run.markers["report"]["facts"]["table"].rstrip())
-    places = {"manifest": ("manifest", "subset.json"), "report": ("report", "summary.md")}
-    found = [(name, run.directory(stage) / file) for name, (stage, file) in places.items()]
-    _say("", *(f"{name + ':':<10}{path}" for name, path in found if path.is_file()))
-
-
-def _say(*lines: str) -> None:
-    sys.stdout.write("\n".join(lines) + "\n")
-
-
-def _fail(message: str, status: int, debug: bool) -> int:
-    sys.stderr.write(f"detcurate: {message}\n")
-    if debug:
-        traceback.print_exc()
-    return status
-
-
-def _log_to_terminal() -> None:
-    logger = logging.getLogger("detcurate")
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+        say("", run.markers["report"]["facts"]["table"].rstrip())
+    found = (("manifest", subset_file(run)), ("report", run.directory("report") / SUMMARY))
+    say("", *(f"{name + ':':<10}{path}" for name, path in found if path.is_file()))

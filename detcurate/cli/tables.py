@@ -1,0 +1,41 @@
+"""What the commands print: lines, tables that line up, JSON."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+_NUMBER = re.compile(r"[+-]?[\d,.]+%?|–")
+
+
+def say(*lines: str) -> None:
+    """Print lines."""
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def say_json(value: Any) -> None:
+    """Print a value as indented JSON."""
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Return the lines of a table: texts to the left, columns of numbers and shares to the right."""
+    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+    # The first column names the rows, and years or speeds are names too.
+    right = [
+        column > 0 and bool(rows) and all(_NUMBER.fullmatch(row[column]) for row in cells)
+        for column in range(len(header))
+    ]
+    widths = [max(len(row[column]) for row in [list(header), *cells]) for column in range(len(header))]
+    lines = []
+    for row in [list(header), ["-" * width for width in widths], *cells]:
+        texts = [
+            text.rjust(width) if is_right else text.ljust(width)
+            for text, width, is_right in zip(row, widths, right, strict=True)
+        ]
+        lines.append("  ".join(texts).rstrip())
+    return lines

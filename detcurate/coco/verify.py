@@ -1,0 +1,312 @@
+"""Whether a manifest is what its provenance says: every digest derived again, and the subset from its source."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import orjson
+import yaml
+
+from detcurate.coco.dataset import CocoDataset, Opened, read_coco
+from detcurate.coco.findings import parse_policies
+from detcurate.coco.manifest import (
+    IMAGES_FILE,
+    PROVENANCE_FILE,
+    SUBSET_FILE,
+    histograms,
+    kept_rows,
+    subset_digest,
+)
+from detcurate.coco.source import open_source
+from detcurate.ensemble import LEDGER, read_ledger
+from detcurate.errors import DatasetError, DetcurateError, SelectionError
+from detcurate.files import sha256_file, sha256_json
+
+Status = Literal["ok", "failed", "absent"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked.
+
+    Args:
+        name: What.
+        status: ``ok``, ``failed``, or ``absent`` when what it needs is not here.
+        detail: What was found.
+    """
+
+    name: str
+    status: Status
+    detail: str
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the check as JSON-able values."""
+        return asdict(self)
+
+
+def verify_manifest(directory: Path, *, source: Path | None = None, output_dir: Path | None = None) -> list[Check]:
+    """Check a manifest against its provenance, its source and the run that made it.
+
+    Args:
+        directory: The manifest's.
+        source: The annotation file that it is a subset of; looked for in the run when absent.
+        output_dir: The run's ``OUTPUT_DIR``; the manifest's parent when absent.
+
+    Returns:
+        One row a check: ``subset``, ``images``, ``counts``, ``config``, ``source``, ``true subset``, ``histograms``,
+        ``scores`` and ``members``.
+
+    Raises:
+        DatasetError: There is no manifest, or its provenance cannot be read.
+    """
+    provenance = read_provenance(directory)
+    output_dir = directory.parent if output_dir is None else output_dir
+    subset = subset_path(directory)
+    checks = [
+        _check("subset", lambda: _same("sha256 of its text", text_sha256(subset), provenance["subset"]["sha256"]))
+    ]
+    checks.append(_check("images", lambda: _images_text(directory, subset)))
+    checks.append(_check("counts", lambda: _counts(provenance, subset)))
+    checks.append(_check("config", lambda: _config(provenance)))
+    checks += _check_source(provenance, subset, source or _find_source(provenance, output_dir))
+    checks.append(_check("scores", lambda: _scores(provenance, output_dir)))
+    checks.append(_check("members", lambda: _members(provenance, output_dir)))
+    return checks
+
+
+def read_provenance(directory: Path) -> dict[str, Any]:
+    """Read a manifest's ``provenance.json``.
+
+    Raises:
+        DatasetError: It is missing, not JSON, or lacks what is checked.
+    """
+    path = directory / PROVENANCE_FILE
+    try:
+        value = orjson.loads(path.read_bytes())
+        msgspec.convert(value, _Provenance)
+    except OSError as error:
+        raise DatasetError(
+            f"a manifest must hold {PROVENANCE_FILE}, got {error.strerror} ({path}); name the folder of a manifest"
+        ) from error
+    except (orjson.JSONDecodeError, msgspec.ValidationError) as error:
+        raise DatasetError(f"the provenance must be JSON from detcurate ({path}): {error}; write it again") from error
+    return dict(value)
+
+
+def subset_path(directory: Path) -> Path:
+    """Return a manifest's annotation file, compressed or not.
+
+    Raises:
+        DatasetError: There is none.
+    """
+    for name in (SUBSET_FILE, f"{SUBSET_FILE}.gz"):
+        if (directory / name).is_file():
+            return directory / name
+    raise DatasetError(f"a manifest must hold {SUBSET_FILE}, got none ({directory}); name the folder of a manifest")
+
+
+def text_sha256(path: Path) -> str:
+    """Return the SHA-256 of an annotation file's text, whether it is compressed or not."""
+    source = open_source(path)
+    return hashlib.sha256(source.content).hexdigest() if source.is_gzip else source.sha256
+
+
+class _File(msgspec.Struct):
+    file_name: str
+    sha256: str
+    num_images: int
+    num_boxes: int
+
+
+class _Spent(msgspec.Struct):
+    images: int
+    boxes: int
+    cost_seconds: float
+
+
+class _Budget(msgspec.Struct):
+    spent: _Spent
+    seconds_per_image: float
+    seconds_per_box: float
+
+
+class _Member(msgspec.Struct):
+    run: int
+    iteration: int
+    sha256: str
+
+
+class _Provenance(msgspec.Struct):
+    """What of the provenance is checked."""
+
+    source: _File
+    subset: _File
+    budget: _Budget
+    strategy: str
+    seed: int
+    findings: list[dict[str, str | int]]
+    histograms: dict[str, dict[str, dict[str, int]]]
+    ensemble: list[_Member]
+    config_sha256: str
+    scores_sha256: str
+    settings: dict[str, dict[str, Any]] = {}
+
+
+class _AbsentError(Exception):
+    """What a check needs is not here."""
+
+
+def _check(name: str, check: Callable[[], str]) -> Check:
+    try:
+        return Check(name, "ok", check())
+    except _AbsentError as error:
+        return Check(name, "absent", str(error))
+    except (DetcurateError, OSError) as error:
+        return Check(name, "failed", str(error))
+
+
+def _same(what: str, found: object, stated: object) -> str:
+    if found != stated:
+        raise SelectionError(f"{what} is {_short(found)}, the provenance says {_short(stated)}")
+    return f"{what} {_short(found)}"
+
+
+def _short(value: object) -> str:
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def _images_text(directory: Path, subset: Path) -> str:
+    path = directory / IMAGES_FILE
+    if not path.is_file():
+        raise _AbsentError(f"no {IMAGES_FILE}")
+    dataset = read_coco(subset, _LENIENT)
+    names = [dataset.file_names[row] for row in np.argsort(dataset.image_positions).tolist()]
+    if path.read_bytes() != "".join(f"{name}\n" for name in names).encode():
+        raise SelectionError(f"{IMAGES_FILE} lists other images than {subset.name}")
+    return f"{len(names):,} file names"
+
+
+def _counts(provenance: Mapping[str, Any], subset: Path) -> str:
+    dataset, budget = read_coco(subset, _LENIENT), provenance["budget"]
+    images, boxes = len(dataset), dataset.num_boxes
+    cost = images * budget["seconds_per_image"] + boxes * budget["seconds_per_box"]
+    _same("the number of images", images, provenance["subset"]["num_images"])
+    _same("the number of boxes", boxes, provenance["subset"]["num_boxes"])
+    _same("what was spent", {"images": images, "boxes": boxes, "cost_seconds": cost}, budget["spent"])
+    return f"{images:,} images, {boxes:,} boxes" + (f", {cost:,.0f} s to annotate" if cost else "")
+
+
+def _config(provenance: Mapping[str, Any]) -> str:
+    if "settings" not in provenance:
+        raise _AbsentError("the provenance holds no settings")
+    selection = provenance["settings"].get("select", {})
+    for name in ("strategy", "seed"):
+        if name in selection:
+            _same(f"the {name} in the settings", selection[name], provenance[name])
+    return _same("sha256 of the settings", sha256_json(provenance["settings"]), provenance["config_sha256"])
+
+
+def _find_source(provenance: Mapping[str, Any], output_dir: Path) -> Path | None:
+    """Return the pool's annotation file: rendered into the run, or where the run's config says."""
+    rendered = output_dir / "pool" / str(provenance["source"]["file_name"])
+    if rendered.is_file():
+        return rendered
+    config = output_dir / "config.yaml"
+    try:
+        tree: Any = yaml.safe_load(config.read_bytes())
+        path = Path(str(tree["DATASETS"]["ROOT"])) / str(tree["CURATE"]["POOL"]["ANNOTATIONS"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError):  # then it is to be named with --source
+        return None
+    return path if path.is_file() else None
+
+
+def _check_source(provenance: Mapping[str, Any], subset: Path, source: Path | None) -> list[Check]:
+    if source is None:
+        hint = f"{provenance['source']['file_name']} is not here; name it with --source"
+        return [Check(name, "absent", hint) for name in ("source", "true subset", "histograms")]
+    read: list[CocoDataset] = []
+
+    def same_source() -> str:
+        stated = provenance["source"]
+        text = _same("sha256", open_source(source).sha256, stated["sha256"])
+        dataset = read_coco(source, _policies(provenance))
+        _same("the number of images", len(dataset), stated["num_images"])
+        _same("the number of boxes", dataset.num_boxes, stated["num_boxes"])
+        found = [{"code": f.code, "policy": f.policy, "count": f.count} for f in dataset.findings]
+        _same("what was found in it", found, provenance["findings"])
+        read.append(dataset)
+        return text
+
+    def true_subset() -> str:
+        dataset, images, annotations, opened = rows()
+        again = subset_digest(dataset, dataset.image_ids[images], opened)
+        _same("sha256 of the same images of the source", again, text_sha256(subset))
+        return f"{len(images):,} of {len(dataset):,} images, all of their {len(annotations):,} boxes, word for word"
+
+    def same_histograms() -> str:
+        if histograms(*rows()) != provenance["histograms"]:
+            raise SelectionError("the source and the subset have other histograms than the provenance says")
+        return ", ".join(provenance["histograms"])
+
+    @cache
+    def rows() -> tuple[CocoDataset, np.ndarray, np.ndarray, Opened]:
+        if not read:
+            raise _AbsentError("it needs the source that the provenance names")
+        dataset, opened = read[0], read[0].open()
+        return dataset, *kept_rows(dataset, _source_image_ids(dataset, opened, subset)), opened
+
+    return [
+        _check("source", same_source),
+        _check("true subset", true_subset),
+        _check("histograms", same_histograms),
+    ]
+
+
+def _policies(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Return the policies that the source was read with."""
+    policies = provenance.get("settings", {}).get("pool", {}).get("findings", {})
+    if not isinstance(policies, dict):
+        raise SelectionError(f"the findings in the settings must be policies by code, got {policies!r}")
+    return parse_policies(f"{code}={policy}" for code, policy in policies.items())
+
+
+def _source_image_ids(dataset: CocoDataset, opened: Opened, subset: Path) -> np.ndarray:
+    """Return the source's ids of the images whose records the subset holds."""
+    records, _ = opened
+    row_of = {records[position]: row for row, position in enumerate(dataset.image_positions.tolist())}
+    kept, _ = read_coco(subset, _LENIENT).open()
+    rows = [row_of.get(kept[position]) for position in range(len(kept))]
+    strangers = sum(row is None for row in rows)
+    if strangers:
+        raise SelectionError(f"{strangers:,} image records of {subset.name} do not stand in {dataset.path.name}")
+    return dataset.image_ids[np.array(rows, np.int64)]
+
+
+def _scores(provenance: Mapping[str, Any], output_dir: Path) -> str:
+    path = output_dir / "scores" / "images.parquet"
+    if not path.is_file():
+        raise _AbsentError("scores/images.parquet is not here")
+    return _same("sha256", sha256_file(path), provenance["scores_sha256"])
+
+
+def _members(provenance: Mapping[str, Any], output_dir: Path) -> str:
+    directory = output_dir / "ensemble"
+    if not (directory / LEDGER).is_file():
+        raise _AbsentError("the ensemble is not here")
+    files = {(member.run, member.iteration): directory / member.file for member in read_ledger(directory / LEDGER)}
+    for member in provenance["ensemble"]:
+        key = (member["run"], member["iteration"])
+        if key not in files or not files[key].is_file():
+            raise _AbsentError(f"run {key[0]}, iteration {key[1]} is not here")
+        _same(f"sha256 of run {key[0]}, iteration {key[1]}", sha256_file(files[key]), member["sha256"])
+    return f"{len(provenance['ensemble'])} members"
+
+
+_LENIENT = {"box_outside_image": "note", "absolute_file_name": "warn", "normalized_boxes": "note"}
