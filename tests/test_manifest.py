@@ -179,7 +179,7 @@ def test_a_pool_without_sequences_has_no_histogram_of_them(tmp_path):
 def test_metadata_are_flattened_and_those_of_many_values_left_out(tmp_path):
     images = [
         {"id": i, "file_name": f"{i}.jpg", "width": 8, "height": 6, "serial": i,
-         "attributes": {"timeofday": "night" if i % 3 else "day", "tags": ["x"], "lens": {"wide": i == 4}}}
+         "attributes": {"timeofday": "night" if i % 3 else "day", "tags": ["x"], "lens": {"wide": i == 4, "id": 7}}}
         for i in range(70)
     ]  # fmt: skip
     path = tmp_path / "train.json"
@@ -188,7 +188,7 @@ def test_metadata_are_flattened_and_those_of_many_values_left_out(tmp_path):
     )
     dataset = read_coco(path)
     columns = image_metadata(dataset)
-    assert list(columns) == ["attributes.lens.wide", "attributes.timeofday", "serial"]
+    assert list(columns) == ["attributes.lens.id", "attributes.lens.wide", "attributes.timeofday", "serial"]
     assert columns["serial"] == list(range(70))
     counted = provenance(dataset, [0, 1, 4])["histograms"]
     assert counted["attributes.timeofday"] == {"day": {"before": 24, "after": 1}, "night": {"before": 46, "after": 2}}
@@ -225,6 +225,15 @@ def test_a_source_that_was_changed_since_it_was_read_is_refused(dataset):
         subset_bytes(dataset, np.array([12]))
 
 
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_source_that_changes_between_description_and_writing_leaves_nothing(dataset, tmp_path, compress):
+    described = provenance(dataset, [12])
+    dataset.path.write_text(source().replace("2.0240e3", "2.0250e3"), encoding="utf-8")
+    with pytest.raises(DatasetError, match="must not change after it was read"):
+        write_manifest(tmp_path / "m", dataset, np.array([12]), described, compress=compress)
+    assert not list((tmp_path / "m").iterdir())
+
+
 def test_a_compressed_manifest_has_the_same_text_and_the_same_bytes_again(dataset, tmp_path):
     ids = np.array([12, 41])
     for name in ("one", "two"):
@@ -232,7 +241,13 @@ def test_a_compressed_manifest_has_the_same_text_and_the_same_bytes_again(datase
         assert [path.name for path in written] == ["subset.json.gz", "images.txt", "provenance.json"]
     compressed = (tmp_path / "one" / "subset.json.gz").read_bytes()
     assert compressed == (tmp_path / "two" / "subset.json.gz").read_bytes()
+    assert compressed[4:8] == bytes(4)  # no time of writing
+    assert compressed[3] == 0  # and no file name
     assert gzip.decompress(compressed) == subset_bytes(dataset, ids)
+    digests = {name: files.sha256_file(tmp_path / name / "provenance.json") for name in ("one", "two")}
+    assert digests["one"] == digests["two"]
+    stated = json.loads((tmp_path / "one" / "provenance.json").read_bytes())["subset"]
+    assert stated["sha256"] == hashlib.sha256(subset_bytes(dataset, ids)).hexdigest()
     assert read_coco(tmp_path / "one" / "subset.json.gz").image_ids.tolist() == [12, 41]
     # The other form replaces it.
     write_manifest(tmp_path / "one", dataset, ids, provenance(dataset, ids))

@@ -155,6 +155,38 @@ def test_annotations_without_ids_stay_without(write, tmp_path):
     assert nameless in (tmp_path / "m.json").read_text()
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        # Inside, "b" is 1 in the first file and 2 in the second: the texts count.
+        (['"b"'], ['"a"', '"b"'], ["b", "a", 3]),
+        (['"b"'], ['"a"'], ["b", "a"]),
+        ([1], ['"a"'], [1, "a"]),
+        (['"7"'], [7], ["7", 8]),
+        # A new id is one that every tool can hold, where the ids of the files leave no room above them.
+        ([2**63 - 1, 1], [2**63 - 1, 3], [2**63 - 1, 1, 2, 3]),
+        ([2**53 - 3], [2**53 - 3], [2**53 - 3, 2**53 - 2]),
+        ([2**53 - 1], [2**53 - 1], [2**53 - 1, 1]),
+        ([-3], [-3], [-3, 1]),
+        ([0], [0, 5], [0, 6, 5]),
+        ([5, 5], [5, 6], [5, 5, 7, 6]),
+    ],
+)
+def test_ids_of_any_kind_collide_with_their_equals_alone(write, tmp_path, first, second, expected):
+    parts = [write([image(key)], [box(number, key) for number in ids]) for key, ids in ((30, first), (12, second))]
+    merge_manifests(parts, tmp_path / "m.json")
+    assert [record["id"] for record in load(tmp_path / "m.json")["annotations"]] == expected
+
+
+def test_an_annotation_without_an_id_takes_none_from_another(write, tmp_path):
+    """Inside it has the number 5, which is free in its own file alone."""
+    nameless = {key: box(0, key).replace('"id":0, ', "") for key in (30, 12)}
+    first = write([image(30)], [box(4, 30), nameless[30]])
+    lineage = merge_manifests([first, write([image(12)], [nameless[12], box(5, 12)])], tmp_path / "m.json")
+    assert lineage["renumbered"] == 0
+    assert [record.get("id") for record in load(tmp_path / "m.json")["annotations"]] == [4, None, None, 5]
+
+
 def conflicting(write):
     first = write([image(30), image(7), image(8)], [box(4, 30), box(2, 7)])
     second = write([image(30), image(7, width=65), image(5)], [box(4, 30, left=2.25), box(2, 7), box(6, 5)])

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from detcurate.coco.dataset import read_coco
+from detcurate.coco.findings import RULES
 from detcurate.coco.manifest import build_provenance, write_manifest
-from detcurate.coco.verify import read_provenance, subset_path, text_sha256, verify_manifest
+from detcurate.coco.provenance import read_provenance, subset_path
+from detcurate.coco.verify import text_sha256, verify_manifest
 from detcurate.ensemble import MemberWriter, write_ledger
 from detcurate.errors import DatasetError
 from detcurate.files import sha256_file, sha256_json, write_json
@@ -372,6 +374,41 @@ def test_a_repaired_source_is_read_with_the_policies_of_the_run(tmp_path):
     edit(manifest / "provenance.json", _set("settings", "pool", "findings", {"missing_iscrowd": "repair"}))
     found = statuses(manifest)
     assert (found["config"], found["source"], found["true subset"]) == ("failed", "failed", "absent")
+
+
+def test_every_repair_is_derived_again(tmp_path):
+    content = coco()
+    boxes = content["annotations"]
+    del boxes[0]["id"], boxes[0]["iscrowd"], boxes[0]["area"]  # of image 41
+    boxes[1]["bbox"] = [-5, 3, 20, 20]  # of image 12
+    boxes[2]["id"] = 4  # as the next one
+    boxes[3]["score"] = float("nan")
+    boxes += [
+        {**boxes[1], "id": 50, "bbox": [1, 2, 0, 5]},
+        {**boxes[1], "id": 51, "image_id": 99},
+        {**boxes[1], "id": 52, "category_id": 99},
+        {"id": 53, "image_id": 30, "category_id": 2, "area": 50, "iscrowd": 0, "segmentation": [[1, 2, 11, 2, 11, 7]]},
+        {**boxes[1], "id": 0},
+        {**boxes[1], "id": 54, "bbox": [500, 2, 5, 5]},
+    ]
+    content["images"] += [{**content["images"][2], "width": 300}, {"id": 60}]
+    content["categories"] += [{"id": 9, "name": "lorry"}]
+    repaired = {code for code, rule in RULES.items() if "repair" in rule.allowed}
+    manifest = write_run(tmp_path / "run", content, policies=dict.fromkeys(repaired, "repair"))
+    assert statuses(manifest) == but("ok")
+    # Of images 12, 30 and 41 two boxes, one and two, one from a segmentation and one that had the id 0.
+    assert details(manifest)["true subset"] == "3 of 5 images, all of their 7 boxes, word for word"
+    found = {entry["code"] for entry in read_provenance(manifest)["findings"] if entry["policy"] == "repair"}
+    assert found == repaired - {"string_id"}
+    assert not {finding.policy for finding in read_coco(manifest / "subset.json").findings} & {"error", "repair"}
+
+
+def test_what_the_run_let_through_is_let_through(tmp_path):
+    content = coco()
+    content["images"][3]["file_name"] = "/data/d.jpg"
+    content["annotations"][0]["bbox"] = [500, 3, 20, 20]
+    policies = {"absolute_file_name": "warn", "box_outside_image": "warn"}
+    assert statuses(write_run(tmp_path / "run", content, policies=policies)) == but("ok")
 
 
 def test_a_source_of_the_same_name_that_is_another_file(manifest, tmp_path):

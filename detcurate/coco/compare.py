@@ -11,10 +11,7 @@ import numpy as np
 
 from detcurate.coco.dataset import CocoDataset, read_coco
 from detcurate.coco.manifest import histograms
-from detcurate.coco.verify import subset_path
-
-# A manifest is looked at as it is: what was let through when it was written is let through here.
-_POLICIES = {"box_outside_image": "note", "absolute_file_name": "warn", "normalized_boxes": "note"}
+from detcurate.coco.provenance import AS_WRITTEN, subset_path
 
 
 def open_manifest(path: Path) -> CocoDataset:
@@ -23,7 +20,7 @@ def open_manifest(path: Path) -> CocoDataset:
     Raises:
         DatasetError: There is none, or it cannot be used.
     """
-    return read_coco(subset_path(path) if path.is_dir() else path, _POLICIES)
+    return read_coco(subset_path(path) if path.is_dir() else path, AS_WRITTEN)
 
 
 def manifest_stats(dataset: CocoDataset) -> dict[str, Any]:

@@ -18,6 +18,21 @@ _FIELDS = {
 }
 
 
+def require_mlcroissant() -> Any:
+    """Return the module ``mlcroissant``.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        import mlcroissant
+    except ImportError:
+        raise ConfigError(
+            "CURATE.MANIFEST.CROISSANT needs mlcroissant, which is not installed; pip install 'detcurate[croissant]'"
+        ) from None
+    return mlcroissant
+
+
 def write_croissant(directory: Path, provenance: Mapping[str, Any], subset_name: str) -> Path:
     """Write ``croissant.json``: the subset's file with its digest, and its images, annotations and categories.
 
@@ -35,12 +50,7 @@ def write_croissant(directory: Path, provenance: Mapping[str, Any], subset_name:
     Source:
         The MLCommons Croissant format, http://mlcommons.org/croissant/1.1.
     """
-    try:
-        import mlcroissant as mlc
-    except ImportError:
-        raise ConfigError(
-            "CURATE.MANIFEST.CROISSANT needs mlcroissant, which is not installed; pip install 'detcurate[croissant]'"
-        ) from None
+    mlc = require_mlcroissant()
     subset, source = provenance["subset"], provenance["source"]
     digest = sha256_file(directory / subset_name)
     compression = ["application/gzip"] if subset_name.endswith(".gz") else []

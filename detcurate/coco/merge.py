@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,13 @@ import orjson
 from detcurate import files
 from detcurate.coco.dataset import CocoDataset
 from detcurate.coco.manifest import open_text
+from detcurate.coco.source import Records
 from detcurate.errors import SelectionError
 
 OnConflict = Literal["error", "first"]
 ON_CONFLICT: tuple[OnConflict, ...] = ("error", "first")
 _SHOWN = 3
+_LARGEST_EXACT_FLOAT = 2**53
 
 
 @dataclass
@@ -176,25 +179,39 @@ def _images(merge: Merge) -> Iterator[bytes]:
 
 def _annotations(merge: Merge) -> Iterator[bytes]:
     """Yield the annotations of the images taken; one whose id was used before by another file gets a new one."""
-    used: set[int] = set()
+    used: set[str] = set()
     merge.renumbered = 0
-    highest = max((int(d.annotation_ids.max(initial=0)) for d in merge.datasets), default=0)
+    free = _free_ids(merge.datasets)
     for dataset, rows in zip(merge.datasets, merge.rows, strict=True):
         _, annotations = dataset.open()
         is_taken = np.zeros(len(dataset), bool)
         is_taken[rows] = True
         kept = np.flatnonzero(is_taken[dataset.image_index])
-        ids = dataset.annotation_ids[kept].tolist()
-        for row, number in sorted(zip(kept.tolist(), ids, strict=True), key=lambda pair: _position(dataset, pair[0])):
-            text = annotations[int(dataset.annotation_positions[row])]
-            if number in used:
-                highest += 1
+        kept = kept[np.argsort(dataset.annotation_positions[kept])]
+        ids = _original_ids(dataset, annotations, kept)
+        for position, key in zip(dataset.annotation_positions[kept].tolist(), ids, strict=True):
+            text = annotations[position]
+            if key in used:
                 merge.renumbered += 1
                 record: dict[str, Any] = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-                text = msgspec.json.encode({**record, "id": highest})
+                text = msgspec.json.encode({**record, "id": next(free)})
             yield text
-        used.update(ids)
+        used.update(key for key in ids if key is not None)
 
 
-def _position(dataset: CocoDataset, row: int) -> int:
-    return int(dataset.annotation_positions[row])
+def _original_ids(dataset: CocoDataset, annotations: Records, rows: np.ndarray) -> list[str | None]:
+    """Return the ids of some annotations as the file has them, as texts, since 7 and "7" are one; None for none."""
+    if {"string_id", "missing_id"}.isdisjoint(finding.code for finding in dataset.findings):
+        return [str(number) for number in dataset.annotation_ids[rows].tolist()]
+    ids = (annotations.value(position).get("id") for position in dataset.annotation_positions[rows].tolist())
+    return [None if value is None else str(value) for value in ids]
+
+
+def _free_ids(datasets: Sequence[CocoDataset]) -> Iterator[int]:
+    """Yield ids that no file uses: above all of theirs, or the smallest ones where those would be too large."""
+    used = np.unique(np.concatenate([dataset.annotation_ids for dataset in datasets]))
+    highest = max(int(used[-1]), 0) if len(used) else 0
+    if highest + sum(dataset.num_boxes for dataset in datasets) <= _LARGEST_EXACT_FLOAT:
+        return itertools.count(highest + 1)
+    taken = set(used.tolist())
+    return (number for number in itertools.count(1) if number not in taken)

@@ -9,24 +9,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 import numpy as np
-import orjson
 import yaml
 
 from detcurate.coco.dataset import CocoDataset, Opened, read_coco
 from detcurate.coco.findings import parse_policies
-from detcurate.coco.manifest import (
-    IMAGES_FILE,
-    PROVENANCE_FILE,
-    SUBSET_FILE,
-    histograms,
-    kept_rows,
-    subset_digest,
-)
+from detcurate.coco.manifest import IMAGES_FILE, histograms, kept_rows, subset_digest
+from detcurate.coco.provenance import AS_WRITTEN, read_provenance, subset_path
 from detcurate.coco.source import open_source
 from detcurate.ensemble import LEDGER, read_ledger
-from detcurate.errors import DatasetError, DetcurateError, SelectionError
+from detcurate.errors import DetcurateError, SelectionError
 from detcurate.files import sha256_file, sha256_json
 
 Status = Literal["ok", "failed", "absent"]
@@ -81,82 +73,10 @@ def verify_manifest(directory: Path, *, source: Path | None = None, output_dir: 
     return checks
 
 
-def read_provenance(directory: Path) -> dict[str, Any]:
-    """Read a manifest's ``provenance.json``.
-
-    Raises:
-        DatasetError: It is missing, not JSON, or lacks what is checked.
-    """
-    path = directory / PROVENANCE_FILE
-    try:
-        value = orjson.loads(path.read_bytes())
-        msgspec.convert(value, _Provenance)
-    except OSError as error:
-        raise DatasetError(
-            f"a manifest must hold {PROVENANCE_FILE}, got {error.strerror} ({path}); name the folder of a manifest"
-        ) from error
-    except (orjson.JSONDecodeError, msgspec.ValidationError) as error:
-        raise DatasetError(f"the provenance must be JSON from detcurate ({path}): {error}; write it again") from error
-    return dict(value)
-
-
-def subset_path(directory: Path) -> Path:
-    """Return a manifest's annotation file, compressed or not.
-
-    Raises:
-        DatasetError: There is none.
-    """
-    for name in (SUBSET_FILE, f"{SUBSET_FILE}.gz"):
-        if (directory / name).is_file():
-            return directory / name
-    raise DatasetError(f"a manifest must hold {SUBSET_FILE}, got none ({directory}); name the folder of a manifest")
-
-
 def text_sha256(path: Path) -> str:
     """Return the SHA-256 of an annotation file's text, whether it is compressed or not."""
     source = open_source(path)
     return hashlib.sha256(source.content).hexdigest() if source.is_gzip else source.sha256
-
-
-class _File(msgspec.Struct):
-    file_name: str
-    sha256: str
-    num_images: int
-    num_boxes: int
-
-
-class _Spent(msgspec.Struct):
-    images: int
-    boxes: int
-    cost_seconds: float
-
-
-class _Budget(msgspec.Struct):
-    spent: _Spent
-    seconds_per_image: float
-    seconds_per_box: float
-
-
-class _Member(msgspec.Struct):
-    run: int
-    iteration: int
-    sha256: str
-
-
-class _Provenance(msgspec.Struct):
-    """What of the provenance is checked."""
-
-    source: _File
-    subset: _File
-    budget: _Budget
-    strategy: str
-    seed: int
-    findings: list[dict[str, str | int]]
-    histograms: dict[str, dict[str, dict[str, int]]]
-    ensemble: list[_Member]
-    config_sha256: str
-    scores_sha256: str
-    settings: dict[str, dict[str, Any]] = {}
 
 
 class _AbsentError(Exception):
@@ -186,7 +106,7 @@ def _images_text(directory: Path, subset: Path) -> str:
     path = directory / IMAGES_FILE
     if not path.is_file():
         raise _AbsentError(f"no {IMAGES_FILE}")
-    dataset = read_coco(subset, _LENIENT)
+    dataset = read_coco(subset, AS_WRITTEN)
     names = [dataset.file_names[row] for row in np.argsort(dataset.image_positions).tolist()]
     if path.read_bytes() != "".join(f"{name}\n" for name in names).encode():
         raise SelectionError(f"{IMAGES_FILE} lists other images than {subset.name}")
@@ -194,7 +114,7 @@ def _images_text(directory: Path, subset: Path) -> str:
 
 
 def _counts(provenance: Mapping[str, Any], subset: Path) -> str:
-    dataset, budget = read_coco(subset, _LENIENT), provenance["budget"]
+    dataset, budget = read_coco(subset, AS_WRITTEN), provenance["budget"]
     images, boxes = len(dataset), dataset.num_boxes
     cost = images * budget["seconds_per_image"] + boxes * budget["seconds_per_box"]
     _same("the number of images", images, provenance["subset"]["num_images"])
@@ -281,7 +201,7 @@ def _source_image_ids(dataset: CocoDataset, opened: Opened, subset: Path) -> np.
     """Return the source's ids of the images whose records the subset holds."""
     records, _ = opened
     row_of = {records[position]: row for row, position in enumerate(dataset.image_positions.tolist())}
-    kept, _ = read_coco(subset, _LENIENT).open()
+    kept, _ = read_coco(subset, AS_WRITTEN).open()
     rows = [row_of.get(kept[position]) for position in range(len(kept))]
     strangers = sum(row is None for row in rows)
     if strangers:
@@ -307,6 +227,3 @@ def _members(provenance: Mapping[str, Any], output_dir: Path) -> str:
             raise _AbsentError(f"run {key[0]}, iteration {key[1]} is not here")
         _same(f"sha256 of run {key[0]}, iteration {key[1]}", sha256_file(files[key]), member["sha256"])
     return f"{len(provenance['ensemble'])} members"
-
-
-_LENIENT = {"box_outside_image": "note", "absolute_file_name": "warn", "normalized_boxes": "note"}

@@ -15,8 +15,8 @@ from detectron2.structures import BoxMode
 from torch.utils.data import Dataset, Sampler
 
 from detcurate.coco.dataset import CocoDataset, read_coco
+from detcurate.coco.provenance import subset_path
 from detcurate.coco.source import open_source
-from detcurate.coco.verify import subset_path
 from detcurate.d2.hooks import mix_seed
 from detcurate.errors import ConfigError
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import orjson
 
+from detcurate.coco.croissant import require_mlcroissant
 from detcurate.errors import ConfigError, DetcurateError
 from detcurate.files import write_bytes, write_json
 from detcurate.pipeline.choose import budget, manifest_stage, score_stage, select_stage, subset_file
@@ -135,7 +136,8 @@ def _require_own_directory(run: Run) -> None:
 
 def _validate(run: Run, names: list[str]) -> None:
     """Find what can be found before the first long stage: settings, files, budget, devices."""
-    _ = run.settings
+    if run.settings.manifest.croissant:
+        require_mlcroissant()
     if run.cfg.SEED < 0:
         raise ConfigError(f"SEED must be at least 0, so that a run can be repeated, got {run.cfg.SEED}")
     if run.is_rendered:
