@@ -14,7 +14,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from detcurate.coco.findings import parse_policies
+from detcurate.ensemble import AUGMENTATIONS, STORAGES
 from detcurate.errors import ConfigError
+from detcurate.schedule import SCHEDULES
 from detcurate.score.aggregate import AGGREGATIONS
 from detcurate.score.combine import NORMALIZATIONS
 from detcurate.score.measures import MEASURES
@@ -78,26 +80,78 @@ class EvaluationSettings(_Settings):
 
 
 class TrainSettings(_Settings):
-    """How one detector is trained, beyond what ``SOLVER`` says."""
+    """How one detector is trained, beyond what ``SOLVER`` says.
+
+    ``gpus_per_run`` 0 gives each run all GPUs of ``--num-gpus``, one run after the other; 1 gives it one, and as many
+    runs train side by side as there are GPUs.
+    """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     allow_pickle: bool = False
+    gpus_per_run: Literal[0, 1] = 0
 
 
 class EnsembleSettings(_Settings):
-    """How many runs there are, and which iterations of each become members."""
+    """How many runs there are, which iterations of each become members, and how those are stored.
 
-    num_runs: int = Field(2, ge=1)
+    ``num_runs`` 0 means only the members that ``detcurate ensemble add`` has put there. ``max_gb`` 0 is no limit.
+    docs/ensemble.md says which schedule reads which setting.
+    """
+
+    num_runs: int = Field(2, ge=0)
     members_per_run: int = Field(5, ge=1)
     last_fraction: float = Field(0.5, gt=0, le=1)
     iterations: tuple[int, ...] = ()
+    schedule: str = "last_fraction"
+    every: int = Field(1000, ge=1)
+    cycles: int = Field(5, ge=1)
+    storage: str = "fp32"
+    average_last: int = Field(0, ge=0)
+    average_every: int = Field(1, ge=1)
+    max_gb: float = Field(0.0, ge=0)
+    augmentations: tuple[str, ...] = ()
+
+    @field_validator("schedule")
+    @classmethod
+    def _validate_schedule(cls, name: str) -> str:
+        return require_known("the schedule", name, SCHEDULES)
+
+    @field_validator("storage")
+    @classmethod
+    def _validate_storage(cls, name: str) -> str:
+        return require_known("the storage", name, STORAGES)
+
+    @field_validator("augmentations")
+    @classmethod
+    def _validate_augmentations(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(require_known("an augmentation", name, AUGMENTATIONS) for name in names)
+
+    @model_validator(mode="after")
+    def _validate_iterations(self) -> EnsembleSettings:
+        if self.iterations and self.schedule not in ("last_fraction", "explicit"):
+            raise ValueError(f"iterations must be empty for the schedule {self.schedule}, got {list(self.iterations)}")
+        if self.schedule == "explicit" and not self.iterations:
+            raise ValueError("iterations must be given for the schedule explicit, got none")
+        return self
+
+    def augmentation(self, run: int) -> str:
+        """Return the name of a run's augmentation."""
+        return self.augmentations[run % len(self.augmentations)] if self.augmentations else "default"
 
 
 class PredictSettings(_Settings):
-    """How the pool goes through the members. What a detection is, ``MODEL.*_TEST`` and ``TEST`` say."""
+    """How the pool goes through the members. What a detection is, ``MODEL.*_TEST`` and ``TEST`` say.
+
+    ``memory_gb`` is what the members' weights may take on a device: those that do not fit are loaded in groups,
+    shard by shard. ``precision`` is that of the arithmetic, on a GPU. ``embeddings`` keeps a row an image of the first
+    member's features, for near-duplicates and diversity.
+    """
 
     batch_size: int = Field(8, ge=1)
     shard_size: int = Field(64, ge=1)
+    memory_gb: float = Field(8.0, gt=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    embeddings: bool = False
 
 
 class ScoreSettings(_Settings):

@@ -65,6 +65,16 @@ def run_jobs(
         return _run_in_workers(function, jobs, min(num_processes, len(jobs)), bar)
 
 
+def assign_gpus(num_jobs: int, num_gpus: int) -> tuple[int, ...]:
+    """Return the GPU of each job that needs one alone: the jobs take turns.
+
+    Example:
+        >>> assign_gpus(5, 2)
+        (0, 1, 0, 1, 0)
+    """
+    return tuple(job % num_gpus for job in range(num_jobs))
+
+
 def _run_in_workers(
     function: Callable[[Job, Progress], Result], jobs: Sequence[Job], num_processes: int, bar: Any
 ) -> list[Result]:

@@ -6,22 +6,15 @@ saw anything is told from one that was never shown to them.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from detcurate.errors import PredictionError
-from detcurate.files import atomic_path
+from detcurate.parquet import DAMAGES, fixed_lists, matrix_of, read_table, write_table
 from detcurate.structures import Detections
-
-_METADATA = b"detcurate"
-_METADATA_SHA256 = b"detcurate.sha256"
 
 
 def shard_path(directory: Path, index: int) -> Path:
@@ -41,22 +34,17 @@ def write_shard(path: Path, detections: Detections, image_ids: np.ndarray) -> No
     columns = {
         "image_id": pa.array(rows.image_ids.astype(np.int64)),
         "member": pa.array(rows.member.astype(np.int32)),
-        "box": _fixed_lists(rows.boxes),
+        "box": fixed_lists(rows.boxes.astype(np.float32)),
         "score": pa.array(rows.scores.astype(np.float32)),
         "class_index": pa.array(rows.class_index.astype(np.int32)),
-        "class_probs": _fixed_lists(rows.class_probs),
+        "class_probs": fixed_lists(rows.class_probs.astype(np.float32)),
     }
-    described = orjson.dumps(
-        {
-            "image_ids": image_ids.astype(np.int64).tolist(),
-            "num_classes": detections.num_classes,
-            "num_rows": len(detections),
-        }
-    )
-    metadata = {_METADATA: described, _METADATA_SHA256: hashlib.sha256(described).hexdigest()}
-    table = pa.table(columns).replace_schema_metadata(metadata)
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+    description = {
+        "image_ids": image_ids.astype(np.int64).tolist(),
+        "num_classes": detections.num_classes,
+        "posterior_form": detections.posterior_form,
+    }
+    write_table(path, columns, description)
 
 
 def read_shard(path: Path) -> tuple[Detections, np.ndarray]:
@@ -69,17 +57,17 @@ def read_shard(path: Path) -> tuple[Detections, np.ndarray]:
         PredictionError: The file is absent, truncated, damaged, or not a shard.
     """
     try:
-        table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
-        described = _described(table)
+        table, described = read_table(path)
         detections = Detections(
             image_ids=table["image_id"].to_numpy(),
             member=table["member"].to_numpy(),
-            boxes=_matrix(table["box"], 4),
+            boxes=matrix_of(table["box"], 4),
             scores=table["score"].to_numpy(),
             class_index=table["class_index"].to_numpy(),
-            class_probs=_matrix(table["class_probs"], described["num_classes"] + 1),
+            class_probs=matrix_of(table["class_probs"], described["num_classes"] + 1),
+            posterior_form=described.get("posterior_form", "softmax"),  # the only form when shards did not name it
         )
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError) as error:
+    except DAMAGES as error:
         raise PredictionError(
             f"a shard must be a whole Parquet file of detections ({path}): {error}; "
             "delete it and run the same command again to predict its images anew"
@@ -91,24 +79,3 @@ def read_shards(directory: Path) -> Iterator[tuple[Detections, np.ndarray]]:
     """Read the shards of a directory one after another, in order; see :func:`read_shard`."""
     for path in sorted(directory.glob("shard-*.parquet")):
         yield read_shard(path)
-
-
-def _described(table: pa.Table) -> dict[str, Any]:
-    """Return what the file's metadata says, after checking it: the pages have checksums, the footer has none."""
-    metadata = table.schema.metadata
-    if hashlib.sha256(metadata[_METADATA]).hexdigest().encode() != metadata[_METADATA_SHA256]:
-        raise ValueError("its metadata are damaged")
-    described = dict(orjson.loads(metadata[_METADATA]))
-    if described["num_rows"] != table.num_rows:
-        raise ValueError(f"it has {table.num_rows} rows, its metadata say {described['num_rows']}")
-    return described
-
-
-def _fixed_lists(matrix: np.ndarray) -> pa.FixedSizeListArray:
-    flat = pa.array(np.ascontiguousarray(matrix, dtype=np.float32).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
-
-
-def _matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    flat: np.ndarray = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(-1, width)

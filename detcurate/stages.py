@@ -51,6 +51,8 @@ class Stage:
         settings: The settings that touch its result, as JSON values.
         inputs: Name -> digest of what it reads.
         run: Does the work. Interrupted and called again with the same settings and inputs, it continues.
+        keeps_good_files: Whether ``run`` itself knows which of its files are still good when settings or inputs have
+            changed; else all of them are removed then.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Stage:
     settings: Mapping[str, Any]
     inputs: Mapping[str, str]
     run: Callable[[], StageResult]
+    keeps_good_files: bool = False
 
     @property
     def digest(self) -> str:
@@ -102,7 +105,8 @@ def run_stage(stage: Stage) -> dict[str, Any]:
         return marker
     if state == "changed":
         _logger.info("%-9s is done again: %s", stage.name, "; ".join(changes(stage)))
-        _remove_old_result(stage.directory)
+        if not stage.keeps_good_files:
+            _remove_old_result(stage.directory)
     elif state == "interrupted":
         _logger.info("%-9s continues where it stopped", stage.name)
         _remove_damaged(stage.directory, read_marker(stage.directory) or {})

@@ -2,7 +2,7 @@
 
 Axes, everywhere in the project: I images, E members, N detections, G clusters, C classes. Boxes are
 xyxy in absolute pixels. ``class_index`` is contiguous from 0; ``class_probs`` has C + 1 columns, the
-background last.
+background last. ``posterior_form`` says how to read them: one distribution a row, or one a class.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import numpy as np
 
 from detcurate.errors import DetcurateError, PredictionError, SelectionError
 
+POSTERIOR_FORMS = ("softmax", "sigmoid")
+
 _POSTERIOR_TOLERANCE = 1e-3  # float32 softmax over many classes, or a file rounded to four digits
+_DETECTION_COLUMNS = ("image_ids", "member", "boxes", "scores", "class_index", "class_probs")
 
 
 def _validate_column(
@@ -60,6 +63,18 @@ def _validate_rows(
         )
 
 
+def _is_posterior(class_probs: np.ndarray, posterior_form: str) -> tuple[np.ndarray, str]:
+    """Tell which rows are a posterior of the form, (N,) bool, and what such a row must be, in words."""
+    if posterior_form == "sigmoid":
+        rest = 1.0 - class_probs[:, :-1].max(axis=1)
+        fits = np.abs(class_probs[:, -1] - rest) <= _POSTERIOR_TOLERANCE
+        constraint = f"hold the last value 1 - max of the others within {_POSTERIOR_TOLERANCE}, all in [0, 1]"
+        return fits & np.all((class_probs >= 0) & (class_probs <= 1), axis=1), constraint
+    sums = class_probs.sum(axis=1, dtype=np.float64)
+    fits = np.all(class_probs >= 0, axis=1) & (np.abs(sums - 1.0) <= _POSTERIOR_TOLERANCE)
+    return fits, f"be a posterior (no value below 0, sum 1 within {_POSTERIOR_TOLERANCE})"
+
+
 @dataclass(frozen=True)
 class Detections:
     """What the members of an ensemble saw on a set of images, one row a detection.
@@ -70,10 +85,14 @@ class Detections:
         boxes: (N, 4) float32, xyxy in absolute pixels, with x1 < x2 and y1 < y2.
         scores: (N,) float32 in [0, 1], the detector's confidence.
         class_index: (N,) int32 in [0, C).
-        class_probs: (N, C + 1) float32, the posterior over the classes, background last; rows sum to 1 within 1e-3.
+        class_probs: (N, C + 1) float32, the posterior over the classes, background last, in the form below.
+        posterior_form: ``"softmax"``: a row is one distribution and sums to 1. ``"sigmoid"``: each of the first C
+            columns is in [0, 1] on its own, the probability of that class against all else, and the last column is
+            1 less their maximum. Both within 1e-3.
 
     Raises:
-        PredictionError: A column has another shape, kind or range than stated, or holds NaN or infinity.
+        PredictionError: A column has another shape, kind or range than stated, or holds NaN or infinity, or the form
+            is not known.
     """
 
     image_ids: np.ndarray
@@ -82,8 +101,13 @@ class Detections:
     scores: np.ndarray
     class_index: np.ndarray
     class_probs: np.ndarray
+    posterior_form: str = "softmax"
 
     def __post_init__(self) -> None:
+        if self.posterior_form not in POSTERIOR_FORMS:
+            raise PredictionError(
+                f"Detections.posterior_form must be one of {', '.join(POSTERIOR_FORMS)}, got {self.posterior_form!r}"
+            )
         n = len(self.image_ids)
         columns: tuple[tuple[str, tuple[int | str, ...], str], ...] = (
             ("image_ids", (n,), "i"),
@@ -102,14 +126,13 @@ class Detections:
         if self.num_classes < 1:
             raise PredictionError(f"Detections.class_probs must have C + 1 >= 2 columns, got {self.num_classes + 1}")
         known = (self.class_index >= 0) & (self.class_index < self.num_classes)
-        sums = self.class_probs.sum(axis=1, dtype=np.float64)
-        posterior = np.all(self.class_probs >= 0, axis=1) & (np.abs(sums - 1.0) <= _POSTERIOR_TOLERANCE)
+        posterior, constraint = _is_posterior(self.class_probs, self.posterior_form)
         checks = (
             ("member", self.member >= 0, "be at least 0"),
             ("boxes", np.all(self.boxes[:, :2] < self.boxes[:, 2:], axis=1), "have x1 < x2 and y1 < y2"),
             ("scores", (self.scores >= 0) & (self.scores <= 1), "be in [0, 1]"),
             ("class_index", known, f"be in [0, {self.num_classes})"),
-            ("class_probs", posterior, f"be a posterior (no value below 0, sum 1 within {_POSTERIOR_TOLERANCE})"),
+            ("class_probs", posterior, constraint),
         )
         for name, fits, constraint in checks:
             _validate_rows("Detections", name, fits, getattr(self, name), constraint, self.image_ids)
@@ -123,7 +146,7 @@ class Detections:
         return int(self.class_probs.shape[1] - 1)
 
     @classmethod
-    def empty(cls, num_classes: int) -> Detections:
+    def empty(cls, num_classes: int, posterior_form: str = "softmax") -> Detections:
         """Return a record of no detections for C classes."""
         return cls(
             image_ids=np.zeros(0, np.int64),
@@ -132,18 +155,27 @@ class Detections:
             scores=np.zeros(0, np.float32),
             class_index=np.zeros(0, np.int32),
             class_probs=np.zeros((0, num_classes + 1), np.float32),
+            posterior_form=posterior_form,
         )
 
     @classmethod
     def concatenate(cls, parts: Sequence[Detections]) -> Detections:
-        """Join the rows of one or more records, in the order given."""
+        """Join the rows of one or more records of one posterior form, in the order given."""
         if not parts:
             raise PredictionError("Detections.concatenate needs at least one record, got none")
-        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in cls.__annotations__})
+        forms = {part.posterior_form for part in parts}
+        if len(forms) > 1:
+            raise PredictionError(
+                f"Detections to join must have one posterior_form, got {' and '.join(sorted(forms))}; "
+                "an ensemble is of detectors of one kind: join softmax and sigmoid heads in separate pools"
+            )
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _DETECTION_COLUMNS}
+        return cls(**columns, posterior_form=forms.pop())
 
     def take(self, rows: np.ndarray) -> Detections:
         """Return the rows that an index array or a mask names."""
-        return type(self)(**{name: getattr(self, name)[rows] for name in type(self).__annotations__})
+        columns = {name: getattr(self, name)[rows] for name in _DETECTION_COLUMNS}
+        return type(self)(**columns, posterior_form=self.posterior_form)
 
 
 @dataclass(frozen=True)

@@ -168,3 +168,108 @@ def test_no_cluster_gives_no_value():
 def test_votes_of_other_detections_are_refused(measure):
     with pytest.raises(PredictionError, match="Clusters.votes must name rows below 1, the number of detections, got 2"):
         measure(detections_of([[0.5, 0.5]]), clusters_of([[0, 2, -1]]))
+
+
+# Sigmoids: 6 members, 4 classes, 9 clusters
+
+
+def sigmoids_of(foreground):
+    foreground = np.asarray(foreground, np.float32)
+    columns = vars(detections_of(np.eye(foreground.shape[1] + 1, dtype=np.float32)[np.zeros(len(foreground), int)]))
+    class_probs = np.column_stack((foreground, 1 - foreground.max(axis=1)))
+    return Detections(**{**columns, "class_probs": class_probs, "posterior_form": "sigmoid"})
+
+
+def random_sigmoids(seed=0, g=9, e=6, c=4):
+    rng = np.random.default_rng(seed)
+    foreground = rng.beta(0.4, 0.8, (g * e, c))
+    foreground[::5, 0], foreground[1::5, 1] = 0.0, 1.0  # what float32 gives far from the middle
+    _, clusters = random_case(seed, g, e, c)
+    return sigmoids_of(foreground), clusters
+
+
+def answers(detections, clusters):
+    """(G, E, C) float64 with the misses written out as no."""
+    full = detections.class_probs[:, :-1].astype(np.float64)[clusters.votes]
+    full[clusters.votes < 0] = 0.0
+    return full
+
+
+def h(p):
+    return sum(-value * math.log(value) for value in (p, 1 - p) if value > 0)
+
+
+def test_sigmoids_by_hand_each_measure_at_its_own_class():
+    # Class 0: 0.5 and 0.5, all doubt and no disagreement. Class 1: 1 and 0, no doubt and all disagreement.
+    detections, clusters = sigmoids_of([[0.5, 1.0, 0.1], [0.5, 0.2, 0.1]]), clusters_of([[0, 1]])
+    assert consensus_probs(detections, clusters) == pytest.approx(np.array([[0.5, 0.6, 0.1, 0.4]]))
+    assert entropy(detections, clusters) == pytest.approx([math.log(2)])
+    assert expected_entropy(detections, clusters) == pytest.approx([math.log(2)])
+    assert mutual_information(detections, clusters) == pytest.approx([h(0.6) - h(0.2) / 2], rel=1e-6)
+
+
+def test_a_miss_says_no_to_every_class_and_counts_in_the_denominator():
+    detections, clusters = sigmoids_of([[0.8, 0.3]]), clusters_of([[-1, 0, -1, -1]])
+    assert consensus_probs(detections, clusters) == pytest.approx(np.array([[0.2, 0.075, 0.8]]))
+    assert entropy(detections, clusters) == pytest.approx([h(0.2)], rel=1e-6)
+    assert expected_entropy(detections, clusters) == pytest.approx([h(0.3) / 4], rel=1e-6)
+    assert mutual_information(detections, clusters) == pytest.approx([h(0.2) - h(0.8) / 4], rel=1e-6)
+
+
+def test_sigmoids_against_scipy():
+    detections, clusters = random_sigmoids()
+    full = answers(detections, clusters)
+    total = scipy_entropy([full.mean(axis=1), 1 - full.mean(axis=1)], axis=0)
+    own = scipy_entropy([full, 1 - full], axis=0).mean(axis=1)
+    consensus = consensus_probs(detections, clusters)
+    np.testing.assert_allclose(consensus[:, :-1], full.mean(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(consensus[:, -1], 1 - full.mean(axis=1).max(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(entropy(detections, clusters), total.max(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(expected_entropy(detections, clusters), own.max(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(mutual_information(detections, clusters), (total - own).max(axis=1), atol=1e-12)
+    assert (mutual_information(detections, clusters) > 0.01).all()
+
+
+def test_one_class_of_sigmoids_is_the_softmax_of_two():
+    """A sigmoid against all else is a softmax of that class and the background."""
+    rng = np.random.default_rng(2)
+    probs, clusters = rng.random((7 * 3, 1)).astype(np.float32), random_case(2, 7, 3)[1]
+    softmax = detections_of(np.column_stack((probs, 1 - probs)))
+    for measure in (consensus_probs, entropy, expected_entropy, mutual_information):
+        np.testing.assert_allclose(measure(sigmoids_of(probs), clusters), measure(softmax, clusters), rtol=1e-5)
+
+
+def test_identical_sigmoids_disagree_on_nothing():
+    detections, clusters = sigmoids_of(np.tile([0.3, 0.9, 0.02], (5, 1))), clusters_of([[0, 1, 2, 3, 4]])
+    assert mutual_information(detections, clusters) == pytest.approx([0], abs=1e-12)
+    assert entropy(detections, clusters) == pytest.approx([h(0.3)], rel=1e-6)
+
+
+def test_the_order_of_members_with_sigmoids_does_not_matter():
+    detections, clusters = random_sigmoids(seed=5)
+    turned = clusters_of(clusters.votes[:, [3, 1, 5, 4, 0, 2]])
+    for measure in (consensus_probs, entropy, expected_entropy, mutual_information):
+        np.testing.assert_allclose(measure(detections, turned), measure(detections, clusters), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(("e", "c"), [(2, 5), (6, 2), (9, 3)])
+def test_measures_of_sigmoids_stay_in_their_range_and_reach_its_top(e, c):
+    detections, clusters = random_sigmoids(g=13, e=e, c=c)
+    for measure in (entropy, expected_entropy, mutual_information):
+        values = measure(detections, clusters)
+        assert (values >= 0).all() and (values <= math.log(2) + 1e-12).all()
+    halves = sigmoids_of([[1.0] + [0.0] * (c - 1), [0.0] * c])
+    assert mutual_information(halves, clusters_of([[0, 1]])) == pytest.approx([math.log(2)])
+
+
+def test_no_cluster_of_sigmoids_gives_no_value():
+    detections, clusters = Detections.empty(4, "sigmoid"), clusters_of(np.zeros((0, 3)))
+    for measure in (entropy, expected_entropy, mutual_information):
+        assert measure(detections, clusters).shape == (0,)
+    assert consensus_probs(detections, clusters).shape == (0, 5)
+
+
+@pytest.mark.parametrize("measure", [consensus_probs, entropy, expected_entropy, mutual_information])
+def test_votes_of_other_sigmoids_are_refused(measure):
+    with pytest.raises(PredictionError, match="Clusters.votes must name rows below 1, the number of detections, got 2"):
+        measure(sigmoids_of([[0.5, 0.4]]), clusters_of([[0, 2, -1]]))

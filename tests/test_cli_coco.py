@@ -280,8 +280,14 @@ def test_validate_camvid(camvid, said):
         (["manifest", "merge", "{}/train.json", "-o", "{}/train.json/x"], "a file must be accessible, got Not a dir"),
         (["manifest", "merge", "{}/train.json", "-o", "{}/train.json"], "must be another file than those to merge"),
         (["manifest", "merge", "{}/train.json", "-o", "x", "--on-conflict", "last"], "invalid choice: 'last'"),
-        (["valdiate", "{}/train.json"], "one of validate, manifest, got 'valdiate' (did you mean 'validate'?)"),
-        (["stats", "{}/train.json"], "the first word must be an option or one of validate, manifest, got 'stats'"),
+        (
+            ["valdiate", "{}/train.json"],
+            "one of ensemble, manifest, validate, got 'valdiate' (did you mean 'validate'?)",
+        ),
+        (
+            ["stats", "{}/train.json"],
+            "the first word must be an option or one of ensemble, manifest, validate, got 'stats'",
+        ),
     ],
 )
 def test_bad_arguments_get_one_message(tmp_path, write, refused, words, message):

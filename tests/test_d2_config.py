@@ -253,7 +253,7 @@ def test_settings_by_hand():
         ({"SELECT": {"FRACTION": float("nan")}}, r"CURATE.SELECT.FRACTION: input should be .*, got nan"),
         ({"SELECT": {"STRATEGY": "top_m"}}, r"CURATE.SELECT.STRATEGY: the strategy must be one of .*mean 'top_n'\?"),
         ({"SELECT": {"SHARE": 1}}, r"CURATE.SELECT.SHARE: extra inputs are not permitted, got 1"),
-        ({"ENSEMBLE": {"NUM_RUNS": 0}}, r"CURATE.ENSEMBLE.NUM_RUNS: input should be greater than or equal to 1, got 0"),
+        ({"ENSEMBLE": {"NUM_RUNS": -1}}, r"CURATE.ENSEMBLE.NUM_RUNS: .* greater than or equal to 0, got -1"),
         ({"TRAIN": {"OPTIMIZER": "adam"}}, r"CURATE.TRAIN.OPTIMIZER: input should be 'sgd' or 'adamw', got 'adam'"),
         ({"SCORE": {"AGGREGATION": "top"}}, r"CURATE.SCORE.AGGREGATION: the aggregation must be one of .*max"),
         ({"SCORE": {"NORMALIZATION": "ranks"}}, r"the normalization must be one of .*\(did you mean 'rank'\?\)"),

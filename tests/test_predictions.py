@@ -1,6 +1,9 @@
 """The store of predictions: 7 detections of 3 members on 4 images, 2 of them without any, 5 classes."""
 
+import hashlib
+
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -91,6 +94,38 @@ def test_a_float64_posterior_is_stored_as_float32(tmp_path, detections):
     wide = Detections(**{**columns, "class_probs": detections.class_probs.astype(np.float64)})
     write_shard(tmp_path / "x.parquet", wide, IMAGES)
     assert read_shard(tmp_path / "x.parquet")[0].class_probs.dtype == np.float32
+
+
+def test_the_form_of_the_posterior_comes_back(tmp_path, detections):
+    foreground = detections.class_probs[:, :-1]
+    class_probs = np.column_stack((foreground, 1 - foreground.max(axis=1)))
+    sigmoids = Detections(**{**vars(detections), "class_probs": class_probs, "posterior_form": "sigmoid"})
+    for rows in (sigmoids, Detections.empty(3, "sigmoid")):
+        write_shard(tmp_path / "x.parquet", rows, IMAGES)
+        found, _ = read_shard(tmp_path / "x.parquet")
+        assert found.posterior_form == "sigmoid"
+        assert_equal(found, rows.take(np.lexsort((rows.member, rows.image_ids))))
+
+
+def test_a_shard_from_before_there_were_forms_is_of_softmax_rows(shard, detections):
+    table = pq.read_table(shard)
+    described = orjson.loads(table.schema.metadata[b"detcurate"])
+    assert described.pop("posterior_form") == "softmax"
+    text = orjson.dumps(described)
+    metadata = {b"detcurate": text, b"detcurate.sha256": hashlib.sha256(text).hexdigest()}
+    pq.write_table(table.replace_schema_metadata(metadata), shard)
+    found, image_ids = read_shard(shard)
+    assert (found.posterior_form, len(found)) == ("softmax", 7)
+    assert image_ids.tolist() == IMAGES.tolist()
+
+
+def test_a_shard_of_a_form_that_is_not_known_is_refused(shard):
+    table = pq.read_table(shard)
+    text = orjson.dumps({**orjson.loads(table.schema.metadata[b"detcurate"]), "posterior_form": "logits"})
+    metadata = {b"detcurate": text, b"detcurate.sha256": hashlib.sha256(text).hexdigest()}
+    pq.write_table(table.replace_schema_metadata(metadata), shard)
+    with pytest.raises(PredictionError, match="posterior_form must be one of softmax, sigmoid, got 'logits'"):
+        read_shard(shard)
 
 
 def test_a_truncated_file_is_refused_at_any_length(shard):

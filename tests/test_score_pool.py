@@ -222,6 +222,35 @@ def test_an_unknown_measure_is_answered_with_the_names():
         score_objects(Detections.empty(2), num_members=1, measures=[])
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_an_ensemble_of_one_has_doubt_and_no_disagreement(name):
+    detections = scene(6, num_members=1)
+    if name in ("entropy", "expected_entropy"):
+        assert (score_objects(detections, num_members=1, measures=[name]).measures[name] > 0).all()
+        return
+    message = f"measures of an ensemble of one member must be among entropy, expected_entropy, got {name}; members are"
+    with pytest.raises(ConfigError, match=message):
+        score_objects(detections, num_members=1, measures=["entropy", name])
+    assert score_objects(detections, num_members=2, measures=["entropy", name]).measures[name].shape
+
+
+def test_sigmoids_are_scored_as_sigmoids():
+    class_probs = np.array([[0.7, 0.6, 0.3], [0.1, 0.4, 0.6]])
+    detections = Detections(
+        image_ids=np.array([7, 7]),
+        member=np.array([0, 2]),
+        boxes=np.array([[0.0, 0.0, 8.0, 10.0], [0.0, 0.0, 12.0, 10.0]]),
+        scores=np.array([0.7, 0.4]),
+        class_index=np.array([0, 1]),
+        class_probs=class_probs,
+        posterior_form="sigmoid",
+    )
+    objects = score_objects(detections, num_members=5, measures=["entropy"])
+    assert objects.class_index.tolist() == [1]
+    assert objects.confidence == pytest.approx([0.2])
+    assert objects.measures["entropy"] == pytest.approx([-(0.2 * math.log(0.2) + 0.8 * math.log(0.8))])
+
+
 def test_an_object_outside_the_pool_is_named():
     with pytest.raises(PredictionError, match="objects must lie on the pool's 2 images, got image_id 25; score the"):
         score_images(objects_of([10, 25], [0.1, 0.2]), np.array([10, 30]), weights={"entropy": 1.0})

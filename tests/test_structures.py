@@ -51,8 +51,8 @@ def test_detections_joined_keep_order_and_dtypes():
     detections = Detections(**detection_columns())
     joined = Detections.concatenate([detections, Detections.empty(4), detections.take(np.array([1]))])
     assert joined.class_index.tolist() == [0, 3, 2, 3]
-    assert [getattr(joined, name).dtype for name in Detections.__annotations__] == [
-        getattr(detections, name).dtype for name in Detections.__annotations__
+    assert [getattr(joined, name).dtype for name in detection_columns()] == [
+        getattr(detections, name).dtype for name in detection_columns()
     ]
     with pytest.raises(PredictionError, match="needs at least one record, got none"):
         Detections.concatenate([])
@@ -98,6 +98,46 @@ def test_a_posterior_may_be_off_by_its_rounding():
         columns = detection_columns()
         columns["class_probs"] = columns["class_probs"] * np.float32(factor)
         assert len(Detections(**columns)) == 3
+
+
+def sigmoid_columns():
+    foreground = np.array([[0.9, 0.8, 0, 0.5], [0.1, 0, 0.3, 1], [0, 0, 0, 0]], np.float32)
+    class_probs = np.column_stack((foreground, 1 - foreground.max(axis=1)))
+    return {**detection_columns(), "class_probs": class_probs, "posterior_form": "sigmoid"}
+
+
+def test_sigmoids_keep_their_form():
+    detections = Detections(**sigmoid_columns())
+    assert detections.posterior_form == "sigmoid"
+    assert Detections(**detection_columns()).posterior_form == "softmax"
+    assert detections.take(np.array([2, 0])).posterior_form == "sigmoid"
+    joined = Detections.concatenate([Detections.empty(4, "sigmoid"), detections])
+    assert (joined.posterior_form, len(joined)) == ("sigmoid", 3)
+    assert Detections.empty(4).posterior_form == "softmax"
+
+
+@pytest.mark.parametrize("row", [[0.5, 0.2, 0, 0, 0.6], [1.2, 0, 0, 0, -0.2], [0.5, -0.1, 0, 0, 0.5], [0, 0, 0, 0, 0]])
+def test_a_row_that_is_not_of_sigmoids_is_named(row):
+    columns = sigmoid_columns()
+    columns["class_probs"][1] = row
+    message = (
+        r"class_probs must hold the last value 1 - max of the others within 0.001, all in \[0, 1\], got .*row 1, im"
+    )
+    with pytest.raises(PredictionError, match=message):
+        Detections(**columns)
+
+
+def test_sigmoids_may_be_off_by_their_rounding():
+    columns = sigmoid_columns()
+    columns["class_probs"][0, -1] += np.float32(0.0009)
+    assert len(Detections(**columns)) == 3
+
+
+def test_forms_that_do_not_go_together_or_do_not_exist():
+    with pytest.raises(PredictionError, match="must have one posterior_form, got sigmoid and softmax; an ensemble is"):
+        Detections.concatenate([Detections.empty(4), Detections(**sigmoid_columns())])
+    with pytest.raises(PredictionError, match="posterior_form must be one of softmax, sigmoid, got 'logits'"):
+        Detections.empty(4, "logits")
 
 
 # Clusters

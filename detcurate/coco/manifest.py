@@ -21,6 +21,7 @@ from detcurate.coco.source import Records
 from detcurate.errors import SelectionError
 
 SUBSET_FILE = "subset.json"
+_MEMBER = ("run", "iteration", "kind", "sha256")
 PROVENANCE_FILE = "provenance.json"
 IMAGES_FILE = "images.txt"
 
@@ -115,7 +116,7 @@ def build_provenance(
             "seconds_per_box": seconds_per_box,
         },
         "histograms": histograms(dataset, images, annotations, opened),
-        "ensemble": [{key: member[key] for key in ("run", "iteration", "sha256")} for member in members],
+        "ensemble": [{key: member[key] for key in _MEMBER if key in member} for member in members],
         "config_sha256": config_sha256,
         "scores_sha256": scores_sha256,
         "versions": dict(versions),

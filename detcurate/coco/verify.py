@@ -17,7 +17,7 @@ from detcurate.coco.findings import parse_policies
 from detcurate.coco.manifest import IMAGES_FILE, histograms, kept_rows, subset_digest
 from detcurate.coco.provenance import AS_WRITTEN, read_provenance, subset_path
 from detcurate.coco.source import open_source
-from detcurate.ensemble import LEDGER, read_ledger
+from detcurate.ensemble import CHECKPOINT, LEDGER, read_ledger
 from detcurate.errors import DetcurateError, SelectionError
 from detcurate.files import sha256_file, sha256_json
 
@@ -220,9 +220,9 @@ def _members(provenance: Mapping[str, Any], output_dir: Path) -> str:
     directory = output_dir / "ensemble"
     if not (directory / LEDGER).is_file():
         raise _AbsentError("the ensemble is not here")
-    files = {(member.run, member.iteration): directory / member.file for member in read_ledger(directory / LEDGER)}
+    files = {(member.run, *member.key): directory / member.file for member in read_ledger(directory / LEDGER)}
     for member in provenance["ensemble"]:
-        key = (member["run"], member["iteration"])
+        key = (member["run"], member["iteration"], member.get("kind", CHECKPOINT))
         if key not in files or not files[key].is_file():
             raise _AbsentError(f"run {key[0]}, iteration {key[1]} is not here")
         _same(f"sha256 of run {key[0]}, iteration {key[1]}", sha256_file(files[key]), member["sha256"])

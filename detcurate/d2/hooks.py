@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.engine import HookBase
@@ -11,33 +13,163 @@ from detectron2.utils import comm
 from safetensors.torch import save_file
 from torch import nn
 
-from detcurate.ensemble import MemberWriter
+from detcurate.d2.averaging import WeightAverage
+from detcurate.d2.storage import require_finite, stored
+from detcurate.ensemble import AVERAGE, CHECKPOINT, MemberWriter
 from detcurate.files import atomic_path
+from detcurate.schedule import averaging_windows, member_iterations
+
+_logger = logging.getLogger("detcurate")
 
 
 class EnsembleCheckpointer(HookBase):
     """Saves the weights of the model, and nothing else, after the given iterations.
 
-    Add it to any Detectron2 trainer: ``trainer.register_hooks([EnsembleCheckpointer(writer, iterations)])``. Put it
-    before the writers, which stay last. Only the main process writes.
+    Add it to any Detectron2 trainer: ``trainer.register_hooks([ensemble_checkpointer(directory, max_iter)])``. Only the
+    main process writes. The running mean of a window is part of the trainer's state, so that a resumed training goes on
+    with it; a window of which samples are missing is not saved.
 
     Args:
         writer: Keeps the files and the ledger.
-        iterations: From 0; see :func:`detcurate.ensemble.member_iterations`.
+        iterations: From 0; see :func:`detcurate.schedule.member_iterations`.
+        windows: An iteration -> the iterations whose mean is saved after it; see
+            :func:`detcurate.schedule.averaging_windows`.
     """
 
-    def __init__(self, writer: MemberWriter, iterations: Collection[int]) -> None:
-        self._writer, self._iterations = writer, frozenset(iterations)
+    def __init__(
+        self, writer: MemberWriter, iterations: Collection[int], windows: Mapping[int, Sequence[int]] | None = None
+    ) -> None:
+        self._writer, self._iterations, self._windows = writer, frozenset(iterations), dict(windows or {})
+        self._end_of = {sample: end for end, samples in self._windows.items() for sample in samples}
+        self._average = WeightAverage()
+
+    def before_train(self) -> None:
+        """Take the sample that a checkpoint saved by another hook, before this one had its turn, does not hold."""
+        done = self.trainer.start_iter - 1
+        if done in self._end_of and self._average.last_iteration != done and comm.is_main_process():
+            self._sample(done, None)
 
     def after_step(self) -> None:
-        """Save a member when this iteration is on the schedule."""
-        if self.trainer.iter in self._iterations and comm.is_main_process():
-            self._writer.save(self.trainer.iter, self._lr(), lambda path: save_weights(self.trainer.model, path))
+        """Save a member when this iteration is on the schedule, and take it into the mean when it is a sample."""
+        if not comm.is_main_process():
+            return
+        iteration = self.trainer.iter
+        if iteration in self._iterations:
+            save_with(self._writer, unwrap(self.trainer.model).state_dict(), iteration, self._lr(), CHECKPOINT)
+        if iteration in self._end_of:
+            self._sample(iteration, self._lr())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the running mean when there is one, so that the trainer's state holds it."""
+        return self._average.state_dict() if self._windows else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the running mean of an interrupted training."""
+        self._average.load_state_dict(state)
+
+    def _sample(self, iteration: int, lr: float | None) -> None:
+        end = self._end_of[iteration]
+        samples = self._windows[end]
+        if iteration == samples[0]:
+            self._average.begin()
+        self._average.update(unwrap(self.trainer.model).state_dict(), iteration)
+        if iteration < end:
+            return
+        if self._average.count == len(samples):
+            save_with(self._writer, self._average.state(), iteration, lr, AVERAGE)
+        else:
+            _logger.warning(
+                "no average is saved after iteration %d: %d of %d samples are from before this training was resumed",
+                iteration, len(samples) - self._average.count, len(samples),
+            )  # fmt: skip
+        self._average.begin()
 
     def _lr(self) -> float:
         """Return the rate of the update just made: the scheduler's hook logs it and moves the optimizer on."""
         rate, logged_at = self.trainer.storage.latest().get("lr", (0.0, -1))
         return float(rate if logged_at == self.trainer.iter else self.trainer.optimizer.param_groups[0]["lr"])
+
+
+def ensemble_checkpointer(
+    directory: str | Path,
+    max_iter: int,
+    *,
+    run: int = 0,
+    seed: int | None = None,
+    storage: str = "fp32",
+    max_gb: float = 0.0,
+    average_last: int = 0,
+    average_every: int = 1,
+    **schedule: Any,
+) -> EnsembleCheckpointer:
+    """Return the hook for a trainer of one's own; its members go to ``directory/run-<run>``.
+
+    Args:
+        directory: Of the ensemble.
+        max_iter: ``cfg.SOLVER.MAX_ITER``.
+        run: Number of the run, when several trainings make one ensemble.
+        seed: Of the run, for the ledger.
+        storage: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        max_gb: What the members of this run may take on disk; 0 for no limit.
+        average_last: How many averages are saved besides.
+        average_every: Iterations between two samples of an average.
+        **schedule: What :func:`detcurate.schedule.member_iterations` takes, such as ``members_per_run=10``.
+
+    Raises:
+        ConfigError: The schedule cannot be.
+    """
+    iterations = member_iterations(max_iter, **schedule)
+    windows = averaging_windows(iterations, last=average_last, every=average_every)
+    writer = MemberWriter(
+        Path(directory),
+        run=run,
+        seed=seed,
+        storage=storage,
+        max_bytes=int(max_gb * 1e9),
+        plan=[*((iteration, CHECKPOINT) for iteration in iterations), *((end, AVERAGE) for end in windows)],
+    )
+    return EnsembleCheckpointer(writer, iterations, windows)
+
+
+def save_member(
+    model: nn.Module,
+    directory: str | Path,
+    iteration: int,
+    *,
+    run: int = 0,
+    seed: int | None = None,
+    lr: float | None = None,
+    storage: str = "fp32",
+    max_gb: float = 0.0,
+) -> None:
+    """Save a member from a loop of one's own; an iteration that is saved already is not saved again.
+
+    To be called after ``optimizer.step()``, by every process of a distributed training: the main one writes.
+
+    Args:
+        model: Wrapped in ``DistributedDataParallel`` or not.
+        directory: Of the ensemble; the member goes to ``directory/run-<run>``.
+        iteration: From 0.
+        run: Number of the run.
+        seed: Of the run, for the ledger.
+        lr: The rate of the update just made, for the ledger.
+        storage: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        max_gb: What the members of this run may take on disk; 0 for no limit.
+
+    Raises:
+        EnsembleError: A weight is not finite.
+    """
+    if comm.is_main_process():
+        writer = MemberWriter(Path(directory), run=run, seed=seed, storage=storage, max_bytes=int(max_gb * 1e9))
+        save_with(writer, unwrap(model).state_dict(), iteration, lr, CHECKPOINT)
+
+
+def save_with(
+    writer: MemberWriter, state: Mapping[str, torch.Tensor], iteration: int, lr: float | None, kind: str
+) -> None:
+    """Save a state as a member with a writer, unless a weight is not finite."""
+    what = f"the weights after iteration {iteration}"
+    writer.save(iteration, lr, lambda path: save_state(state, path, writer.storage, what), kind)
 
 
 class StepSeeder(HookBase):
@@ -89,9 +221,18 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write a model's state as safetensors: no pickle, memory-mapped when read."""
-    copied = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}  # no two may share memory
-    state = {name: tensor.detach().to(**copied) for name, tensor in unwrap(model).state_dict().items()}
-    save_file(state, path)
+    save_state(unwrap(model).state_dict(), path, "fp32", "the weights")
+
+
+def save_state(state: Mapping[str, torch.Tensor], path: Path, storage: str, what: str) -> None:
+    """Write a state as safetensors in a storage.
+
+    Raises:
+        EnsembleError: A tensor is not finite, or no longer is in that storage; ``what`` begins the message.
+    """
+    tensors = stored(state, storage)
+    require_finite(tensors, state, storage, what, "the training has diverged: lower SOLVER.BASE_LR")
+    save_file(tensors, path)
 
 
 def mix_seed(*parts: int) -> int:

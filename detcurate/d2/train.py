@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, hooks, launch
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from detcurate.coco.dataset import read_coco
 from detcurate.d2 import backbones  # noqa: F401  registers the small backbone
@@ -30,73 +29,13 @@ from detcurate.d2.hooks import (
     mix_seed,
     unwrap,
 )
+from detcurate.d2.job import ImageSet as ImageSet  # what a job is made of, for those who train
+from detcurate.d2.job import TrainingJob
+from detcurate.d2.solver import build_lr_scheduler, build_optimizer
 from detcurate.d2.weights import load_initial_weights, load_tensors
-from detcurate.ensemble import MemberWriter
 from detcurate.errors import EnsembleError
 
 Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Labelled images by reference, so that a job that names them is small.
-
-    Args:
-        annotations: A COCO file.
-        image_root: What its file names are relative to.
-        image_ids: The images meant; all of the file when ``None``.
-        policies: What is done about findings, pairs of code and policy.
-    """
-
-    annotations: Path
-    image_root: Path
-    image_ids: tuple[int, ...] | None = None
-    policies: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class Distributed:
-    """How many processes train one run, in the words of Detectron2's ``launch``."""
-
-    num_gpus: int = 0
-    num_machines: int = 1
-    machine_rank: int = 0
-    dist_url: str = "auto"
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """One run: what to train on, with which seed, and which iterations to keep.
-
-    Args:
-        config: The whole config as YAML (``cfg.dump()``).
-        images: The training images.
-        directory: The members go to ``directory/folder``.
-        folder: Such as ``"run-0"``.
-        run: Number of the run.
-        seed: Of the weights, the order and the augmentation.
-        iterations: After which a member is saved.
-        distributed: How many processes train it.
-    """
-
-    config: str
-    images: ImageSet
-    directory: Path
-    folder: str
-    run: int
-    seed: int
-    iterations: tuple[int, ...]
-    distributed: Distributed = Distributed()
-
-    @property
-    def run_directory(self) -> Path:
-        """Where the members, the log and the metrics of this run are."""
-        return self.directory / self.folder
-
-    @property
-    def writer(self) -> MemberWriter:
-        """What saves the members of this run."""
-        return MemberWriter(self.directory, run=self.run, seed=self.seed, folder=self.folder)
 
 
 class CurateTrainer(DefaultTrainer):
@@ -122,7 +61,8 @@ class CurateTrainer(DefaultTrainer):
             StepSeeder(job.seed),
             hooks.IterationTimer(),
             hooks.LRScheduler(),
-            EnsembleCheckpointer(job.writer, job.iterations),
+            EnsembleCheckpointer(job.writer, job.iterations, job.windows),
+            *([EnsembleCheckpointer(job.last_writer, [self.max_iter - 1])] if job.keep_last else []),
             ResumeSaver(self._state_path, self.cfg.SOLVER.CHECKPOINT_PERIOD),
         ]
         if comm.is_main_process():
@@ -157,21 +97,16 @@ class CurateTrainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """Build SGD as Detectron2 does, or AdamW on the same parameter groups."""
-        if cfg.CURATE.TRAIN.OPTIMIZER == "sgd":
-            return super().build_optimizer(cfg, model)
-        groups = get_default_optimizer_params(
-            model,
-            base_lr=cfg.SOLVER.BASE_LR,
-            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        )
-        optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-        return optimizer(groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        """Build Detectron2's schedules of the learning rate, or ours."""
+        return build_lr_scheduler(cfg, optimizer)
 
 
 def train_run(job: TrainingJob, progress: Progress) -> None:
-    """Train one run to the end, from where it was interrupted; return at once when its last member is there.
+    """Train one run to the end, from where it was interrupted; return at once when all is there.
 
     Args:
         job: What to train.
@@ -181,8 +116,8 @@ def train_run(job: TrainingJob, progress: Progress) -> None:
         DatasetError: The annotations or an image cannot be used.
         EnsembleError: The loss is not finite, or the state to resume from is damaged.
     """
-    if {member.iteration for member in job.writer.members()} >= set(job.iterations):
-        progress(job.iterations[-1] + 1)
+    if job.is_complete:
+        progress(job.last_iteration + 1)
         return
     how = job.distributed
     launch(
@@ -199,6 +134,11 @@ def train_run(job: TrainingJob, progress: Progress) -> None:
 
 def _train(job: TrainingJob, progress: Progress) -> None:
     cfg = load_config_text(job.config)
+    if job.device:
+        cfg.defrost()
+        cfg.MODEL.DEVICE = job.device
+        cfg.freeze()
+        torch.cuda.set_device(job.device)  # no context on the first GPU beside it
     if cfg.MODEL.DEVICE == "cpu":
         torch.set_num_threads(1)
     torch.manual_seed(mix_seed(job.seed))

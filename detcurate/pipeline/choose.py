@@ -19,8 +19,8 @@ from detcurate.coco.manifest import SUBSET_FILE, build_provenance, write_manifes
 from detcurate.ensemble import LEDGER, read_ledger
 from detcurate.errors import PredictionError
 from detcurate.files import atomic_path, sha256_json
+from detcurate.passes import read_members, read_predictions
 from detcurate.pipeline.context import Run
-from detcurate.predictions import read_shards
 from detcurate.score.pool import score_box_correlation, score_images, score_objects
 from detcurate.select.budget import resolve_budget
 from detcurate.select.rank import select
@@ -65,14 +65,14 @@ def _score(run: Run) -> StageResult:
 
 def _score_shards(run: Run) -> ObjectScores:
     settings = run.settings.score
-    num_members = run.marker("predict")["facts"]["num_members"]
+    members = read_members(run.directory("predict"))
     parts, covered = [], []
     with tqdm(total=len(run.usable_image_ids), desc="score", unit="image", dynamic_ncols=True) as bar:
-        for detections, image_ids in read_shards(run.directory("predict")):
+        for detections, image_ids in read_predictions(run.directory("predict"), members):
             parts.append(
                 score_objects(
                     detections,
-                    num_members=num_members,
+                    num_members=len(members),
                     measures=settings.measures,
                     iou_threshold=settings.iou_threshold,
                 )

@@ -22,6 +22,9 @@ Marker = dict[str, Any]
 CACHE = "cache"
 """The directory below ``OUTPUT_DIR`` for what only saves time."""
 
+ADDED = "added"
+"""The directory below ``OUTPUT_DIR`` for the members that were trained elsewhere; no stage owns it."""
+
 DIRECTORIES = {
     "pool": "pool",
     "train": "ensemble",

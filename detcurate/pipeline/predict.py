@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,16 @@ import numpy as np
 from detcurate.d2.environment import require_detectron2
 from detcurate.ensemble import LEDGER, read_ledger
 from detcurate.evaluate.coco_eval import coco_figures
-from detcurate.files import write_json
+from detcurate.files import sha256_json, write_json
 from detcurate.parallel import run_jobs
+from detcurate.passes import MEMBERS, Pass, prepare_passes, read_predictions
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.train import require_device, training_config
-from detcurate.predictions import read_shards, shard_path
+from detcurate.predictions import shard_path
 from detcurate.stages import Stage, StageResult, output_digest
 from detcurate.structures import Detections
 
-FIGURES = "figures.json"
+FIGURES, EMBEDDINGS = "figures.json", "embeddings"
 
 
 def inference_settings(run: Run) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def inference_settings(run: Run) -> dict[str, Any]:
         "INPUT.MIN_SIZE_TEST": cfg.INPUT.MIN_SIZE_TEST,
         "INPUT.MAX_SIZE_TEST": cfg.INPUT.MAX_SIZE_TEST,
         "TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE,
-        "CURATE.PREDICT": run.settings.predict.model_dump(mode="json"),
+        "CURATE.PREDICT": run.settings.predict.model_dump(mode="json", exclude={"memory_gb"}),
     }
 
 
@@ -44,31 +46,40 @@ def predict_stage(run: Run) -> Stage:
     """Build the stage ``predict``: every member on every image of the pool."""
     require_detectron2("the stage 'predict'")
     inputs = {name: output_digest(run.marker(name)) for name in ("pool", "train")}
-    return Stage("predict", run.directory("predict"), inference_settings(run), inputs, lambda: _predict_pool(run))
-
-
-def _predict_pool(run: Run) -> StageResult:
-    ensemble = run.directory("train")
-    members = read_ledger(ensemble / LEDGER)
-    weights = [(ensemble / member.file, member.sha256) for member in members]
-    paths = _predict(run, "pool", run.directory("predict"), weights, run.usable_image_ids, desc="predict pool")
-    summary = f"{len(run.usable_image_ids):,} images by {len(members)} members in {len(paths)} shards"
-    return StageResult(paths, summary, {"num_members": len(members)})
+    return _stage(run, "predict", inputs, lambda: _predict_pool(run))
 
 
 def evaluate_stage(run: Run) -> Stage:
     """Build the stage ``evaluate``: every retrained detector on the evaluation images."""
     require_detectron2("the stage 'evaluate'")
     inputs = {name: output_digest(run.marker(name)) for name in ("pool", "retrain")}
-    return Stage("evaluate", run.directory("evaluate"), inference_settings(run), inputs, lambda: _evaluate(run))
+    return _stage(run, "evaluate", inputs, lambda: _evaluate(run))
+
+
+def _stage(run: Run, name: str, inputs: dict[str, str], work: Callable[[], StageResult]) -> Stage:
+    # A member that is new, or gone, leaves the others' answers good.
+    return Stage(name, run.directory(name), inference_settings(run), inputs, work, keeps_good_files=True)
+
+
+def _predict_pool(run: Run) -> StageResult:
+    ensemble, directory = run.directory("train"), run.directory("predict")
+    members = read_ledger(ensemble / LEDGER)
+    weights = {f"{member.file}@{member.sha256}": (ensemble / member.file, member.sha256) for member in members}
+    written = _predict(run, "pool", directory, weights, run.usable_image_ids, desc="predict pool")
+    num_shards = -(-len(run.usable_image_ids) // run.settings.predict.shard_size)
+    summary = f"{len(run.usable_image_ids):,} images by {len(members)} members in {num_shards} shards"
+    return StageResult(written, summary, {"num_members": len(members)})
 
 
 def _evaluate(run: Run) -> StageResult:
     models = run.marker("retrain")["facts"]["models"]
     directory = run.directory("evaluate")
-    weights = [(run.directory("retrain") / model["file"], model["sha256"]) for model in models]
-    paths = _predict(run, "evaluation", directory, weights, run.evaluation.image_ids, desc="predict arms")
-    detections = Detections.concatenate([shard for shard, _ in read_shards(directory)])
+    weights = {
+        f"{model['file']}@{model['sha256']}": (run.directory("retrain") / model["file"], model["sha256"])
+        for model in models
+    }
+    written = _predict(run, "evaluation", directory, weights, run.evaluation.image_ids, desc="predict arms")
+    detections = Detections.concatenate([shard for shard, _ in read_predictions(directory, list(weights))])
     rows = []
     for number, model in enumerate(models):
         figures = coco_figures(run.evaluation, detections.take(detections.member == number))
@@ -76,37 +87,82 @@ def _evaluate(run: Run) -> StageResult:
     path = directory / FIGURES
     write_json(path, rows)
     summary = f"{len(models)} detectors on {len(run.evaluation):,} images"
-    return StageResult([path, *paths], summary)
+    return StageResult([path, *written], summary)
 
 
 def _predict(
     run: Run,
     part: str,
     directory: Path,
-    weights: Sequence[tuple[Path, str]],
+    weights: Mapping[str, tuple[Path, str]],
     image_ids: np.ndarray,
     *,
     desc: str,
 ) -> list[Path]:
-    """Predict images with all the given weights as members, in shards, and return the shards' files."""
-    from detcurate.d2.catalog import detection_dicts
-    from detcurate.d2.runner import PredictionJob, predict_shard
+    """Ask the members named about the images, those that have not answered yet; return the files with the answers."""
+    settings, marker = run.settings.predict, run.marker("pool")
+    digest = sha256_json(
+        {
+            "settings": inference_settings(run),
+            "config": training_config(run),
+            "pool": output_digest(marker),
+            "images": sha256_json(image_ids.tolist()),
+        }
+    )
+    num_shards = -(-len(image_ids) // settings.shard_size)
+    passes = prepare_passes(directory, digest, list(weights), num_shards=num_shards)
+    embeddings = directory / EMBEDDINGS if settings.embeddings and part == "pool" else None
+    for found in passes:
+        asked = [weights[name] for name in found.members if name in weights]
+        _run_pass(run, part, found, asked, image_ids, desc, embeddings if found is passes[0] else None)
+    folders = [found.directory for found in passes] + ([embeddings] if embeddings else [])
+    shards = [shard_path(folder, number) for folder in folders for number in range(num_shards)]
+    return [directory / MEMBERS, *(found.description for found in passes), *shards]
 
+
+def _run_pass(
+    run: Run,
+    part: str,
+    found: Pass,
+    weights: Sequence[tuple[Path, str]],
+    image_ids: np.ndarray,
+    desc: str,
+    embeddings: Path | None,
+) -> None:
+    from detcurate.d2.runner import PredictionPass, run_pass
+
+    settings, dataset, root = run.settings.predict, getattr(run, part), run.image_root(part)
+    rows = dataset.subset_rows(image_ids)
+    job = PredictionPass(
+        config=training_config(run),
+        members=tuple(weights),
+        image_ids=image_ids,
+        file_names=tuple(str(root / dataset.file_names[row]) for row in rows.tolist()),
+        sizes=np.column_stack((dataset.widths[rows], dataset.heights[rows])),
+        num_classes=len(run.class_names),
+        shard_size=settings.shard_size,
+        batch_size=settings.batch_size,
+        device=str(run.cfg.MODEL.DEVICE),
+        directory=found.directory,
+        memory_gb=settings.memory_gb,
+        precision=settings.precision,
+        num_decoders=run.cfg.DATALOADER.NUM_WORKERS,
+        embeddings=embeddings,
+    )
+    missing = [number for number, path in enumerate(job.shards) if not path.exists()]
+    if not missing:
+        return
     require_device(run)
-    records = detection_dicts(getattr(run, part), run.image_root(part), image_ids)
-    size = run.settings.predict.shard_size
-    jobs = [
-        PredictionJob(
-            config=training_config(run),
-            members=tuple(weights),
-            records=tuple(records[start : start + size]),
-            num_classes=len(run.class_names),
-            batch_size=run.settings.predict.batch_size,
-            device=str(run.cfg.MODEL.DEVICE),
-            path=shard_path(directory, number),
-        )
-        for number, start in enumerate(range(0, len(records), size))
-    ]
-    num_processes = run.settings.worker_processes if run.cfg.MODEL.DEVICE == "cpu" else 1
-    run_jobs(predict_shard, jobs, num_processes=num_processes, total=len(records), desc=desc, unit="image")
-    return [job.path for job in jobs]
+    total = sum(len(job.records(number)) for number in missing)
+    devices = prediction_devices(run)[: len(missing)]
+    jobs = [replace(job, device=device) for device in devices]
+    run_jobs(run_pass, jobs, num_processes=len(jobs), total=total, desc=desc, unit="image")
+
+
+def prediction_devices(run: Run) -> list[str]:
+    """Return the device of each process that predicts: one process a GPU, or one a core."""
+    device = str(run.cfg.MODEL.DEVICE)
+    if device == "cpu":
+        return ["cpu"] * run.settings.worker_processes
+    num_gpus = run.distributed.get("num_gpus", 0)
+    return [f"cuda:{number}" for number in range(num_gpus)] if device == "cuda" and num_gpus > 1 else [device]

@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from detcurate.ensemble import LEDGER, read_ledger
 from detcurate.evaluate.coco_eval import CocoFigures
 from detcurate.evaluate.compare import markdown_table, summarise
 from detcurate.pipeline.context import Run
@@ -35,11 +36,11 @@ def _report(run: Run) -> StageResult:
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    members = run.marker("predict")["facts"]["num_members"]
+    members = read_ledger(run.directory("train") / LEDGER)
     return {
         "pool": f"{len(run.usable_image_ids):,} images, {run.pool.num_boxes:,} boxes",
         "evaluation": f"{len(run.evaluation):,} images, {run.evaluation.num_boxes:,} boxes",
-        "ensemble": f"{members} members of {run.settings.ensemble.num_runs} runs",
+        "ensemble": f"{len(members)} members of {len({member.run for member in members})} runs",
         "score": f"{' + '.join(run.settings.score.measures)}, {run.settings.score.aggregation}",
         "selection": run.marker("select")["summary"],
         "training of each arm": f"{run.cfg.SOLVER.MAX_ITER:,} iterations of {run.cfg.SOLVER.IMS_PER_BATCH} images, "

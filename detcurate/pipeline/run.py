@@ -14,18 +14,20 @@ from detcurate.coco.croissant import require_mlcroissant
 from detcurate.errors import ConfigError, DetcurateError
 from detcurate.files import write_bytes, write_json
 from detcurate.pipeline.choose import budget, manifest_stage, score_stage, select_stage, subset_file
-from detcurate.pipeline.context import CACHE, DIRECTORIES, Run
+from detcurate.pipeline.context import ADDED, CACHE, DIRECTORIES, Run
+from detcurate.pipeline.ensemble import (
+    added_members,
+    ensemble_plan,
+    member_bytes,
+    require_budget,
+    run_budget,
+    train_stage,
+)
 from detcurate.pipeline.pool import pool_stage, require_same_classes
 from detcurate.pipeline.predict import evaluate_stage, predict_stage
 from detcurate.pipeline.report import report_stage
-from detcurate.pipeline.train import (
-    ensemble_iterations,
-    require_device,
-    retrain_seeds,
-    retrain_stage,
-    train_stage,
-    weight_bytes,
-)
+from detcurate.pipeline.retrain import retrain_seeds, retrain_stage
+from detcurate.pipeline.train import require_device, require_solver
 from detcurate.stages import Stage, changes, run_stage, stage_state
 
 STAGES: Mapping[str, Callable[[Run], Stage]] = {
@@ -59,7 +61,7 @@ def run_pipeline(run: Run, *, until: str | None = None, only: str | None = None,
     """
     names = stage_names(until=until, only=only)
     _validate(run, names)
-    _claim_output_dir(run, fresh=fresh)
+    claim_output_dir(run, fresh=fresh)
     with _logged_to(run.output_dir / _LOG):
         for name in names:
             run.markers[name] = run_stage(STAGES[name](run))
@@ -103,10 +105,10 @@ def dry_run(run: Run, *, until: str | None = None, only: str | None = None) -> l
     return rows
 
 
-def _claim_output_dir(run: Run, *, fresh: bool) -> None:
+def claim_output_dir(run: Run, *, fresh: bool) -> None:
     """Make ``OUTPUT_DIR`` this config's, or refuse to touch what another config or program put there."""
     if fresh and (run.output_dir / _OWNER).is_file():
-        for directory in (*DIRECTORIES.values(), CACHE):
+        for directory in (*DIRECTORIES.values(), ADDED, CACHE):
             shutil.rmtree(run.output_dir / directory, ignore_errors=True)
         (run.output_dir / _OWNER).unlink(missing_ok=True)
     _require_own_directory(run)
@@ -160,7 +162,9 @@ def _validate(run: Run, names: list[str]) -> None:
 
         require_detectron2(f"the stage '{first}'")
         require_device(run)
-        ensemble_iterations(run)
+        require_solver(run)
+        ensemble_plan(run)
+        require_budget(run)
 
 
 def _plans(run: Run) -> dict[str, str]:
@@ -178,16 +182,22 @@ def _plans(run: Run) -> dict[str, str]:
     }
     if solver is None:
         return {name: plans.get(name, "needs Detectron2") for name in STAGES}
-    runs, iterations = settings.ensemble.num_runs, ensemble_iterations(run)
-    members, seeds = runs * len(iterations), len(retrain_seeds(settings, run.cfg.SEED))
+    runs, (iterations, windows), size = settings.ensemble.num_runs, ensemble_plan(run), member_bytes(run)
+    a_run = len(iterations) + len(windows)
+    if run_budget(run):
+        a_run = min(a_run, run_budget(run) // size)
+    added = len(added_members(run))
+    members, seeds = runs * a_run + added, len(retrain_seeds(settings, run.cfg.SEED))
     detectors = seeds * len(settings.retrain.arms)
-    new = detectors - (min(runs, seeds) if "full" in settings.retrain.arms else 0)
-    size = weight_bytes(run) / 1e6
+    reused = sum(settings.ensemble.augmentation(number) == "default" for number in range(min(runs, seeds)))
+    new = detectors - (reused if "full" in settings.retrain.arms else 0)
     seen = solver.MAX_ITER * solver.IMS_PER_BATCH
     plans["train"] = (
         f"{runs} runs of {solver.MAX_ITER:,} iterations ({runs * seen:,} images seen), "
-        f"{members} members of {size:.1f} MB"
+        f"{members - added} members of {size / 1e6:.1f} MB"
     )
+    if added or not runs:
+        plans["train"] = (f"{plans['train']}, and " if runs else "") + f"{added} members that were added"
     plans["predict"] = f"{members} members on {num_images:,} images: {members * num_images:,} forward passes"
     plans["retrain"] = (
         f"{new} detectors of {solver.MAX_ITER:,} iterations ({new * seen:,} images seen): "

@@ -22,3 +22,6 @@ MEASURES: Mapping[str, Measure] = {
     "box_std": box_std,
     "existence_entropy": lambda detections, clusters: existence_entropy(clusters),
 }
+
+SINGLE_MEMBER_MEASURES = ("entropy", "expected_entropy")
+"""The measures that an ensemble of one can have; the others compare members."""

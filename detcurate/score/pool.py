@@ -11,7 +11,7 @@ from detcurate.score.aggregate import aggregate
 from detcurate.score.associate import associate
 from detcurate.score.classification import consensus_probs
 from detcurate.score.combine import average_ranks, combine
-from detcurate.score.measures import MEASURES
+from detcurate.score.measures import MEASURES, SINGLE_MEMBER_MEASURES
 from detcurate.structures import Detections, ImageScores, ObjectScores, validate_ascending
 
 
@@ -26,17 +26,17 @@ def score_objects(
     Args:
         detections: N rows, of any images in any order.
         num_members: E, the size of the ensemble, whether or not each member fired.
-        measures: names in ``MEASURES``, one or more.
+        measures: names in ``MEASURES``, one or more; of an ensemble of one, names in ``SINGLE_MEMBER_MEASURES``.
         iou_threshold: the least IoU with a cluster's mean box to be taken for the same object, in (0, 1].
 
     Returns:
         G objects, ordered by image_id.
 
     Raises:
-        ConfigError: A measure has no such name, or none is given.
+        ConfigError: A measure has no such name, none is given, or one compares members and there is one member.
         PredictionError: A member is outside [0, E), or the threshold is outside (0, 1].
     """
-    _validate_measures(measures)
+    validate_measures(measures, num_members)
     clusters = associate(detections, num_members=num_members, iou_threshold=iou_threshold)
     foreground = consensus_probs(detections, clusters)[:, :-1]
     return ObjectScores(
@@ -111,11 +111,19 @@ def score_box_correlation(scores: ImageScores) -> float:
     return float(np.clip(deviations[0] @ deviations[1] / norms.prod(), -1.0, 1.0))
 
 
-def _validate_measures(measures: Sequence[str]) -> None:
+def validate_measures(measures: Sequence[str], num_members: int) -> None:
+    """Raise ``ConfigError`` when a measure has no such name, none is given, or an ensemble of one cannot have it."""
     unknown = [name for name in measures if name not in MEASURES]
     if unknown or not measures:
         got = repr(unknown[0]) if unknown else "none"
         raise ConfigError(f"measures must be one or more of {', '.join(MEASURES)}, got {got}")
+    comparing = [name for name in measures if name not in SINGLE_MEMBER_MEASURES]
+    if num_members == 1 and comparing:
+        raise ConfigError(
+            f"measures of an ensemble of one member must be among {', '.join(SINGLE_MEMBER_MEASURES)}, got "
+            f"{', '.join(comparing)}; members are what they compare, and one member agrees with itself on every "
+            "object: train more members or measure its entropy"
+        )
 
 
 def _image_index(object_image_ids: np.ndarray, image_ids: np.ndarray) -> np.ndarray:

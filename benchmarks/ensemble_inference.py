@@ -1,0 +1,243 @@
+#!/usr/bin/env python
+"""Asking an ensemble about a pool: one pass for all members, beside Detectron2's ``inference_on_dataset`` for each.
+
+Everything is real: a pool is rendered to JPEG, two runs are trained, and both sides start from the same member files
+and the same images. Peak memory is that of the largest process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import logging
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def train(folder: Path, arguments: argparse.Namespace) -> list[str]:
+    """Render a pool and train an ensemble on it; return the command-line words of the config."""
+    from detcurate.cli import main
+
+    words = [
+        *("--config-file", arguments.config_file, "OUTPUT_DIR", str(folder / "run"), "MODEL.DEVICE", arguments.device),
+        *("CURATE.RENDER.NUM_IMAGES", str(arguments.num_images), "CURATE.RENDER.NUM_EVALUATION_IMAGES", "1"),
+        *("CURATE.RENDER.WIDTH", "640", "CURATE.RENDER.HEIGHT", "400", "SOLVER.MAX_ITER", str(arguments.iterations)),
+        *("CURATE.ENSEMBLE.NUM_RUNS", "2", "CURATE.ENSEMBLE.MEMBERS_PER_RUN", str(arguments.num_members // 2)),
+        *arguments.opts,
+    ]
+    status = main([*words, "--until", "train"])
+    if status:
+        sys.exit(status)
+    return words
+
+
+def make_run(words: list[str]) -> Any:
+    """Return the pipeline's run of a config."""
+    from detcurate.d2.config import load_config
+    from detcurate.pipeline import Run
+
+    return Run(load_config(Path(words[1]), words[2:]), Path(words[1]))
+
+
+def one_by_one(words: list[str], folder: Path, threads: int) -> int:
+    """Detectron2's own way: its test loader and ``inference_on_dataset``, once for every checkpoint."""
+    import torch
+    from detectron2.data import DatasetCatalog, build_detection_test_loader
+    from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+
+    from detcurate.d2.catalog import detection_dicts
+    from detcurate.d2.config import load_config_text
+    from detcurate.d2.weights import model_for_weights
+    from detcurate.ensemble import LEDGER, read_ledger
+    from detcurate.pipeline.train import training_config
+
+    class Collector(DatasetEvaluator):
+        def __init__(self) -> None:
+            self.rows: list[Any] = []
+
+        def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+            self.rows += [(sample["image_id"], out["instances"].to("cpu")) for sample, out in zip(inputs, outputs)]  # noqa: B905
+
+        def evaluate(self) -> dict:
+            return {"num_detections": sum(len(instances) for _, instances in self.rows)}
+
+    torch.set_num_threads(threads)
+    logging.disable(logging.INFO)
+    run = make_run(words)
+    cfg = load_config_text(training_config(run))
+    DatasetCatalog.register("pool", lambda: detection_dicts(run.pool, run.image_root("pool")))
+    total = 0
+    for member in read_ledger(run.directory("train") / LEDGER):
+        model = model_for_weights(cfg, run.directory("train") / member.file)
+        loader = build_detection_test_loader(cfg, "pool", num_workers=cfg.DATALOADER.NUM_WORKERS)
+        total += inference_on_dataset(model, loader, Collector())["num_detections"]
+    return total
+
+
+def one_pass(words: list[str], folder: Path, threads: int) -> int:
+    """Our way: the stage ``predict`` on an empty directory."""
+    from detcurate.passes import read_members, read_predictions
+    from detcurate.pipeline.predict import predict_stage
+
+    shutil.rmtree(folder / "run" / "predictions", ignore_errors=True)
+    run = make_run(words)
+    predict_stage(run).run()
+    shards = read_predictions(run.directory("predict"), read_members(run.directory("predict")))
+    return sum(len(detections) for detections, _ in shards)
+
+
+def repeated_pool(words: list[str], folder: Path, threads: int) -> int:
+    """One process, two members, small images: the pool's files again and again, ``threads`` thousand images."""
+    from detcurate.d2.runner import PredictionPass, run_pass
+    from detcurate.ensemble import LEDGER, read_ledger
+    from detcurate.pipeline.train import training_config
+
+    run, n = make_run(words), 1_000 * threads
+    directory = folder / f"repeated-{threads}"
+    members = read_ledger(run.directory("train") / LEDGER)[:2]
+    names = [str(run.image_root("pool") / name) for name in run.pool.file_names]
+    job = PredictionPass(
+        config=training_config(run),
+        members=tuple((run.directory("train") / member.file, member.sha256) for member in members),
+        image_ids=np.arange(n),
+        file_names=tuple(names[row % len(names)] for row in range(n)),
+        sizes=np.column_stack((np.full(n, 640), np.full(n, 400))),
+        num_classes=len(run.class_names),
+        shard_size=64,
+        batch_size=8,
+        device=str(run.cfg.MODEL.DEVICE),
+        directory=directory,
+    )
+    run_pass(job, lambda _: None)
+    shutil.rmtree(directory)
+    return n
+
+
+WORK: dict[str, Callable[[list[str], Path, int], int]] = {
+    "one_by_one": one_by_one,
+    "one_pass": one_pass,
+    "repeated_pool": repeated_pool,
+}
+
+
+def measure(name: str, words: list[str], folder: Path, threads: int = 1) -> dict[str, float]:
+    """Run one piece of work in a process of its own; return seconds, detections and peak memory."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads if name == "one_by_one" else 1)}
+    described = json.dumps({"name": name, "words": words, "folder": str(folder), "threads": threads})
+    command = [sys.executable, __file__, "--work", described]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    return dict(json.loads(printed.splitlines()[-1]))
+
+
+def do_work(described: str) -> None:
+    """Do one piece of work here and print its figures."""
+    import resource
+
+    work = json.loads(described)
+    start = time.perf_counter()
+    detections = WORK[work["name"]](work["words"], Path(work["folder"]), work["threads"])
+    seconds = time.perf_counter() - start
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print(json.dumps({"seconds": seconds, "detections": detections, "peak_gb": peak / 1e6}))
+
+
+def report(arguments: argparse.Namespace) -> list[str]:
+    """Measure everything and return the lines of the report."""
+    load, rows = os.getloadavg()[0], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        words = train(folder, arguments)
+        variants = [("one_by_one", threads) for threads in arguments.threads] + [("one_pass", 1)]
+        figures: dict[tuple[str, int], list[dict[str, float]]] = {variant: [] for variant in variants}
+        for _ in range(arguments.repeats):
+            for variant in variants:
+                figures[variant].append(measure(variant[0], words, folder, variant[1]))
+                print(variant, figures[variant][-1], file=sys.stderr)
+        growth = [(size, measure("repeated_pool", words, folder, size)) for size in arguments.growth]
+    ours = statistics.median(figure["seconds"] for figure in figures["one_pass", 1])
+    for (name, threads), found in figures.items():
+        seconds = sorted(figure["seconds"] for figure in found)
+        what = f"`inference_on_dataset` for each member, {threads} threads" if name == "one_by_one" else "one pass"
+        median = statistics.median(seconds)
+        rows.append(
+            f"| {what} | {median:.1f} | {seconds[0]:.1f} | {seconds[-1]:.1f} | {median / ours:.2f} | "
+            f"{found[0]['detections']:,} | {max(figure['peak_gb'] for figure in found):.2f} |"
+        )
+    lines = [
+        "# Asking an ensemble",
+        "",
+        f"{arguments.num_members} members on {arguments.num_images} JPEG images of 640x400, "
+        f"`{Path(arguments.config_file).name}`, {arguments.device}; everything from the start of the work to its end, "
+        "models and files included.",
+        "",
+        "| what | median s | min s | max s | × one pass | detections | peak GB |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        *rows,
+        "",
+    ]
+    if growth:
+        lines += [
+            "Memory does not follow the pool: 2 members, one process.",
+            "",
+            "| images | s | peak GB |",
+            "|---:|---:|---:|",
+        ]
+        lines += [f"| {size * 1000:,} | {found['seconds']:.0f} | {found['peak_gb']:.3f} |" for size, found in growth]
+        lines.append("")
+    return [
+        *lines,
+        f"- Machine: {machine()}, {os.cpu_count()} cores; load average {load:.1f} at the start",
+        f"- {platform.system()}, Python {platform.python_version()}",
+        f"- Date: {datetime.date.today().isoformat()}",
+        f"- Command: `python benchmarks/ensemble_inference.py --repeats {arguments.repeats}`",
+    ]
+
+
+def machine() -> str:
+    """Return the processor's name."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config-file", default=str(REPOSITORY / "configs" / "quickstart.yaml"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--num-images", type=int, default=200)
+    parser.add_argument("--num-members", type=int, default=10)
+    parser.add_argument("--iterations", type=int, default=200, help="of each of the two runs")
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2], help="of the one-by-one side")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--growth", type=int, nargs="*", default=[1, 20], help="thousands of images")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    parser.add_argument("opts", nargs="*", help="KEY VALUE")
+    arguments = parser.parse_args()
+    if arguments.work:
+        do_work(arguments.work)
+        return
+    text = "\n".join(report(arguments)) + "\n"
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

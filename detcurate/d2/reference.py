@@ -1,0 +1,136 @@
+"""Reference mode: every member is asked what is in the same given boxes; there is no association, and no miss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import nn
+
+from detcurate.d2.posterior.softmax import box_head_outputs, is_two_stage
+from detcurate.errors import EnsembleError, PredictionError
+
+
+@dataclass(frozen=True)
+class ReferenceAnswers:
+    """What one member says of the R given boxes of one image, row r of box r.
+
+    Args:
+        class_probs: (R, C + 1) float32, softmax rows that sum to 1, background last.
+        boxes: (R, 4) float32, xyxy in pixels of the original image and clipped to it: where the member would put the
+            box for the row's most probable class, the background left aside. Empty (x1 = x2 or y1 = y2) where it would
+            put it outside the image.
+    """
+
+    class_probs: np.ndarray
+    boxes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+def reference_answers(
+    model: nn.Module,
+    batched_inputs: list[dict[str, Any]],
+    boxes: Sequence[np.ndarray],
+    *,
+    images: ImageList | None = None,
+    features: dict[str, torch.Tensor] | None = None,
+) -> list[ReferenceAnswers]:
+    """Run a member's box head on given boxes, such as the ground truth or the ensemble's consensus.
+
+    The region proposals, the score threshold and the suppression have no part in it. A model asked about its own
+    proposals answers with the rows of its own inference. No box gives no row.
+
+    Args:
+        model: A Faster or Cascade R-CNN in evaluation mode.
+        batched_inputs: Detectron2's input dicts of N images; ``height`` and ``width`` are those of the original image
+            (of the network's input where they are absent), ``image_id`` is what errors name.
+        boxes: N arrays (R, 4) floating, xyxy in pixels of the original image. They are clipped to it.
+        images: ``model.preprocess_image(batched_inputs)``, where it is there already. Not changed.
+        features: ``model.backbone(images.tensor)``, where it is there already. Not changed.
+
+    Returns:
+        N records of one row a box. For a cascade the row is the mean of its stages and the box its last stage's.
+
+    Raises:
+        EnsembleError: The model has no box head with a softmax.
+        PredictionError: The model is in training mode; the boxes are not one (R, 4) array an image, not finite, or
+            have nothing inside the image; or the member answers NaN or infinity.
+
+    Source:
+        The box head of Fast R-CNN (Girshick 2015, arXiv 1504.08083) on regions from elsewhere; asking an ensemble
+        about common boxes [ours].
+    """
+    if not is_two_stage(model):
+        raise EnsembleError(
+            f"the reference mode must have a two-stage detector with a softmax box head, got {type(model).__name__}; "
+            "use the mode dense for RetinaNet and FCOS, or cluster for any detector"
+        )
+    if model.training:
+        raise PredictionError("the model must be in evaluation mode to predict, got training mode; call model.eval()")
+    if len(boxes) != len(batched_inputs):
+        raise PredictionError(f"boxes must be one array an image, got {len(boxes)} for {len(batched_inputs)} images")
+    images = model.preprocess_image(batched_inputs) if images is None else images
+    features = model.backbone(images.tensor) if features is None else features
+    sizes = [
+        (sample.get("height", size[0]), sample.get("width", size[1]))
+        for sample, size in zip(batched_inputs, images.image_sizes, strict=True)
+    ]
+    proposals = []
+    for sample, one, size, original in zip(batched_inputs, boxes, images.image_sizes, sizes, strict=True):
+        clipped = _clip(one, original, str(sample.get("image_id", "not given")))
+        instances = Instances(size)
+        scaled = torch.from_numpy((clipped * _scales(original, size)).astype(np.float32))
+        instances.proposal_boxes = Boxes(scaled.to(images.tensor.device))
+        proposals.append(instances)
+    outputs = box_head_outputs(model, features, proposals, batched_inputs)
+    per_image = zip(outputs.boxes, outputs.class_probs, images.image_sizes, sizes, strict=True)
+    return [
+        ReferenceAnswers(
+            class_probs=image_rows.float().cpu().numpy(),
+            boxes=_refined_box(image_boxes, image_rows, size, original),
+        )
+        for image_boxes, image_rows, size, original in per_image
+    ]
+
+
+def _scales(size: tuple[int, int], other: tuple[int, int]) -> np.ndarray:
+    """(4,) factors that take xyxy from an image of (height, width) ``size`` to ``other``."""
+    return np.tile([other[1] / size[1], other[0] / size[0]], 2)
+
+
+def _clip(boxes: np.ndarray, size: tuple[int, int], image_id: str) -> np.ndarray:
+    """(R, 4) float64 boxes inside the image of (height, width) ``size``, each with an inside."""
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype.kind != "f" or not np.isfinite(boxes).all():
+        raise PredictionError(
+            f"boxes must be a finite floating array of shape (R, 4), got {boxes.dtype} of shape {boxes.shape} "
+            f"(image_id {image_id})"
+        )
+    limits = np.array([size[1], size[0], size[1], size[0]], np.float64)
+    clipped: np.ndarray = np.clip(boxes.astype(np.float64), 0.0, limits)
+    empty = np.flatnonzero((clipped[:, :2] >= clipped[:, 2:]).any(axis=1))
+    if len(empty):
+        raise PredictionError(
+            f"boxes must have x1 < x2 and y1 < y2 inside the image of {size[1]}x{size[0]}, got "
+            f"{boxes[empty[0]].tolist()} (row {empty[0]}, image_id {image_id}); leave out such boxes"
+        )
+    return clipped
+
+
+def _refined_box(
+    boxes: torch.Tensor, rows: torch.Tensor, size: tuple[int, int], original: tuple[int, int]
+) -> np.ndarray:
+    """(R, 4) float32: of (R, C * 4) or (R, 4) boxes the one for each row's best class, in the original image."""
+    num_per_row = boxes.shape[1] // 4  # C, or 1 box for all classes
+    best = rows[:, :-1].argmax(dim=1).clamp(max=num_per_row - 1)
+    per_class = boxes.reshape(len(boxes), num_per_row, 4)
+    chosen = Boxes(per_class[torch.arange(len(boxes), device=boxes.device), best])
+    chosen.scale(original[1] / size[1], original[0] / size[0])
+    chosen.clip(original)
+    refined: np.ndarray = chosen.tensor.float().cpu().numpy()
+    return refined

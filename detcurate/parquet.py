@@ -1,0 +1,54 @@
+"""Parquet files that are whole or refused: page checksums, and a description in the footer with its own digest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from detcurate.files import atomic_path
+
+_DESCRIPTION = b"detcurate"
+_DESCRIPTION_SHA256 = b"detcurate.sha256"
+
+DAMAGES = (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError)
+"""What reading a file that is absent, truncated, damaged or of another kind raises."""
+
+
+def write_table(path: Path, columns: Mapping[str, pa.Array], description: Mapping[str, Any]) -> None:
+    """Write columns of one length atomically, and a description with ``num_rows`` added in the footer."""
+    table = pa.table(dict(columns))
+    described = orjson.dumps({**description, "num_rows": table.num_rows})
+    metadata = {_DESCRIPTION: described, _DESCRIPTION_SHA256: hashlib.sha256(described).hexdigest()}
+    with atomic_path(path) as temporary:
+        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd", write_page_checksum=True)
+
+
+def read_table(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """Read a file of :func:`write_table` and its description; raises one of ``DAMAGES``."""
+    table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
+    metadata = table.schema.metadata
+    # The pages have checksums, the footer has none.
+    if hashlib.sha256(metadata[_DESCRIPTION]).hexdigest().encode() != metadata[_DESCRIPTION_SHA256]:
+        raise ValueError("its metadata are damaged")
+    described = dict(orjson.loads(metadata[_DESCRIPTION]))
+    if described["num_rows"] != table.num_rows:
+        raise ValueError(f"it has {table.num_rows} rows, its metadata say {described['num_rows']}")
+    return table, described
+
+
+def fixed_lists(matrix: np.ndarray) -> pa.FixedSizeListArray:
+    """Return the rows of a (N, D) matrix as a column of lists of D, of the matrix's own type."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(matrix).reshape(-1)), matrix.shape[1])
+
+
+def matrix_of(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    """Return a column of lists of ``width`` as a (N, width) matrix."""
+    flat: np.ndarray = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(-1, width)

@@ -1,0 +1,152 @@
+"""Passes: the answers of some members on all images; the ensemble's answers are those of all passes together.
+
+A member that is added later gets a pass of its own, and nobody is asked twice.
+
+    predictions/members.json
+                pass-00/pass.json  shard-00000.parquet …
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from detcurate.errors import PredictionError
+from detcurate.files import write_json
+from detcurate.predictions import read_shard, shard_path
+from detcurate.structures import Detections
+
+MEMBERS = "members.json"
+_DESCRIPTION = "pass.json"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass.
+
+    Args:
+        directory: Where its shards are.
+        digest: Of the images, the settings and whatever else its answers depend on, but for the members.
+        members: The members asked, in the order of the numbers that its shards give them.
+    """
+
+    directory: Path
+    digest: str
+    members: tuple[str, ...]
+
+    @property
+    def description(self) -> Path:
+        """The file that says what the pass is."""
+        return self.directory / _DESCRIPTION
+
+
+def read_passes(directory: Path) -> list[Pass]:
+    """Return the passes below a directory, oldest first; one that cannot be read counts as none."""
+    passes = []
+    for path in sorted(directory.glob(f"pass-*/{_DESCRIPTION}")):
+        try:
+            described = orjson.loads(path.read_bytes())
+            passes.append(Pass(path.parent, described["digest"], tuple(described["members"])))
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            continue
+    return passes
+
+
+def prepare_passes(directory: Path, digest: str, members: Sequence[str], *, num_shards: int) -> list[Pass]:
+    """Return passes that together ask each member once: those that are there and still good, and a new one.
+
+    Passes with another digest are removed, and so are those with a member that is not wanted any more, unless they are
+    complete and some of theirs still are. The names of the members are written beside the passes.
+
+    Args:
+        directory: Where the passes are.
+        digest: What the answers depend on, but for the members.
+        members: The members wanted, each by a name that changes with its weights.
+        num_shards: Of a complete pass.
+    """
+    wanted, kept = set(members), []
+    answered: set[str] = set()
+    for old in read_passes(directory):
+        is_complete = all(shard_path(old.directory, number).exists() for number in range(num_shards))
+        is_useful = wanted.issuperset(old.members) or (is_complete and not wanted.isdisjoint(old.members))
+        if old.digest == digest and answered.isdisjoint(old.members) and is_useful:
+            kept.append(old)
+            answered.update(old.members)
+    for path in directory.glob("pass-*"):
+        if path not in {old.directory for old in kept}:
+            shutil.rmtree(path)
+    missing = tuple(member for member in members if member not in answered)
+    if missing:
+        new = Pass(directory / f"pass-{_next_number(kept):02d}", digest, missing)
+        write_json(new.description, {"digest": digest, "members": list(missing)})
+        kept.append(new)
+    write_json(directory / MEMBERS, list(members))
+    return kept
+
+
+def read_members(directory: Path) -> list[str]:
+    """Return the names of the members whose answers are wanted, in the order of their numbers.
+
+    Raises:
+        PredictionError: The file that names them cannot be read.
+    """
+    try:
+        return list(orjson.loads((directory / MEMBERS).read_bytes()))
+    except (OSError, orjson.JSONDecodeError, TypeError) as error:
+        raise PredictionError(
+            f"predictions must name their members ({directory / MEMBERS}): {error}; run the stage that predicts again"
+        ) from error
+
+
+def read_predictions(directory: Path, members: Sequence[str]) -> Iterator[tuple[Detections, np.ndarray]]:
+    """Read the shards of all passes one after another, the same images of all passes together.
+
+    Args:
+        directory: Where the passes are.
+        members: The members wanted; their places are the numbers in the column ``member``.
+
+    Yields:
+        The detections, and the (I,) int64 ids of the images that they cover.
+
+    Raises:
+        PredictionError: A member is in no pass, a shard is missing or damaged, or passes cover other images.
+    """
+    number_of = {member: number for number, member in enumerate(members)}
+    passes = [found for found in read_passes(directory) if not number_of.keys().isdisjoint(found.members)]
+    absent = number_of.keys() - {member for found in passes for member in found.members}
+    if absent:
+        raise PredictionError(
+            f"every member must have predicted the images, got none of {sorted(absent)[0]} ({directory}); "
+            "run the stage that predicts again"
+        )
+    for index in range(max((len(list(found.directory.glob("shard-*.parquet"))) for found in passes), default=0)):
+        parts = [_read_part(found, index, number_of) for found in passes]
+        if any(not np.array_equal(parts[0][1], image_ids) for _, image_ids in parts[1:]):
+            raise PredictionError(
+                f"all passes must cover the same images in shard {index}, got others ({directory}); "
+                "delete that directory and run the same command again"
+            )
+        yield Detections.concatenate([detections for detections, _ in parts]), parts[0][1]
+
+
+def _read_part(found: Pass, index: int, number_of: dict[str, int]) -> tuple[Detections, np.ndarray]:
+    detections, image_ids = read_shard(shard_path(found.directory, index))
+    numbers = np.array([number_of.get(member, -1) for member in found.members], np.int32)
+    if len(detections) and int(detections.member.max()) >= len(numbers):
+        raise PredictionError(
+            f"a shard must hold answers of the {len(numbers)} members of its pass, got member "
+            f"{int(detections.member.max())} ({shard_path(found.directory, index)}); delete it and run again"
+        )
+    member = numbers[detections.member]
+    return replace(detections, member=np.maximum(member, 0)).take(member >= 0), image_ids
+
+
+def _next_number(passes: Sequence[Pass]) -> int:
+    numbers = [int(match[1]) for found in passes if (match := re.fullmatch(r"pass-(\d+)", found.directory.name))]
+    return max(numbers, default=-1) + 1

@@ -1,0 +1,120 @@
+"""The stage ``retrain``: the arms that are compared, each trained from scratch with the same seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from typing import Any
+
+import numpy as np
+
+from detcurate.config import CurateSettings
+from detcurate.d2.environment import require_detectron2
+from detcurate.ensemble import RUN_LEDGER, Member, read_ledger
+from detcurate.files import write_bytes
+from detcurate.pipeline.choose import read_scores, read_selection, subset_file
+from detcurate.pipeline.context import Run
+from detcurate.pipeline.ensemble import last_weights
+from detcurate.pipeline.train import train_jobs, training_job, training_settings
+from detcurate.select.rank import select
+from detcurate.stages import Stage, StageResult, output_digest
+from detcurate.structures import ImageScores
+
+
+def arm_images(run: Run, arm: str, seed: int, scores: ImageScores, curated: np.ndarray) -> np.ndarray:
+    """Return the image ids that an arm trains on with a seed; the random arm draws anew for each seed.
+
+    Args:
+        run: The run.
+        arm: ``"curated"``, ``"random"`` (as many images) or ``"full"``.
+        seed: The training seed.
+        scores: Of the pool.
+        curated: (K,) int64, the selection.
+    """
+    if arm == "full":
+        return run.usable_image_ids
+    if arm == "random":
+        return np.sort(select(scores, budget=len(curated), strategy="random", seed=seed).image_ids)
+    return np.sort(curated)
+
+
+def retrain_stage(run: Run) -> Stage:
+    """Build the stage ``retrain``."""
+    require_detectron2("the stage 'retrain'")
+    settings = {
+        **training_settings(run),
+        "CURATE.RETRAIN": run.settings.retrain.model_dump(mode="json"),
+        "reuse_runs": run.settings.ensemble.num_runs,
+    }
+    inputs = {
+        "pool": output_digest(run.marker("pool")),
+        "manifest": run.marker("manifest")["outputs"][subset_file(run).name]["sha256"],
+        "ensemble": output_digest(run.marker("train")),
+    }
+    return Stage("retrain", run.directory("retrain"), settings, inputs, lambda: _retrain(run))
+
+
+def _retrain(run: Run) -> StageResult:
+    scores, curated = read_scores(run), read_selection(run).image_ids
+    jobs, reused = [], 0
+    models: list[dict[str, Any]] = []
+    for arm in run.settings.retrain.arms:
+        for seed in retrain_seeds(run.settings, run.cfg.SEED):
+            images = arm_images(run, arm, seed, scores, curated)
+            models.append({"arm": arm, "seed": seed, **_counts(run, images)})
+            job = _job(run, arm, images, len(models) - 1, seed)
+            if arm == "full" and _reuse(run, job):
+                reused += 1
+            else:
+                jobs.append(job)
+    train_jobs(run, jobs, desc="retrain arms")
+    outputs = []
+    for model in models:
+        member = _last_member(run, model["arm"], model["seed"])
+        path = run.directory("retrain") / model["arm"] / member.file
+        model.update(file=path.relative_to(run.directory("retrain")).as_posix(), sha256=member.sha256)
+        outputs.append(path)
+    summary = f"{len(jobs)} detectors of {run.cfg.SOLVER.MAX_ITER:,} iterations trained"
+    if reused:
+        summary += f"; {reused} of the full arm are the ensemble's own runs (same data, settings and seeds)"
+    return StageResult(outputs, summary, {"models": models})
+
+
+def retrain_seeds(settings: CurateSettings, first: int) -> list[int]:
+    """Return the training seeds of every arm: the same ones, so that arms are compared seed by seed."""
+    return [first + offset for offset in range(settings.retrain.num_seeds)]
+
+
+def _job(run: Run, arm: str, images: np.ndarray, number: int, seed: int) -> Any:
+    last = (run.cfg.SOLVER.MAX_ITER - 1,)
+    job = training_job(run, run.directory("retrain") / arm, f"seed-{seed}", number, seed, last)
+    chosen = dataclasses.replace(job.images, image_ids=tuple(images.tolist()))
+    if arm == "curated":  # the manifest itself: what a user will train on
+        chosen = dataclasses.replace(job.images, annotations=subset_file(run), image_ids=None)
+    return dataclasses.replace(job, images=chosen)
+
+
+def _reuse(run: Run, job: Any) -> bool:
+    """Take an ensemble run's last weights for the full arm: the same data, settings and seed give the same weights.
+
+    Returns:
+        Whether there is such a run.
+    """
+    found = last_weights(run, job.seed)
+    if found is None:
+        return False
+    path, last = found
+    job.writer.save(last.iteration, last.lr, lambda target: shutil.copyfile(path, target))
+    name = f"{run.directory('train').name}/run-{last.run}"
+    write_bytes(job.run_directory / "reused.txt", f"the last weights of {name}\n".encode())
+    return True
+
+
+def _last_member(run: Run, arm: str, seed: int) -> Member:
+    members = read_ledger(run.directory("retrain") / arm / f"seed-{seed}" / RUN_LEDGER)
+    return next(member for member in members if member.iteration == run.cfg.SOLVER.MAX_ITER - 1)
+
+
+def _counts(run: Run, image_ids: np.ndarray) -> dict[str, int]:
+    boxes = run.pool.boxes_per_image[np.isin(run.pool.image_ids, image_ids)]
+    return {"num_images": len(image_ids), "num_boxes": int(boxes.sum())}
