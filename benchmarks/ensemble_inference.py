@@ -106,7 +106,7 @@ def repeated_pool(words: list[str], folder: Path, threads: int) -> int:
     from detcurate.ensemble import LEDGER, read_ledger
     from detcurate.pipeline.train import training_config
 
-    run, n = make_run(words), 1_000 * threads
+    run, n = make_run([*words, "INPUT.MIN_SIZE_TEST", "64"]), 1_000 * threads
     directory = folder / f"repeated-{threads}"
     members = read_ledger(run.directory("train") / LEDGER)[:2]
     names = [str(run.image_root("pool") / name) for name in run.pool.file_names]
@@ -127,14 +127,95 @@ def repeated_pool(words: list[str], folder: Path, threads: int) -> int:
     return n
 
 
-WORK: dict[str, Callable[[list[str], Path, int], int]] = {
+def modes(words: list[str], folder: Path, threads: int) -> dict[str, float]:
+    """Ask the same questions in the three modes, one thread; return seconds an image and member of each.
+
+    ``cluster`` and ``reference`` ask the trained two-stage members, ``dense`` and its own ``cluster`` a RetinaNet of
+    the same backbone with as many members, untrained: the arithmetic is the same.
+    """
+    import torch
+    from detectron2.data import DatasetMapper
+    from detectron2.modeling import build_model
+
+    from detcurate.d2.catalog import detection_dicts
+    from detcurate.d2.config import load_config_text
+    from detcurate.d2.dense import DenseAccumulator, anchors_inside, dense_outputs
+    from detcurate.d2.posterior import predict_posteriors
+    from detcurate.d2.reference import reference_answers
+    from detcurate.d2.weights import model_for_weights
+    from detcurate.ensemble import LEDGER, read_ledger
+    from detcurate.pipeline.train import training_config
+
+    torch.set_num_threads(threads)
+    run = make_run(words)
+    cfg = load_config_text(training_config(run))
+    num_classes, pool = len(run.class_names), run.pool
+    records = detection_dicts(pool, run.image_root("pool"))[:64]
+    mapper = DatasetMapper(cfg, is_train=False)
+    samples = [mapper(record) for record in records]
+    truth = {int(image_id): pool.boxes[pool.image_index == row] for row, image_id in enumerate(pool.image_ids.tolist())}
+    batches = [samples[start : start + 8] for start in range(0, len(samples), 8)]
+    two_stage = [
+        model_for_weights(cfg, run.directory("train") / m.file) for m in read_ledger(run.directory("train") / LEDGER)
+    ]
+    dense_cfg = cfg.clone()
+    dense_cfg.defrost()
+    dense_cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    dense_cfg.MODEL.RETINANET.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+    one_stage = []
+    for seed in range(len(two_stage)):
+        torch.manual_seed(seed)
+        one_stage.append(build_model(dense_cfg).eval())
+
+    def cluster(members: list[Any]) -> None:
+        for batch in batches:
+            for model in members:
+                predict_posteriors(model, batch, num_classes)
+
+    def reference() -> None:
+        for batch in batches:
+            boxes = [truth[sample["image_id"]] for sample in batch]
+            for model in two_stage:
+                images = model.preprocess_image(batch)
+                features = model.backbone(images.tensor)
+                reference_answers(model, batch, boxes, images=images, features=features)
+
+    def dense() -> None:
+        for batch in batches:
+            accumulator = DenseAccumulator(len(one_stage))
+            for model in one_stage:
+                images = model.preprocess_image(batch)
+                features = model.backbone(images.tensor)
+                outputs = dense_outputs(model, features, batch)
+                accumulator.update(outputs.logits, outputs.centerness)
+            accumulator.result().image_scores(inside=anchors_inside(model, images, features))
+
+    work = {
+        "two-stage, cluster": lambda: cluster(two_stage),
+        "two-stage, reference on the labelled boxes": reference,
+        "one-stage, cluster": lambda: cluster(one_stage),
+        "one-stage, dense": dense,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    with torch.inference_mode():
+        for _ in range(4):  # the first warms up
+            for name, ask in work.items():
+                begun = time.perf_counter()
+                ask()
+                seconds[name].append(time.perf_counter() - begun)
+    asked = len(samples) * len(two_stage)
+    return {name: statistics.median(times[1:]) / asked for name, times in seconds.items()}
+
+
+WORK: dict[str, Callable[[list[str], Path, int], Any]] = {
     "one_by_one": one_by_one,
     "one_pass": one_pass,
     "repeated_pool": repeated_pool,
+    "modes": modes,
 }
 
 
-def measure(name: str, words: list[str], folder: Path, threads: int = 1) -> dict[str, float]:
+def measure(name: str, words: list[str], folder: Path, threads: int = 1) -> dict[str, Any]:
     """Run one piece of work in a process of its own; return seconds, detections and peak memory."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads if name == "one_by_one" else 1)}
     described = json.dumps({"name": name, "words": words, "folder": str(folder), "threads": threads})
@@ -167,6 +248,7 @@ def report(arguments: argparse.Namespace) -> list[str]:
             for variant in variants:
                 figures[variant].append(measure(variant[0], words, folder, variant[1]))
                 print(variant, figures[variant][-1], file=sys.stderr)
+        costs = measure("modes", words, folder)["detections"]
         growth = [(size, measure("repeated_pool", words, folder, size)) for size in arguments.growth]
     ours = statistics.median(figure["seconds"] for figure in figures["one_pass", 1])
     for (name, threads), found in figures.items():
@@ -189,6 +271,15 @@ def report(arguments: argparse.Namespace) -> list[str]:
         *rows,
         "",
     ]
+    lines += [
+        "What an image costs a member, one thread, decoding apart.",
+        "",
+        "| mode | ms | × its cluster |",
+        "|---|---:|---:|",
+    ]
+    for name, cost in costs.items():
+        lines.append(f"| {name} | {1000 * cost:.2f} | {cost / costs[name.split(',')[0] + ', cluster']:.2f} |")
+    lines.append("")
     if growth:
         lines += [
             "Memory does not follow the pool: 2 members, one process.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
 import signal
 import sys
 import threading
@@ -79,7 +78,8 @@ def _run_in_workers(
     function: Callable[[Job, Progress], Result], jobs: Sequence[Job], num_processes: int, bar: Any
 ) -> list[Result]:
     context = multiprocessing.get_context("spawn")
-    units, abort = context.Queue(), context.Event()
+    # A simple queue writes at once; one with a feeder thread may lose the last units of a job that has ended.
+    units, abort = context.SimpleQueue(), context.Event()
     with (
         _one_thread_each(),
         ProcessPoolExecutor(num_processes, context, initializer=_start_worker, initargs=(units, abort)) as pool,
@@ -95,8 +95,10 @@ def _run_in_workers(
             ) from error
         finally:
             abort.set()
-            for future in futures:
-                future.cancel()
+            pending = {future for future in futures if not future.cancel()}
+            while pending:  # a worker must be able to report in order to notice
+                _, pending = wait(pending, timeout=_POLL_SECONDS)
+                _drain(units, bar)
 
 
 def _wait(futures: list[Future[Result]], units: Any, bar: Any) -> None:
@@ -110,11 +112,8 @@ def _wait(futures: list[Future[Result]], units: Any, bar: Any) -> None:
 
 
 def _drain(units: Any, bar: Any) -> None:
-    while True:
-        try:
-            bar.update(units.get_nowait())
-        except queue.Empty:
-            return
+    while not units.empty():
+        bar.update(units.get())
 
 
 def _start_worker(units: Any, abort: Any) -> None:
