@@ -62,6 +62,7 @@ def summary(dataset):
     values = {field.name: getattr(dataset, field.name) for field in dataclasses.fields(dataset)}
     for name in ("path", "sha256", "findings"):
         del values[name]
+    values["image_spans"], values["annotation_spans"] = values.pop("spans")
     return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
 
 

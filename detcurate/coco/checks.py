@@ -12,6 +12,7 @@ import numpy as np
 from numba import njit
 
 from detcurate.coco.decode import ABSENT_ID, AnnotationColumns
+from detcurate.coco.fast import order_by_image
 from detcurate.coco.findings import FindingLog, describe_errors
 from detcurate.coco.source import Records
 from detcurate.errors import DatasetError
@@ -106,7 +107,7 @@ def check_annotations(
     boxes, areas, iscrowd = check.boxes(sizes, image_index)
     check.count_notes(image_index, len(image_ids))
     rows = np.flatnonzero(check.keep)
-    rows = rows[np.argsort(image_index[rows], kind="stable")]
+    rows = order_by_image(image_index, rows, len(image_ids))
     patched = {name: mask[rows] for name, mask in check.patched.items() if mask[rows].any()}
     data = {
         "annotation_ids": ids,
@@ -118,6 +119,8 @@ def check_annotations(
         "annotation_positions": columns.positions,
     }
     del check, columns, ids, image_index, class_index, boxes, areas, iscrowd  # so that each is freed once it is sorted
+    if len(rows) == len(data["image_index"]) and (np.diff(rows) == 1).all():
+        return data, patched  # a file that is in order already
     return {name: data.pop(name)[rows] for name in list(data)}, patched
 
 

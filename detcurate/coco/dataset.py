@@ -57,6 +57,7 @@ class CocoDataset:
         other_top_level: Every key of the file but ``images`` and ``annotations``, with its value as text; those two
             keys with an empty one, so that the order of the keys is kept.
         text_ids: Number -> the text that the file has for it, of the images whose ids are texts.
+        spans: Where the image and the annotation records stand in the file's text, (n, 2) int64 each, by position.
     """
 
     path: Path
@@ -81,6 +82,7 @@ class CocoDataset:
     patched: Mapping[str, np.ndarray] = field(repr=False)
     other_top_level: Mapping[str, bytes] = field(repr=False)
     text_ids: Mapping[int, str] = field(repr=False)
+    spans: tuple[np.ndarray, np.ndarray] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -134,8 +136,11 @@ class CocoDataset:
         Raises:
             DatasetError: The file was changed since it was read.
         """
-        source, top_level = _open(self.path, FindingLog({"not_finite_number": "repair"}), sha256=self.sha256)
-        return find_records(source, "images", top_level), find_records(source, "annotations", top_level)
+        source = open_source(self.path, sha256=self.sha256)
+        if any(finding.code == "not_finite_number" for finding in self.findings):
+            source, _ = source.with_null_for_not_finite()
+        images, annotations = self.spans
+        return Records("images", source, images), Records("annotations", source, annotations)
 
     def annotation_patch(self, row: int) -> dict[str, Any]:
         """Return the fields of an annotation that a repair has changed, with their new values; mostly none."""
@@ -189,8 +194,8 @@ def inspect_coco(
     source, top_level = _open(path, log)
     if source.has_byte_order_mark:
         log.add("byte_order_mark", "the file begins with a byte order mark")
-    records = {name: find_records(source, name, top_level) for name in _LISTS}
     source.release()
+    records = {name: find_records(source, name, top_level) for name in _LISTS}
     categories, category_table, kept = _category_columns(path, records["categories"], log)
     images, image_table = _image_columns(path, records["images"], log)
     annotations, patched = check_annotations(
@@ -215,6 +220,7 @@ def inspect_coco(
         patched=patched,
         other_top_level=others,
         text_ids={number: text for text, number in image_table.named.items()},
+        spans=(records["images"].spans, records["annotations"].spans),
     )
     source.release()
     return dataset, findings

@@ -6,13 +6,14 @@ import itertools
 import json
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
 
+from detcurate.coco.fast import parse_annotations
 from detcurate.coco.findings import FindingLog
 from detcurate.coco.segmentation import box_of_segmentation
 from detcurate.coco.source import Records
@@ -70,6 +71,7 @@ class CategoryRecord(msgspec.Struct, gc=False):
     name: str
 
 
+_ANNOTATIONS = msgspec.json.Decoder(list[AnnotationRecord])
 _Record = TypeVar("_Record", ImageRecord, AnnotationRecord, CategoryRecord)
 
 
@@ -120,23 +122,33 @@ class IdTable:
 
     def numbers(self, values: Sequence[int | str]) -> np.ndarray:
         """Return (n,) int64 numbers, ``ABSENT_ID`` for what names nothing: a text, or the number of another text."""
-        is_integer = np.ones(len(values), bool)
-        if (numbers := _int64(values)) is None:
-            integers = [_as_number(value) for value in values]
-            is_integer = np.array([number is not None for number in integers])
-            texts = (self.named.get(str(value), ABSENT_ID) for value in values)
-            pairs = zip(integers, texts, strict=True)
-            numbers = np.array([text if number is None else number for number, text in pairs], np.int64)
-        if self.named:
-            numbers[is_integer & np.isin(numbers, list(self.named.values()))] = ABSENT_ID
+        if (numbers := _int64(values)) is not None:
+            return self.integers(numbers)
+        integers = [_as_number(value) for value in values]
+        is_integer = np.array([number is not None for number in integers])
+        texts = (self.named.get(str(value), ABSENT_ID) for value in values)
+        pairs = zip(integers, texts, strict=True)
+        numbers = np.array([text if number is None else number for number, text in pairs], np.int64)
+        numbers[is_integer] = self.integers(numbers[is_integer])
         return numbers
+
+    def integers(self, numbers: np.ndarray) -> np.ndarray:
+        """Return int64 ids of the file as numbers: ``ABSENT_ID`` for one that stands for a text inside."""
+        if not self.named:
+            return numbers
+        return np.where(np.isin(numbers, list(self.named.values())), ABSENT_ID, numbers)
 
 
 def read_records(records: Records, kind: type[_Record], log: FindingLog) -> tuple[np.ndarray, list[_Record]]:
     """Decode a whole list; return the (n,) positions and the records of those that could be read."""
+    decoder = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
     positions: list[np.ndarray] = []
     decoded: list[_Record] = []
-    for kept, block, _ in _decoded_blocks(records, kind, log):
+    for start, stop in records.ranges():
+        try:
+            block, kept = decoder.decode(records.block(start, stop)), np.arange(start, stop)
+        except msgspec.ValidationError:
+            kept, block = _decode_one_by_one(records, range(start, stop), kind, log)  # type: ignore[arg-type]
         positions.append(kept)
         decoded += block
     return np.concatenate(positions) if positions else np.zeros(0, np.int64), decoded
@@ -145,44 +157,113 @@ def read_records(records: Records, kind: type[_Record], log: FindingLog) -> tupl
 def read_annotations(records: Records, images: IdTable, categories: IdTable, log: FindingLog) -> AnnotationColumns:
     """Decode the annotations block by block into columns, so that memory does not follow the file."""
     n = len(records)
-    positions, image, category = np.empty((3, n), np.int64)
-    iscrowd, areas, xywh = np.empty(n, np.int8), np.empty(n), np.empty((n, 4))
-    boxed = np.zeros(n, bool)
-    ids: list[list[int | str] | np.ndarray] = []
-    end = 0
-    for kept, block, is_clean in _decoded_blocks(records, AnnotationRecord, log):
-        rows = slice(end, end := end + len(block))
-        positions[rows] = kept
-        numbers = _int64([record.id for record in block], lowest=ABSENT_ID)
-        if numbers is not None:
-            ids.append(numbers)
-        else:
-            values = [ABSENT_ID if record.id is None else record.id for record in block]
-            given = [row for row, value in enumerate(values) if value != ABSENT_ID]
-            report_texts("annotations", "id", kept[given], [values[row] for row in given], log)
-            ids.append(values)
-        references = [record.image_id for record in block], [record.category_id for record in block]
-        image[rows] = _reference_numbers("image_id", kept, references[0], images, log)
-        category[rows] = _reference_numbers("category_id", kept, references[1], categories, log)
-        flags = np.array([record.iscrowd for record in block])
-        if flags.dtype == object:
-            flags = np.array([_ABSENT_FLAG if flag is None else flag for flag in flags])
-        iscrowd[rows] = flags
-        areas[rows] = np.array([record.area for record in block], np.float64)  # None becomes NaN
-        sides = itertools.chain.from_iterable([record.bbox for record in block])
-        xywh[rows] = np.fromiter(sides, np.float64, 4 * len(block)).reshape(-1, 4)
-        if not is_clean:
-            boxed[rows] = [isinstance(record, _Boxed) for record in block]
-    return AnnotationColumns(
-        positions[:end],
-        _join_ids(ids),
-        image[:end],
-        category[:end],
-        xywh[:end],
-        areas[:end],
-        iscrowd[:end],
-        boxed[:end],
+    columns = AnnotationColumns(
+        positions=np.empty(n, np.int64),
+        ids=np.empty(n, np.int64),
+        image=np.empty(n, np.int64),
+        category=np.empty(n, np.int64),
+        xywh=np.empty((n, 4)),
+        areas=np.empty(n),
+        iscrowd=np.empty(n, np.int8),
+        boxed=np.zeros(n, bool),
     )
+    texts: dict[int, str | int] = {}  # row -> an id that is not an integer of 64 bits
+    content, end = np.frombuffer(records.source.content, np.uint8), 0
+    for start, stop in records.ranges():
+        block = _plain_block(content, records, start, stop, images, categories)
+        if block is None:
+            block = _block_of(*_decode_block(records, start, stop, log), images, categories, log)
+        elif len(block.unread):
+            block = block.joined(
+                _block_of(*_decode_one_by_one(records, block.unread, AnnotationRecord, log), images, categories, log)
+            )
+        rows = slice(end, end + len(block.columns.positions))
+        for name in AnnotationColumns.__annotations__:
+            getattr(columns, name)[rows] = getattr(block.columns, name)
+        texts.update({end + row: text for row, text in block.texts.items()})
+        end = rows.stop
+    if end < n:
+        columns = AnnotationColumns(
+            **{name: getattr(columns, name)[:end] for name in AnnotationColumns.__annotations__}
+        )
+    if texts:
+        given = np.flatnonzero(columns.ids != ABSENT_ID).tolist()
+        given = sorted({*given, *texts})
+        columns.ids[given] = IdTable.of([texts.get(row, int(columns.ids[row])) for row in given])[1]
+    return columns
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some annotations as columns, the ids that are no integers by row, and the positions that are still to be read."""
+
+    columns: AnnotationColumns
+    texts: dict[int, str | int]
+    unread: np.ndarray
+
+    def joined(self, other: _Block) -> _Block:
+        """Return both blocks as one, by position."""
+        names = AnnotationColumns.__annotations__
+        both = {name: np.concatenate((getattr(self.columns, name), getattr(other.columns, name))) for name in names}
+        order = np.argsort(both["positions"], kind="stable")
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        shift = len(self.columns.positions)
+        texts = {int(place[row + shift]): text for row, text in other.texts.items()}
+        return _Block(AnnotationColumns(**{name: both[name][order] for name in names}), texts, np.zeros(0, np.int64))
+
+
+def _plain_block(
+    content: np.ndarray, records: Records, start: int, stop: int, images: IdTable, categories: IdTable
+) -> _Block | None:
+    """Read the plain records of a block; None when most are not plain, and the typed decoder does better."""
+    n = stop - start
+    ids, image, category = np.full(n, ABSENT_ID), np.empty(n, np.int64), np.empty(n, np.int64)
+    xywh, areas, iscrowd = np.empty((n, 4)), np.full(n, np.nan), np.full(n, _ABSENT_FLAG, np.int8)
+    read = parse_annotations(content, records.spans[start:stop], ids, image, category, xywh, areas, iscrowd)
+    if read.sum() < n / 2:
+        return None
+    columns = AnnotationColumns(
+        positions=np.arange(start, stop),
+        ids=ids,
+        image=images.integers(image),
+        category=categories.integers(category),
+        xywh=xywh,
+        areas=areas,
+        iscrowd=iscrowd,
+        boxed=np.zeros(n, bool),
+    )
+    if not read.all():
+        kept = {name: getattr(columns, name)[read] for name in AnnotationColumns.__annotations__}
+        return _Block(AnnotationColumns(**kept), {}, start + np.flatnonzero(~read))
+    return _Block(columns, {}, np.zeros(0, np.int64))
+
+
+def _block_of(
+    kept: np.ndarray, block: list[AnnotationRecord], images: IdTable, categories: IdTable, log: FindingLog
+) -> _Block:
+    """Return decoded records as columns."""
+    texts: dict[int, str | int] = {}
+    numbers = _int64([record.id for record in block], lowest=ABSENT_ID)
+    if numbers is None:
+        values = [ABSENT_ID if record.id is None else record.id for record in block]
+        given = [row for row, value in enumerate(values) if value != ABSENT_ID]
+        report_texts("annotations", "id", kept[given], [values[row] for row in given], log)
+        texts = {row: value for row, value in enumerate(values) if _int64([value], lowest=ABSENT_ID) is None}
+        numbers = np.array([ABSENT_ID if row in texts else value for row, value in enumerate(values)], np.int64)
+    flags = [_ABSENT_FLAG if record.iscrowd is None else record.iscrowd for record in block]
+    sides = itertools.chain.from_iterable([record.bbox for record in block])
+    columns = AnnotationColumns(
+        positions=kept,
+        ids=numbers,
+        image=_reference_numbers("image_id", kept, [record.image_id for record in block], images, log),
+        category=_reference_numbers("category_id", kept, [record.category_id for record in block], categories, log),
+        xywh=np.fromiter(sides, np.float64, 4 * len(block)).reshape(-1, 4),
+        areas=np.array([record.area for record in block], np.float64),  # None becomes NaN
+        iscrowd=np.array(flags, np.int8),
+        boxed=np.array([isinstance(record, _Boxed) for record in block], bool),
+    )
+    return _Block(columns, texts, np.zeros(0, np.int64))
 
 
 def _reference_numbers(
@@ -207,29 +288,13 @@ class _Boxed(AnnotationRecord, gc=False):
     """An annotation whose box comes from its segmentation."""
 
 
-def _join_ids(parts: list[list[int | str] | np.ndarray]) -> np.ndarray:
-    if all(isinstance(part, np.ndarray) for part in parts):
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
-    values = list(itertools.chain.from_iterable(p.tolist() if isinstance(p, np.ndarray) else p for p in parts))
-    given = [row for row, value in enumerate(values) if value != ABSENT_ID]
-    numbers = np.full(len(values), ABSENT_ID)
-    numbers[given] = IdTable.of([values[row] for row in given])[1]
-    return numbers
-
-
-def _decoded_blocks(
-    records: Records, kind: type[_Record], log: FindingLog
-) -> Iterator[tuple[np.ndarray, list[_Record], bool]]:
-    """Yield the positions and the records of each block, and whether all of them could be read as they are."""
-    decoder = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
-    for start, stop, text in records.blocks():
-        try:
-            block = decoder.decode(text)
-        except msgspec.ValidationError:
-            kept, mended = _decode_one_by_one(records, range(start, stop), kind, log)
-            yield kept, mended, False
-        else:
-            yield np.arange(start, stop), block, True
+def _decode_block(
+    records: Records, start: int, stop: int, log: FindingLog
+) -> tuple[np.ndarray, list[AnnotationRecord]]:
+    try:
+        return np.arange(start, stop), _ANNOTATIONS.decode(records.block(start, stop))
+    except msgspec.ValidationError:
+        return _decode_one_by_one(records, range(start, stop), AnnotationRecord, log)
 
 
 def _decode_one_by_one(

@@ -22,6 +22,7 @@ from numba import njit
 from detcurate.errors import DatasetError
 
 _PIECE = 4 << 20
+_CHUNK = 64 << 20  # so much of a mapped file is in memory at a time, where it can be helped
 _MAP_FROM = 32 << 20  # smaller files are read: a mapped file must not be truncated while it is in use
 _BLOCK = 65_536
 _STRING_OR_NOT_FINITE = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\b(?:NaN|Infinity)\b')
@@ -50,9 +51,7 @@ class Source:
 
     def release(self) -> None:
         """Give the pages of a mapped file back to the system; they are read again when they are needed."""
-        mapped = self.content.obj
-        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            mapped.madvise(mmap.MADV_DONTNEED)
+        _release(self.content)
 
     def with_null_for_not_finite(self) -> tuple[Source, int]:
         """Return the text with ``null`` for each NaN and Infinity outside of strings, and how many there were."""
@@ -149,13 +148,21 @@ class Records:
         """Return one element as Python's own JSON reader gives it, a number of very many digits as text."""
         return json.loads(self[position], parse_int=lambda text: int(text) if len(text) <= _MOST_DIGITS else text)
 
-    def blocks(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield the records many at a time: the first, the one after the last, and their text as a JSON list."""
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """Yield the records many at a time: the first, and the one after the last."""
         for start in range(0, len(self), _BLOCK):
-            stop = min(start + _BLOCK, len(self))
-            text = self.source.content[self.spans[start, 0] : self.spans[stop - 1, 1]]
-            yield start, stop, b"".join((b"[", text, b"]"))
+            yield start, min(start + _BLOCK, len(self))
             self.source.release()
+
+    def blocks(self) -> Iterator[tuple[int, int, bytes]]:
+        """Yield the same with the text of each block."""
+        for start, stop in self.ranges():
+            yield start, stop, self.block(start, stop)
+
+    def block(self, start: int, stop: int) -> bytes:
+        """Return the text of neighbouring records as a JSON list."""
+        text = self.source.content[self.spans[start, 0] : self.spans[stop - 1, 1]]
+        return b"".join((b"[", text, b"]"))
 
 
 def find_records(source: Source, name: str, top_level: dict[str, msgspec.Raw]) -> Records:
@@ -173,7 +180,7 @@ def find_records(source: Source, name: str, top_level: dict[str, msgspec.Raw]) -
     if bytes(text[:1]) != b"[":
         kind = _got_kind(top_level[name])
         raise DatasetError(f"{name} must be a list, got {kind} ({source.path}); export it as COCO detection JSON")
-    spans, depth = _element_spans(np.frombuffer(text, np.uint8))
+    spans, depth = _element_spans(np.frombuffer(text, np.uint8), source)
     if depth > _MOST_NESTED:
         raise_broken_json(source.path, source.content, _offset(source, text), "too many nested lists")
     return Records(name, source, spans + _offset(source, text))
@@ -202,6 +209,12 @@ def _map(path: Path) -> memoryview:
         raise DatasetError(f"the annotation file must be readable, got {reason} ({path}); check the path") from error
 
 
+def _release(data: memoryview) -> None:
+    mapped = data.obj
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
 def _examine(data: memoryview, *, check_utf8: bool) -> tuple[str, int | None]:
     """Return the digest of bytes and the offset of the first that is not UTF-8, in one pass.
 
@@ -210,6 +223,8 @@ def _examine(data: memoryview, *, check_utf8: bool) -> tuple[str, int | None]:
     digest, decoder, broken = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")(), None
     for start in range(0, len(data), _PIECE):
         piece = bytes(data[start : start + _PIECE])
+        if start % _CHUNK == 0:
+            _release(data)
         digest.update(piece)
         pending = len(decoder.getstate()[0])
         if check_utf8 and broken is None and (pending or not piece.isascii()):
@@ -264,15 +279,14 @@ def _got_kind(raw: msgspec.Raw) -> str:
 
 
 @njit(cache=True)
-def _mark_elements(text, spans, count, state):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Fill in where the elements of a JSON list begin and end, until the list ends or ``spans`` is full.
+def _mark_elements(text, limit, spans, count, state):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Fill in where the elements of a JSON list begin and end, up to ``limit`` or until ``spans`` is full.
 
     ``state`` holds the next byte, the depth there, where the current element begins, and the greatest depth so far; the
     text is valid JSON that begins with [. Returns the number of elements.
     """
     i, depth, start, deepest = state
-    n = len(text)
-    while i < n and count < len(spans):
+    while i < limit and count < len(spans):
         c = text[i]
         if c == 34:  # a string: on to its closing quote
             i += 1
@@ -307,7 +321,7 @@ def _strip(text, spans):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         spans[row, 0], spans[row, 1] = start, stop
 
 
-def _element_spans(text: np.ndarray) -> tuple[np.ndarray, int]:
+def _element_spans(text: np.ndarray, source: Source) -> tuple[np.ndarray, int]:
     """Return where each element of a JSON list begins and ends, (n, 2) int64, and how deep it is nested.
 
     The text is valid JSON and begins with [.
@@ -316,7 +330,8 @@ def _element_spans(text: np.ndarray) -> tuple[np.ndarray, int]:
     while state[0] < len(text):
         if count == len(spans):
             spans = np.concatenate((spans, np.empty_like(spans)))
-        count = _mark_elements(text, spans, count, state)
+        count = _mark_elements(text, min(int(state[0]) + _CHUNK, len(text)), spans, count, state)
+        source.release()
     _strip(text, spans[:count])
     is_empty = count == 1 and spans[0, 0] == spans[0, 1]
     return spans[: 0 if is_empty else count], int(state[3])
