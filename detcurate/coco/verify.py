@@ -61,13 +61,14 @@ def verify_manifest(directory: Path, *, source: Path | None = None, output_dir: 
     provenance = read_provenance(directory)
     output_dir = directory.parent if output_dir is None else output_dir
     subset = subset_path(directory)
+    read_subset = cache(lambda: read_coco(subset, AS_WRITTEN))  # once for all checks
     checks = [
         _check("subset", lambda: _same("sha256 of its text", text_sha256(subset), provenance["subset"]["sha256"]))
     ]
-    checks.append(_check("images", lambda: _images_text(directory, subset)))
-    checks.append(_check("counts", lambda: _counts(provenance, subset)))
+    checks.append(_check("images", lambda: _images_text(directory, read_subset())))
+    checks.append(_check("counts", lambda: _counts(provenance, read_subset())))
     checks.append(_check("config", lambda: _config(provenance)))
-    checks += _check_source(provenance, subset, source or _find_source(provenance, output_dir))
+    checks += _check_source(provenance, read_subset, source or _find_source(provenance, output_dir))
     checks.append(_check("scores", lambda: _scores(provenance, output_dir)))
     checks.append(_check("members", lambda: _members(provenance, output_dir)))
     return checks
@@ -102,19 +103,18 @@ def _short(value: object) -> str:
     return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else str(value)
 
 
-def _images_text(directory: Path, subset: Path) -> str:
+def _images_text(directory: Path, dataset: CocoDataset) -> str:
     path = directory / IMAGES_FILE
     if not path.is_file():
         raise _AbsentError(f"no {IMAGES_FILE}")
-    dataset = read_coco(subset, AS_WRITTEN)
     names = [dataset.file_names[row] for row in np.argsort(dataset.image_positions).tolist()]
     if path.read_bytes() != "".join(f"{name}\n" for name in names).encode():
-        raise SelectionError(f"{IMAGES_FILE} lists other images than {subset.name}")
+        raise SelectionError(f"{IMAGES_FILE} lists other images than {dataset.path.name}")
     return f"{len(names):,} file names"
 
 
-def _counts(provenance: Mapping[str, Any], subset: Path) -> str:
-    dataset, budget = read_coco(subset, AS_WRITTEN), provenance["budget"]
+def _counts(provenance: Mapping[str, Any], dataset: CocoDataset) -> str:
+    budget = provenance["budget"]
     images, boxes = len(dataset), dataset.num_boxes
     cost = images * budget["seconds_per_image"] + boxes * budget["seconds_per_box"]
     _same("the number of images", images, provenance["subset"]["num_images"])
@@ -147,7 +147,9 @@ def _find_source(provenance: Mapping[str, Any], output_dir: Path) -> Path | None
     return path if path.is_file() else None
 
 
-def _check_source(provenance: Mapping[str, Any], subset: Path, source: Path | None) -> list[Check]:
+def _check_source(
+    provenance: Mapping[str, Any], read_subset: Callable[[], CocoDataset], source: Path | None
+) -> list[Check]:
     if source is None:
         hint = f"{provenance['source']['file_name']} is not here; name it with --source"
         return [Check(name, "absent", hint) for name in ("source", "true subset", "histograms")]
@@ -167,7 +169,7 @@ def _check_source(provenance: Mapping[str, Any], subset: Path, source: Path | No
     def true_subset() -> str:
         dataset, images, annotations, opened = rows()
         again = subset_digest(dataset, dataset.image_ids[images], opened)
-        _same("sha256 of the same images of the source", again, text_sha256(subset))
+        _same("sha256 of the same images of the source", again, text_sha256(read_subset().path))
         return f"{len(images):,} of {len(dataset):,} images, all of their {len(annotations):,} boxes, word for word"
 
     def same_histograms() -> str:
@@ -180,7 +182,7 @@ def _check_source(provenance: Mapping[str, Any], subset: Path, source: Path | No
         if not read:
             raise _AbsentError("it needs the source that the provenance names")
         dataset, opened = read[0], read[0].open()
-        return dataset, *kept_rows(dataset, _source_image_ids(dataset, opened, subset)), opened
+        return dataset, *kept_rows(dataset, _source_image_ids(dataset, opened, read_subset())), opened
 
     return [
         _check("source", same_source),
@@ -197,15 +199,15 @@ def _policies(provenance: Mapping[str, Any]) -> dict[str, str]:
     return parse_policies(f"{code}={policy}" for code, policy in policies.items())
 
 
-def _source_image_ids(dataset: CocoDataset, opened: Opened, subset: Path) -> np.ndarray:
+def _source_image_ids(dataset: CocoDataset, opened: Opened, subset: CocoDataset) -> np.ndarray:
     """Return the source's ids of the images whose records the subset holds."""
     records, _ = opened
     row_of = {records[position]: row for row, position in enumerate(dataset.image_positions.tolist())}
-    kept, _ = read_coco(subset, AS_WRITTEN).open()
+    kept, _ = subset.open()
     rows = [row_of.get(kept[position]) for position in range(len(kept))]
     strangers = sum(row is None for row in rows)
     if strangers:
-        raise SelectionError(f"{strangers:,} image records of {subset.name} do not stand in {dataset.path.name}")
+        raise SelectionError(f"{strangers:,} image records of {subset.path.name} do not stand in {dataset.path.name}")
     return dataset.image_ids[np.array(rows, np.int64)]
 
 
