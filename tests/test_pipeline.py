@@ -270,3 +270,17 @@ def test_real_frames_from_training_to_the_table(camvid, tmp_path, capsys):
     assert status == 0, captured.err
     assert "| curated |    265 |" in captured.out
     assert len(read_coco(tmp_path / "out" / "manifest" / "subset.json")) == 265
+
+
+def test_a_run_that_is_added_is_asked_alone(finished, write_tiny_config, tmp_path):
+    _, whole, _ = finished
+    config, output = write_tiny_config(tmp_path)
+    shutil.copytree(whole, output)
+    shards = sorted((output / "predictions").glob("pass-00/shard-*.parquet"))
+    before = [(path.stat().st_mtime_ns, sha256_file(path)) for path in shards]
+    status = main(["--config-file", str(config), "--until", "predict", "CURATE.ENSEMBLE.NUM_RUNS", "3"])
+    assert status == 0
+    assert [(path.stat().st_mtime_ns, sha256_file(path)) for path in shards] == before
+    added = json.loads((output / "predictions" / "pass-01" / "pass.json").read_text())["members"]
+    assert [name.split("/")[0] for name in added] == ["run-2", "run-2"]
+    assert len(json.loads((output / "predictions" / "members.json").read_text())) == 6

@@ -16,7 +16,7 @@ from detcurate.files import sha256_json, write_json
 from detcurate.parallel import run_jobs
 from detcurate.passes import MEMBERS, Pass, prepare_passes, read_predictions
 from detcurate.pipeline.context import Run
-from detcurate.pipeline.train import require_device, training_config
+from detcurate.pipeline.train import require_device, training_config, training_settings
 from detcurate.predictions import shard_path
 from detcurate.stages import Stage, StageResult, output_digest
 from detcurate.structures import Detections
@@ -100,12 +100,15 @@ def _predict(
     desc: str,
 ) -> list[Path]:
     """Ask the members named about the images, those that have not answered yet; return the files with the answers."""
-    settings, marker = run.settings.predict, run.marker("pool")
+    settings = run.settings.predict
+    # Not the whole config: another number of runs, or of processes, leaves the answers that are there good.
+    model = {key: value for key, value in training_settings(run).items() if key.startswith(("MODEL.", "INPUT."))}
     digest = sha256_json(
         {
             "settings": inference_settings(run),
-            "config": training_config(run),
-            "pool": output_digest(marker),
+            "model": model,
+            "class_names": list(run.class_names),
+            "pool": output_digest(run.marker("pool")),
             "images": sha256_json(image_ids.tolist()),
         }
     )
