@@ -6,7 +6,6 @@ saw anything is told from one that was never shown to them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -73,9 +72,3 @@ def read_shard(path: Path) -> tuple[Detections, np.ndarray]:
             "delete it and run the same command again to predict its images anew"
         ) from error
     return detections, np.asarray(described["image_ids"], np.int64)
-
-
-def read_shards(directory: Path) -> Iterator[tuple[Detections, np.ndarray]]:
-    """Read the shards of a directory one after another, in order; see :func:`read_shard`."""
-    for path in sorted(directory.glob("shard-*.parquet")):
-        yield read_shard(path)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from detcurate.errors import PredictionError
-from detcurate.predictions import read_shard, read_shards, shard_path, write_shard
+from detcurate.predictions import read_shard, shard_path, write_shard
 from detcurate.structures import Detections
 
 IMAGES = np.array([12, 5, 90, 7])
@@ -77,16 +77,6 @@ def test_a_shard_without_detections_still_names_its_images(tmp_path):
     write_shard(tmp_path / "y.parquet", Detections.empty(2), np.zeros(0, np.int64))
     found, image_ids = read_shard(tmp_path / "y.parquet")
     assert (len(found), found.num_classes, image_ids.shape, image_ids.dtype) == (0, 2, (0,), np.int64)
-
-
-def test_shards_come_in_order(tmp_path, detections):
-    for index in (10, 2, 0):
-        write_shard(shard_path(tmp_path, index), detections.take(np.arange(index % 7)), np.array([index]))
-    (tmp_path / ".shard-00001.parquet.a.partial").touch()
-    found = list(read_shards(tmp_path))
-    assert [image_ids.tolist() for _, image_ids in found] == [[0], [2], [10]]
-    assert [len(rows) for rows, _ in found] == [0, 2, 3]
-    assert list(read_shards(tmp_path / "absent")) == []
 
 
 def test_a_float64_posterior_is_stored_as_float32(tmp_path, detections):
