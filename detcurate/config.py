@@ -11,15 +11,18 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from detcurate.coco.findings import parse_policies
 from detcurate.ensemble import AUGMENTATIONS, STORAGES
 from detcurate.errors import ConfigError
 from detcurate.schedule import SCHEDULES
 from detcurate.score.aggregate import AGGREGATIONS
+from detcurate.score.associate import ASSOCIATIONS
 from detcurate.score.combine import NORMALIZATIONS
-from detcurate.score.measures import MEASURES
+from detcurate.score.evidence import MISSING
+from detcurate.score.measures import LABEL_MEASURES, MEASURES
+from detcurate.score.pool import WITHOUT_OBJECTS
 from detcurate.select.rank import STRATEGIES
 
 ARMS = ("curated", "random", "full")
@@ -154,31 +157,45 @@ class PredictSettings(_Settings):
     embeddings: bool = False
 
 
+_SCORE_NAMES: Mapping[str, Iterable[str]] = {
+    "aggregation": AGGREGATIONS,
+    "association": ASSOCIATIONS,
+    "missing": MISSING,
+    "normalization": NORMALIZATIONS,
+    "without_objects": WITHOUT_OBJECTS,
+}
+
+
 class ScoreSettings(_Settings):
-    """Which disagreement is measured, and how it becomes one score an image."""
+    """Which disagreement is measured, and how it becomes one score an image.
+
+    Every measure is in the tables; ``measures`` and ``weights`` say which of them make the image score. docs/scoring.md
+    has a page on each setting.
+    """
 
     measures: tuple[str, ...] = ("mutual_information", "iou_dispersion", "existence_entropy")
     weights: tuple[float, ...] = (1.0, 1.0, 1.0)
     aggregation: str = "top_k_mean"
     normalization: str = "rank"
     iou_threshold: float = Field(0.5, gt=0, le=1)
+    association: str = "sequential"
+    per_class: bool = False
+    missing: str = "background"
+    top_k: int = Field(3, ge=1)
+    without_objects: str = "zero"
 
     @field_validator("measures")
     @classmethod
     def _validate_measures(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if not names or len(set(names)) != len(names):
             raise ValueError(f"measures must be one or more different names, got {list(names)}")
-        return tuple(require_known("a measure", name, MEASURES) for name in names)
+        return tuple(require_known("a measure", name, (*MEASURES, *LABEL_MEASURES)) for name in names)
 
-    @field_validator("aggregation")
+    @field_validator("aggregation", "association", "missing", "normalization", "without_objects")
     @classmethod
-    def _validate_aggregation(cls, name: str) -> str:
-        return require_known("the aggregation", name, AGGREGATIONS)
-
-    @field_validator("normalization")
-    @classmethod
-    def _validate_normalization(cls, name: str) -> str:
-        return require_known("the normalization", name, NORMALIZATIONS)
+    def _validate_name(cls, name: str, info: ValidationInfo) -> str:
+        field = str(info.field_name)
+        return require_known(f"the {field}" if field.endswith("ation") else field, name, _SCORE_NAMES[field])
 
     @model_validator(mode="after")
     def _validate_weights(self) -> ScoreSettings:

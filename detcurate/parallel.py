@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -23,6 +25,7 @@ Progress = Callable[[int], None]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 _POLL_SECONDS = 0.2
+_AHEAD = 2  # jobs a worker that are begun or done before their result is asked for
 
 
 class _Cancelled(Exception):
@@ -61,7 +64,27 @@ def run_jobs(
     with tqdm(total=total, desc=desc, unit=unit, dynamic_ncols=True, file=sys.stderr, mininterval=0.5) as bar:
         if min(num_processes, len(jobs)) <= 1:
             return [function(job, bar.update) for job in jobs]
-        return _run_in_workers(function, jobs, min(num_processes, len(jobs)), bar)
+        return list(_run_in_workers(function, jobs, min(num_processes, len(jobs)), bar, ahead=len(jobs)))
+
+
+def stream_jobs(
+    function: Callable[[Job, Progress], Result],
+    jobs: Iterable[Job],
+    *,
+    num_processes: int,
+    total: int,
+    desc: str,
+    unit: str,
+) -> Iterator[Result]:
+    """Do as :func:`run_jobs`, and yield each result in its turn; arguments and errors are those of that function.
+
+    Jobs are taken from the iterable as they are needed, so that neither they nor the results are in memory at once.
+    """
+    with tqdm(total=total, desc=desc, unit=unit, dynamic_ncols=True, file=sys.stderr, mininterval=0.5) as bar:
+        if num_processes <= 1:
+            yield from (function(job, bar.update) for job in jobs)
+        else:
+            yield from _run_in_workers(function, jobs, num_processes, bar, ahead=_AHEAD * num_processes)
 
 
 def assign_gpus(num_jobs: int, num_gpus: int) -> tuple[int, ...]:
@@ -75,8 +98,8 @@ def assign_gpus(num_jobs: int, num_gpus: int) -> tuple[int, ...]:
 
 
 def _run_in_workers(
-    function: Callable[[Job, Progress], Result], jobs: Sequence[Job], num_processes: int, bar: Any
-) -> list[Result]:
+    function: Callable[[Job, Progress], Result], jobs: Iterable[Job], num_processes: int, bar: Any, *, ahead: int
+) -> Iterator[Result]:
     context = multiprocessing.get_context("spawn")
     # A simple queue writes at once; one with a feeder thread may lose the last units of a job that has ended.
     units, abort = context.SimpleQueue(), context.Event()
@@ -84,10 +107,15 @@ def _run_in_workers(
         _one_thread_each(),
         ProcessPoolExecutor(num_processes, context, initializer=_start_worker, initargs=(units, abort)) as pool,
     ):
-        futures = [pool.submit(_run_one, function, job) for job in jobs]
+        futures: deque[Future[Result]] = deque()
+        waiting = iter(jobs)
         try:
-            _wait(futures, units, bar)
-            return [future.result() for future in futures]
+            futures.extend(pool.submit(_run_one, function, job) for job in itertools.islice(waiting, ahead))
+            while futures:
+                _wait_for_first(futures, units, bar)
+                result = futures.popleft().result()
+                futures.extend(pool.submit(_run_one, function, job) for job in itertools.islice(waiting, 1))
+                yield result
         except BrokenProcessPool as error:
             raise DetcurateError(
                 f"a worker process of '{bar.desc}' was killed, perhaps for want of memory; lower "
@@ -101,13 +129,17 @@ def _run_in_workers(
                 _drain(units, bar)
 
 
-def _wait(futures: list[Future[Result]], units: Any, bar: Any) -> None:
-    pending = set(futures)
-    while pending:
-        done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_EXCEPTION)
+def _wait_for_first(futures: Sequence[Future[Result]] | deque[Future[Result]], units: Any, bar: Any) -> None:
+    """Wait until the first of the jobs has ended; raise the failure of any of them at once."""
+    while True:
+        pending = [future for future in futures if not future.done()]
+        for future in futures:
+            if future.done():
+                future.result()
+        if futures[0].done():
+            break
+        wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
         _drain(units, bar)
-        for future in done:
-            future.result()
     _drain(units, bar)
 
 

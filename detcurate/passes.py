@@ -104,45 +104,73 @@ def read_members(directory: Path) -> list[str]:
         ) from error
 
 
-def read_predictions(directory: Path, members: Sequence[str]) -> Iterator[tuple[Detections, np.ndarray]]:
-    """Read the shards of all passes one after another, the same images of all passes together.
+@dataclass(frozen=True)
+class Predictions:
+    """The answers of some members, of all passes that hold them, shard by shard.
 
     Args:
-        directory: Where the passes are.
-        members: The members wanted; their places are the numbers in the column ``member``.
+        passes: Those that hold answers of the members.
+        members: The members; their places are the numbers in the column ``member``.
+        num_shards: How many shards there are.
+    """
 
-    Yields:
-        The detections, and the (I,) int64 ids of the images that they cover.
+    passes: tuple[Pass, ...]
+    members: tuple[str, ...]
+    num_shards: int
+
+    def read(self, index: int) -> tuple[Detections, np.ndarray]:
+        """Read the same images of all passes together.
+
+        Returns:
+            The detections, and the (I,) int64 ids of the images that they cover.
+
+        Raises:
+            PredictionError: A shard is missing or damaged, or passes cover other images.
+        """
+        parts = [_read_part(found, index, self.members) for found in self.passes]
+        if any(not np.array_equal(parts[0][1], image_ids) for _, image_ids in parts[1:]):
+            raise PredictionError(
+                f"all passes must cover the same images in shard {index}, got others "
+                f"({self.passes[0].directory.parent}); delete that directory and run the same command again"
+            )
+        return Detections.concatenate([detections for detections, _ in parts]), parts[0][1]
+
+
+def open_predictions(directory: Path, members: Sequence[str]) -> Predictions:
+    """Find the passes below a directory that hold the answers of the members.
 
     Raises:
-        PredictionError: A member is in no pass, a shard is missing or damaged, or passes cover other images.
+        PredictionError: A member is in no pass.
     """
-    number_of = {member: number for number, member in enumerate(members)}
-    passes = [found for found in read_passes(directory) if not number_of.keys().isdisjoint(found.members)]
-    absent = number_of.keys() - {member for found in passes for member in found.members}
+    passes = [found for found in read_passes(directory) if not set(members).isdisjoint(found.members)]
+    absent = set(members) - {member for found in passes for member in found.members}
     if absent:
         raise PredictionError(
             f"every member must have predicted the images, got none of {sorted(absent)[0]} ({directory}); "
             "run the stage that predicts again"
         )
-    for index in range(max((len(list(found.directory.glob("shard-*.parquet"))) for found in passes), default=0)):
-        parts = [_read_part(found, index, number_of) for found in passes]
-        if any(not np.array_equal(parts[0][1], image_ids) for _, image_ids in parts[1:]):
-            raise PredictionError(
-                f"all passes must cover the same images in shard {index}, got others ({directory}); "
-                "delete that directory and run the same command again"
-            )
-        yield Detections.concatenate([detections for detections, _ in parts]), parts[0][1]
+    num_shards = max((len(list(found.directory.glob("shard-*.parquet"))) for found in passes), default=0)
+    return Predictions(tuple(passes), tuple(members), num_shards)
 
 
-def _read_part(found: Pass, index: int, number_of: dict[str, int]) -> tuple[Detections, np.ndarray]:
+def read_predictions(directory: Path, members: Sequence[str]) -> Iterator[tuple[Detections, np.ndarray]]:
+    """Read all shards one after another; arguments and errors are those of ``open_predictions`` and its ``read``."""
+    predictions = open_predictions(directory, members)
+    for index in range(predictions.num_shards):
+        yield predictions.read(index)
+
+
+def _read_part(found: Pass, index: int, members: Sequence[str]) -> tuple[Detections, np.ndarray]:
     detections, image_ids = read_shard(shard_path(found.directory, index))
-    numbers = np.array([number_of.get(member, -1) for member in found.members], np.int32)
-    if len(detections) and int(detections.member.max()) >= len(numbers):
+    if len(detections) and int(detections.member.max()) >= len(found.members):
         raise PredictionError(
-            f"a shard must hold answers of the {len(numbers)} members of its pass, got member "
+            f"a shard must hold answers of the {len(found.members)} members of its pass, got member "
             f"{int(detections.member.max())} ({shard_path(found.directory, index)}); delete it and run again"
         )
+    if found.members == tuple(members):  # nothing to renumber, and no copy of a shard to make and check
+        return detections, image_ids
+    number_of = {member: number for number, member in enumerate(members)}
+    numbers = np.array([number_of.get(member, -1) for member in found.members], np.int32)
     member = numbers[detections.member]
     return replace(detections, member=np.maximum(member, 0)).take(member >= 0), image_ids
 

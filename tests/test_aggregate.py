@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from detcurate.errors import ConfigError, PredictionError
-from detcurate.score.aggregate import AGGREGATIONS, aggregate
+from detcurate.score import aggregate as module
+from detcurate.score.aggregate import AGGREGATIONS, WEIGHTED, class_weights
 
 # Image 0 holds five objects, image 1 none, image 2 one, image 3 two; the objects come interleaved.
 VALUES = np.array([0.1, 0.4, 0.9, 0.2, 0.3, 0.6, 0.8, 0.5])
@@ -14,6 +15,7 @@ BY_HAND = {
     "sum": [2.4, 0.0, 0.4, 1.0],
     "top_k_mean": [(0.9 + 0.6 + 0.5) / 3, 0.0, 0.4, 0.5],
     "sqrt_sum": [2.4 / 5**0.5, 0.0, 0.4, 1.0 / 2**0.5],
+    "class_weighted_sum": [2.4, 0.0, 0.4, 1.0],
 }
 
 IN_A_LOOP = {
@@ -22,7 +24,17 @@ IN_A_LOOP = {
     "sum": np.sum,
     "top_k_mean": lambda values: np.mean(np.sort(values)[::-1][:3]),
     "sqrt_sum": lambda values: np.sum(values) / np.sqrt(len(values)),
+    "class_weighted_sum": np.sum,
 }
+
+
+def aggregate(values, image_index, num_images, *, aggregation="top_k_mean", k=3, object_weights=None):
+    """As the function under test; the weighted aggregations with a weight of 1 an object, unless the test says."""
+    if aggregation in WEIGHTED and object_weights is None:
+        object_weights = np.ones(len(values))
+    return module.aggregate(
+        values, image_index, num_images, aggregation=aggregation, k=k, object_weights=object_weights
+    )
 
 
 def random_case(seed=0, g=97, num_images=23):
@@ -42,6 +54,26 @@ def test_by_hand(name):
 
 def test_the_mean_of_the_three_highest_is_the_default():
     assert aggregate(VALUES, IMAGE_INDEX, 4) == pytest.approx(BY_HAND["top_k_mean"])
+
+
+def test_k_is_a_setting():
+    assert aggregate(VALUES, IMAGE_INDEX, 4, k=2) == pytest.approx([0.75, 0.0, 0.4, 0.5])
+    assert aggregate(VALUES, IMAGE_INDEX, 4, k=99) == pytest.approx(BY_HAND["mean"])
+
+
+def test_objects_count_as_much_as_their_class_is_rare():
+    weights = class_weights(np.array([6, 2, 0]))  # 8 boxes, 2 classes seen: 8/12, 8/4, and 8/2 for what is not seen
+    assert weights == pytest.approx([2 / 3, 2.0, 4.0])
+    class_index = np.array([0, 1, 0, 1, 2, 0, 0, 0])
+    scores = aggregate(VALUES, IMAGE_INDEX, 4, aggregation="class_weighted_sum", object_weights=weights[class_index])
+    assert scores == pytest.approx([(0.1 + 0.9 + 0.6 + 0.5) * 2 / 3 + 0.3 * 4, 0.0, 0.8, 0.4 + 0.8 * 2 / 3])
+
+
+@pytest.mark.parametrize("counts", [[5, 3, 9, 1], [7, 0, 2, 0]])
+def test_class_weights_are_1_on_average_over_the_boxes(counts):
+    counts = np.array(counts)
+    assert (class_weights(counts) * counts).sum() / counts.sum() == pytest.approx(1)
+    assert (class_weights(np.zeros(3, np.int64)) > 0).all()
 
 
 # Oracle
@@ -83,7 +115,7 @@ def test_a_higher_value_never_lowers_an_image_and_leaves_the_others(name):
 @pytest.mark.parametrize("name", AGGREGATIONS)
 def test_an_image_of_equal_values_scores_that_value_unless_it_sums(name):
     score = aggregate(np.full(4, 0.7), np.zeros(4, np.int64), 1, aggregation=name)[0]
-    assert score == pytest.approx({"sum": 2.8, "sqrt_sum": 1.4}.get(name, 0.7))
+    assert score == pytest.approx({"sum": 2.8, "class_weighted_sum": 2.8, "sqrt_sum": 1.4}.get(name, 0.7))
 
 
 @pytest.mark.parametrize("name", AGGREGATIONS)
@@ -110,8 +142,19 @@ def test_crowds_are_bought_by_the_sum_and_not_by_the_mean():
 
 
 def test_an_unknown_name_is_answered_with_the_names():
-    with pytest.raises(ConfigError, match="one of max, mean, sum, top_k_mean, sqrt_sum, got 'median'"):
+    with pytest.raises(ConfigError, match="one of max, mean, sum, top_k_mean, sqrt_sum, class_.*, got 'median'"):
         aggregate(VALUES, IMAGE_INDEX, 4, aggregation="median")
+
+
+def test_weights_that_do_not_belong_are_refused():
+    with pytest.raises(ConfigError, match="object_weights must be given for class_weighted_sum and for no other, got"):
+        module.aggregate(VALUES, IMAGE_INDEX, 4, aggregation="class_weighted_sum")
+    with pytest.raises(ConfigError, match="and for no other, got mean"):
+        module.aggregate(VALUES, IMAGE_INDEX, 4, aggregation="mean", object_weights=VALUES)
+    with pytest.raises(PredictionError, match=r"the shape of values, got \(3,\) and \(8,\)"):
+        aggregate(VALUES, IMAGE_INDEX, 4, aggregation="class_weighted_sum", object_weights=np.ones(3))
+    with pytest.raises(ConfigError, match="k must be at least 1, got 0"):
+        aggregate(VALUES, IMAGE_INDEX, 4, k=0)
 
 
 @pytest.mark.parametrize("index", [-1, 4])

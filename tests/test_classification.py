@@ -6,9 +6,28 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy as scipy_entropy
 
 from detcurate.errors import PredictionError
-from detcurate.score.classification import consensus_probs, entropy, expected_entropy, mutual_information
-from detcurate.score.existence import existence_entropy
+from detcurate.score import classification, existence
+from detcurate.score.evidence import gather_evidence
 from detcurate.structures import Clusters, Detections
+
+
+def of_votes(measure):
+    """A measure of the evidence, as a function of the detections and the clusters that the evidence is gathered of."""
+    return lambda detections, clusters, **options: measure(gather_evidence(detections, clusters, **options))
+
+
+consensus_probs = of_votes(lambda evidence: evidence.mean_probs)
+entropy = of_votes(classification.entropy)
+expected_entropy = of_votes(classification.expected_entropy)
+mutual_information = of_votes(classification.mutual_information)
+variation_ratio = of_votes(classification.variation_ratio)
+vote_entropy = of_votes(classification.vote_entropy)
+margin = of_votes(classification.margin)
+
+
+def existence_entropy(clusters):
+    rows = int(clusters.votes.max(initial=-1)) + 1
+    return of_votes(existence.existence_entropy)(detections_of(np.full((rows, 2), 0.5)), clusters)
 
 
 def detections_of(class_probs):

@@ -17,7 +17,7 @@ from detcurate.d2 import backbones  # noqa: F401  registers the small backbone
 from detcurate.d2.config import load_config
 from detcurate.d2.dense import DenseAccumulator, anchors_inside, dense_outputs
 from detcurate.errors import ConfigError, PredictionError
-from detcurate.score.bernoulli import yes_no_entropy
+from detcurate.score.entropies import yes_no_entropy
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 N, C, LEVELS = 2, 3, (12, 6, 2)

@@ -5,9 +5,18 @@ import pytest
 
 from detcurate.boxes import box_iou
 from detcurate.errors import PredictionError
+from detcurate.score import localization
 from detcurate.score.associate import associate
-from detcurate.score.localization import box_std, iou_dispersion
+from detcurate.score.evidence import gather_evidence
 from detcurate.structures import Clusters, Detections
+
+
+def iou_dispersion(detections, clusters):
+    return localization.iou_dispersion(gather_evidence(detections, clusters))
+
+
+def box_std(detections, clusters):
+    return localization.box_std(gather_evidence(detections, clusters))
 
 
 def case_of(boxes, votes):

@@ -5,9 +5,10 @@ import pytest
 from scipy.stats import spearmanr
 
 from detcurate.errors import ConfigError, PredictionError, SelectionError
-from detcurate.score.aggregate import AGGREGATIONS
-from detcurate.score.measures import MEASURES
-from detcurate.score.pool import score_box_correlation, score_images, score_objects
+from detcurate.score.aggregate import AGGREGATIONS, WEIGHTED
+from detcurate.score.measures import MEASURES, SINGLE_MEMBER_MEASURES
+from detcurate.score.objects import score_objects
+from detcurate.score.pool import score_box_correlation, score_images
 from detcurate.structures import Detections, ImageScores, ObjectScores
 
 ALL = tuple(MEASURES)
@@ -60,12 +61,17 @@ def test_one_object_by_hand():
     assert objects.num_fired.tolist() == [2]
     assert objects.class_index.tolist() == [1]
     assert objects.confidence == pytest.approx([0.25])
+    assert objects.votes.tolist() == [[1, -1, 2, -1, -1]]
+    assert objects.annotation_ids.tolist() == [-1]
     consensus = -(0.25 * math.log(0.25) + 0.15 * math.log(0.15) + 0.6 * math.log(0.6))
     own = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75)) / 5
     assert {name: values.tolist() for name, values in objects.measures.items()} == {
         "mutual_information": pytest.approx([consensus - own]),
         "entropy": pytest.approx([consensus]),
         "expected_entropy": pytest.approx([own]),
+        "variation_ratio": pytest.approx([0.4]),
+        "vote_entropy": pytest.approx([-(0.4 * math.log(0.2) + 0.6 * math.log(0.6))]),
+        "margin": pytest.approx([1 - (0.6 - 0.25)]),
         "iou_dispersion": pytest.approx([1 - (0.8 + 10 / 12) / 2]),
         "box_std": pytest.approx([math.sqrt((0.1**2 + (math.log(1.5) / 2) ** 2) / 4)]),
         "existence_entropy": pytest.approx([-(0.4 * math.log(0.4) + 0.6 * math.log(0.6))]),
@@ -80,6 +86,8 @@ def objects_of(image_ids, values):
         num_fired=np.ones(g, np.int64),
         class_index=np.zeros(g, np.int32),
         confidence=np.full(g, 0.5),
+        votes=np.zeros((g, 3), np.int16),
+        annotation_ids=np.full(g, -1),
         measures={"entropy": np.asarray(values, np.float64)},
     )
 
@@ -131,7 +139,7 @@ def test_members_that_say_the_same_disagree_on_nothing(name):
     members = [Detections(**{**columns, "member": np.full(len(one), e, np.int32)}) for e in range(4)]
     objects = score_objects(Detections.concatenate(members), num_members=4, measures=ALL)
     assert len(objects) == len(one)
-    if name in ("entropy", "expected_entropy"):  # these hold the doubt that the members share
+    if name in SINGLE_MEMBER_MEASURES:  # these hold the doubt that the members share
         assert objects.measures[name] == pytest.approx(
             score_objects(one, num_members=1, measures=[name]).measures[name]
         )
@@ -162,7 +170,9 @@ def test_an_image_on_which_the_members_differ_scores_higher(name):
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_an_image_without_objects_scores_lowest(aggregation):
     objects = score_objects(scene(), num_members=4, measures=ALL)
-    scores = score_images(objects, POOL, aggregation=aggregation, weights={"mutual_information": 1.0})
+    class_weights = np.ones(5) if aggregation in WEIGHTED else None
+    weights = {"mutual_information": 1.0}
+    scores = score_images(objects, POOL, aggregation=aggregation, weights=weights, class_weights=class_weights)
     assert scores.components["num_objects"][2] == 0
     assert all(column[2] == 0 for column in scores.components.values())
     assert scores.image_score.argmin() == 2
@@ -216,8 +226,8 @@ def test_correlation_of_equal_orders_is_1_and_of_opposite_ones_minus_1():
 
 
 def test_an_unknown_measure_is_answered_with_the_names():
-    with pytest.raises(ConfigError, match="measures must be one or more of mutual_information, .*, got 'margin'"):
-        score_objects(Detections.empty(2), num_members=1, measures=["entropy", "margin"])
+    with pytest.raises(ConfigError, match="measures must be one or more of mutual_information, .*, got 'doubt'"):
+        score_objects(Detections.empty(2), num_members=1, measures=["entropy", "doubt"])
     with pytest.raises(ConfigError, match="measures must be one or more of mutual_information, .*, got none"):
         score_objects(Detections.empty(2), num_members=1, measures=[])
 
@@ -225,10 +235,10 @@ def test_an_unknown_measure_is_answered_with_the_names():
 @pytest.mark.parametrize("name", ALL)
 def test_an_ensemble_of_one_has_doubt_and_no_disagreement(name):
     detections = scene(6, num_members=1)
-    if name in ("entropy", "expected_entropy"):
+    if name in SINGLE_MEMBER_MEASURES:
         assert (score_objects(detections, num_members=1, measures=[name]).measures[name] > 0).all()
         return
-    message = f"measures of an ensemble of one member must be among entropy, expected_entropy, got {name}; members are"
+    message = f"measures of an ensemble of one member must be among entropy, expected_entropy, .*, got {name}; members"
     with pytest.raises(ConfigError, match=message):
         score_objects(detections, num_members=1, measures=["entropy", name])
     assert score_objects(detections, num_members=2, measures=["entropy", name]).measures[name].shape
@@ -259,7 +269,7 @@ def test_an_object_outside_the_pool_is_named():
 
 
 def test_a_weight_on_a_measure_that_was_not_computed_is_named():
-    with pytest.raises(ConfigError, match="weights must name components among entropy, got 'box_std'"):
+    with pytest.raises(ConfigError, match="weights must name components among entropy, num_objects, got 'box_std'"):
         score_images(objects_of([10], [0.1]), np.array([10]), weights={"box_std": 1.0})
 
 

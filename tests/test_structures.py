@@ -26,6 +26,8 @@ def object_columns():
         "num_fired": np.array([1, 3]),
         "class_index": np.array([0, 2], np.int32),
         "confidence": np.array([0.5, 0.6]),
+        "votes": np.array([[-1, 0, 2], [1, 1, -1]], np.int16),
+        "annotation_ids": np.array([-1, 12]),
         "measures": {"entropy": np.array([0.1, 0.2])},
     }
 

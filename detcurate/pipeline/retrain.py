@@ -12,9 +12,10 @@ from detcurate.config import CurateSettings
 from detcurate.d2.environment import require_detectron2
 from detcurate.ensemble import RUN_LEDGER, Member, read_ledger
 from detcurate.files import write_bytes
-from detcurate.pipeline.choose import read_scores, read_selection, subset_file
+from detcurate.pipeline.choose import read_selection, subset_file
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.ensemble import last_weights
+from detcurate.pipeline.score import read_scores
 from detcurate.pipeline.train import train_jobs, training_job, training_settings
 from detcurate.select.rank import select
 from detcurate.stages import Stage, StageResult, output_digest

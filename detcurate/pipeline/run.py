@@ -13,7 +13,7 @@ import orjson
 from detcurate.coco.croissant import require_mlcroissant
 from detcurate.errors import ConfigError, DetcurateError
 from detcurate.files import write_bytes, write_json
-from detcurate.pipeline.choose import budget, manifest_stage, score_stage, select_stage, subset_file
+from detcurate.pipeline.choose import budget, manifest_stage, select_stage, subset_file
 from detcurate.pipeline.context import ADDED, CACHE, DIRECTORIES, Run
 from detcurate.pipeline.ensemble import (
     added_members,
@@ -27,6 +27,7 @@ from detcurate.pipeline.pool import pool_stage, require_same_classes
 from detcurate.pipeline.predict import evaluate_stage, predict_stage
 from detcurate.pipeline.report import report_stage
 from detcurate.pipeline.retrain import retrain_seeds, retrain_stage
+from detcurate.pipeline.score import score_stage
 from detcurate.pipeline.train import require_device, require_solver
 from detcurate.stages import Stage, changes, run_stage, stage_state
 

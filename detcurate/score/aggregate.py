@@ -3,41 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import numpy as np
 
 from detcurate.errors import ConfigError, PredictionError
 
-Aggregation = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
-"""From (G,) values, the (G,) image index of each and the number of images I to (I,) float64."""
+Aggregation = Callable[[np.ndarray, np.ndarray, int, int], np.ndarray]
+"""From (G,) values, the (G,) image index of each, the number of images I and k to (I,) float64."""
 
 
 def aggregate(
-    values: np.ndarray, image_index: np.ndarray, num_images: int, *, aggregation: str = "top_k_mean"
+    values: np.ndarray,
+    image_index: np.ndarray,
+    num_images: int,
+    *,
+    aggregation: str = "top_k_mean",
+    k: int = 3,
+    object_weights: np.ndarray | None = None,
 ) -> np.ndarray:
     """Reduce the objects of each image to one value.
 
-    An image without objects scores 0, whatever the aggregation. ``sum`` favours crowded images, ``max`` the single
-    outlier, ``mean`` the images with few objects; ``top_k_mean`` (k = 3, or fewer where the image has fewer) stands
+    An image without objects gets 0, whatever the aggregation. ``sum`` favours crowded images, ``max`` the single
+    outlier, ``mean`` the images with few objects; ``top_k_mean`` (over fewer than k where the image has fewer) stands
     between ``max`` and ``mean``, ``sqrt_sum`` (sum over the root of the count) between ``mean`` and ``sum``.
+    ``class_weighted_sum`` is a sum in which each object counts as much as its class is rare.
 
     Args:
         values: (G,) floating, one a object; higher = more disagreement.
         image_index: (G,) integers in [0, I), in any order.
         num_images: I, the images of the pool, those without objects included.
         aggregation: a name in ``AGGREGATIONS``.
+        k: of ``top_k_mean``, at least 1.
+        object_weights: (G,) floating, 0 or more, for ``class_weighted_sum``: ``class_weights(counts)[class_index]``.
 
     Returns:
         (I,) float64; higher = more disagreement.
 
     Raises:
-        ConfigError: The aggregation has no such name.
-        PredictionError: The two columns differ in length or an index is outside [0, I).
+        ConfigError: The aggregation has no such name, k is below 1, or weights are missing or of no use.
+        PredictionError: The columns differ in length or an index is outside [0, I).
 
     Source:
-        Roy et al. 2018 and Brust et al. 2019 (arXiv 1809.09875): sum, average and maximum aggregation;
-        Haussmann et al. 2020 (arXiv 2004.04699) on crowds under sum.
+        Roy et al. 2018 and Brust et al. 2019 (arXiv 1809.09875): sum, average and maximum aggregation, and weights
+        against the imbalance of classes; Haussmann et al. 2020 (arXiv 2004.04699) on crowds under sum.
 
     Example:
         >>> values, image_index = np.array([0.1, 0.5, 0.3, 0.3, 0.2]), np.array([0, 0, 0, 0, 2])
@@ -48,6 +56,10 @@ def aggregate(
     """
     if aggregation not in AGGREGATIONS:
         raise ConfigError(f"aggregation must be one of {', '.join(AGGREGATIONS)}, got {aggregation!r}")
+    if k < 1:
+        raise ConfigError(f"k must be at least 1, got {k}")
+    if (object_weights is not None) != (aggregation in WEIGHTED):
+        raise ConfigError(f"object_weights must be given for {', '.join(WEIGHTED)} and for no other, got {aggregation}")
     if values.shape != image_index.shape or values.ndim != 1:
         raise PredictionError(
             f"values and image_index must both have shape (G,), got {values.shape} and {image_index.shape}"
@@ -56,10 +68,39 @@ def aggregate(
         raise PredictionError(
             f"image_index must be in [0, {num_images}), got values from {image_index.min()} to {image_index.max()}"
         )
-    return AGGREGATIONS[aggregation](values, image_index, num_images)
+    if object_weights is not None:
+        if object_weights.shape != values.shape:
+            raise PredictionError(
+                f"object_weights must have the shape of values, got {object_weights.shape} and {values.shape}"
+            )
+        values = values * object_weights
+    return AGGREGATIONS[aggregation](values, image_index, num_images, k)
 
 
-def _sum(values: np.ndarray, image_index: np.ndarray, num_images: int) -> np.ndarray:
+def class_weights(counts: np.ndarray) -> np.ndarray:
+    """Return the weight of each class: inverse to its frequency, and 1 on average over the pool's boxes.
+
+    A class without a box is taken for one with a single box.
+
+    Args:
+        counts: (C,) integers, the pool's boxes of each class.
+
+    Returns:
+        (C,) float64 above 0.
+
+    Source:
+        King and Zeng 2001; n / (C n_c), as scikit-learn's "balanced".
+
+    Example:
+        >>> class_weights(np.array([30, 10, 0])).round(2).tolist()
+        [0.67, 2.0, 20.0]
+    """
+    seen = counts > 0
+    weights: np.ndarray = max(int(counts.sum()), 1) / (max(int(seen.sum()), 1) * np.maximum(counts, 1))
+    return weights
+
+
+def _sum(values: np.ndarray, image_index: np.ndarray, num_images: int, k: int) -> np.ndarray:
     totals: np.ndarray = np.bincount(image_index, weights=values, minlength=num_images)
     return totals
 
@@ -70,28 +111,38 @@ def _count(image_index: np.ndarray, num_images: int) -> np.ndarray:
     return counts
 
 
-def _mean(values: np.ndarray, image_index: np.ndarray, num_images: int) -> np.ndarray:
-    means: np.ndarray = _sum(values, image_index, num_images) / _count(image_index, num_images)
+def _mean(values: np.ndarray, image_index: np.ndarray, num_images: int, k: int) -> np.ndarray:
+    means: np.ndarray = _sum(values, image_index, num_images, k) / _count(image_index, num_images)
     return means
 
 
-def _sqrt_sum(values: np.ndarray, image_index: np.ndarray, num_images: int) -> np.ndarray:
-    scaled: np.ndarray = _sum(values, image_index, num_images) / np.sqrt(_count(image_index, num_images))
+def _sqrt_sum(values: np.ndarray, image_index: np.ndarray, num_images: int, k: int) -> np.ndarray:
+    scaled: np.ndarray = _sum(values, image_index, num_images, k) / np.sqrt(_count(image_index, num_images))
     return scaled
 
 
-def _top_k_mean(values: np.ndarray, image_index: np.ndarray, num_images: int, *, k: int) -> np.ndarray:
+def _top_k_mean(values: np.ndarray, image_index: np.ndarray, num_images: int, k: int) -> np.ndarray:
     order = np.lexsort((-values, image_index))
     sorted_index = image_index[order]
     place = np.arange(len(order)) - np.searchsorted(sorted_index, sorted_index)  # 0 for an image's highest value
     kept = order[place < k]
-    return _mean(values[kept], image_index[kept], num_images)
+    return _mean(values[kept], image_index[kept], num_images, k)
+
+
+def _max(values: np.ndarray, image_index: np.ndarray, num_images: int, k: int) -> np.ndarray:
+    highest = np.full(num_images, -np.inf)
+    np.maximum.at(highest, image_index, values)
+    return np.where(np.isinf(highest), 0.0, highest)
 
 
 AGGREGATIONS: Mapping[str, Aggregation] = {
-    "max": partial(_top_k_mean, k=1),
+    "max": _max,
     "mean": _mean,
     "sum": _sum,
-    "top_k_mean": partial(_top_k_mean, k=3),
+    "top_k_mean": _top_k_mean,
     "sqrt_sum": _sqrt_sum,
+    "class_weighted_sum": _sum,
 }
+
+WEIGHTED = ("class_weighted_sum",)
+"""The aggregations that weigh the objects by their class."""

@@ -1,4 +1,4 @@
-"""The measures by name. To add one: write its function, and give it a line here."""
+"""The measures by name. To add one: write its function of the evidence, and give it a line here."""
 
 from __future__ import annotations
 
@@ -6,22 +6,53 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from detcurate.score.classification import entropy, expected_entropy, mutual_information
+from detcurate.score.classification import (
+    entropy,
+    expected_entropy,
+    margin,
+    mutual_information,
+    variation_ratio,
+    vote_entropy,
+)
+from detcurate.score.evidence import Evidence
 from detcurate.score.existence import existence_entropy
+from detcurate.score.label_measures import (
+    el2n,
+    error_count,
+    forgetting,
+    low_confidence,
+    prediction_variance,
+    variability,
+)
+from detcurate.score.labels import LabelEvidence
 from detcurate.score.localization import box_std, iou_dispersion
-from detcurate.structures import Clusters, Detections
 
-Measure = Callable[[Detections, Clusters], np.ndarray]
-"""From detections and G clusters of them to (G,) float64; higher = more disagreement, 0 = none."""
+Measure = Callable[[Evidence], np.ndarray]
+"""From the evidence on G clusters to (G,) float64; higher = more disagreement, 0 = none."""
+
+LabelMeasure = Callable[[LabelEvidence], np.ndarray]
+"""From the evidence on J ground-truth boxes to (J,) float64; higher = harder, 0 = all members are right."""
 
 MEASURES: Mapping[str, Measure] = {
     "mutual_information": mutual_information,
     "entropy": entropy,
     "expected_entropy": expected_entropy,
+    "variation_ratio": variation_ratio,
+    "vote_entropy": vote_entropy,
+    "margin": margin,
     "iou_dispersion": iou_dispersion,
     "box_std": box_std,
-    "existence_entropy": lambda detections, clusters: existence_entropy(clusters),
+    "existence_entropy": existence_entropy,
 }
 
-SINGLE_MEMBER_MEASURES = ("entropy", "expected_entropy")
+LABEL_MEASURES: Mapping[str, LabelMeasure] = {
+    "error_count": error_count,
+    "el2n": el2n,
+    "forgetting": forgetting,
+    "low_confidence": low_confidence,
+    "variability": variability,
+    "prediction_variance": prediction_variance,
+}
+
+SINGLE_MEMBER_MEASURES = ("entropy", "expected_entropy", "margin", "error_count", "el2n", "low_confidence")
 """The measures that an ensemble of one can have; the others compare members."""

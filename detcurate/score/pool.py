@@ -1,90 +1,126 @@
-"""The two steps of scoring a pool: shard by shard to objects, then all objects to one score an image."""
+"""The two steps of scoring a pool: shard by shard to objects and images, then all images to one score each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from detcurate.errors import ConfigError, PredictionError
-from detcurate.score.aggregate import aggregate
-from detcurate.score.associate import associate
-from detcurate.score.classification import consensus_probs
+from detcurate.score.aggregate import WEIGHTED, aggregate
 from detcurate.score.combine import average_ranks, combine
-from detcurate.score.measures import MEASURES, SINGLE_MEMBER_MEASURES
-from detcurate.structures import Detections, ImageScores, ObjectScores, validate_ascending
+from detcurate.score.measures import LABEL_MEASURES
+from detcurate.score.suspicion import SUSPICIONS
+from detcurate.structures import ImageScores, ObjectScores, validate_ascending
+
+COUNTS = ("num_objects", "num_labels")
 
 
-def score_objects(
-    detections: Detections, *, num_members: int, measures: Sequence[str], iou_threshold: float = 0.5
-) -> ObjectScores:
-    """Associate the detections of one shard of images and measure the disagreement on every object.
+def image_components(
+    image_ids: np.ndarray,
+    objects: ObjectScores,
+    labels: ObjectScores | None = None,
+    *,
+    aggregation: str = "top_k_mean",
+    k: int = 3,
+    class_weights: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Aggregate the objects of whole images to a column a measure.
 
-    An image must lie in one shard as a whole; the shards' results are joined with ``ObjectScores.concatenate``.
-    No detection gives no object.
+    An image without objects has 0 in every column. A suspicion is taken from the most suspicious object, whatever the
+    aggregation, for one wrong label is what it is about.
 
     Args:
-        detections: N rows, of any images in any order.
-        num_members: E, the size of the ensemble, whether or not each member fired.
-        measures: names in ``MEASURES``, one or more; of an ensemble of one, names in ``SINGLE_MEMBER_MEASURES``.
-        iou_threshold: the least IoU with a cluster's mean box to be taken for the same object, in (0, 1].
+        image_ids: (I,) int64, ascending and unique, the images that are asked about.
+        objects: G clusters of these images, in any order.
+        labels: J ground-truth boxes of these images, in any order.
+        aggregation: a name in ``AGGREGATIONS``.
+        k: of ``top_k_mean``.
+        class_weights: (C,) weights of the classes, for the aggregations in ``WEIGHTED``.
 
     Returns:
-        G objects, ordered by image_id.
+        name -> (I,) float64, and ``num_objects``, with labels ``num_labels`` too, int64.
 
     Raises:
-        ConfigError: A measure has no such name, none is given, or one compares members and there is one member.
-        PredictionError: A member is outside [0, E), or the threshold is outside (0, 1].
+        ConfigError: The aggregation has no such name, or weights are missing.
+        PredictionError: An object lies on another image.
+        SelectionError: The image_ids are not ascending and unique.
     """
-    validate_measures(measures, num_members)
-    clusters = associate(detections, num_members=num_members, iou_threshold=iou_threshold)
-    foreground = consensus_probs(detections, clusters)[:, :-1]
-    return ObjectScores(
-        image_ids=clusters.image_ids,
-        boxes=clusters.boxes,
-        num_fired=clusters.num_fired,
-        class_index=foreground.argmax(axis=1).astype(np.int32),
-        confidence=foreground.max(axis=1),
-        measures={name: MEASURES[name](detections, clusters) for name in measures},
-    )
+    validate_ascending("image_ids", image_ids)  # before the search in them, which would miss images that are there
+    components: dict[str, np.ndarray] = {}
+    for rows, count in ((objects, COUNTS[0]), (labels, COUNTS[1])):
+        if rows is None:
+            continue
+        image_index = _image_index(rows.image_ids, image_ids)
+        weights = class_weights[rows.class_index] if class_weights is not None and aggregation in WEIGHTED else None
+        for name, values in rows.measures.items():
+            if name in SUSPICIONS:
+                components[name] = aggregate(values, image_index, len(image_ids), aggregation="max")
+            else:
+                components[name] = aggregate(
+                    values, image_index, len(image_ids), aggregation=aggregation, k=k, object_weights=weights
+                )
+        components[count] = np.bincount(image_index, minlength=len(image_ids)).astype(np.int64)
+    return components
+
+
+def combine_images(
+    image_ids: np.ndarray,
+    components: Mapping[str, np.ndarray],
+    *,
+    weights: Mapping[str, float],
+    normalization: str = "rank",
+    without_objects: str = "zero",
+) -> ImageScores:
+    """Combine the components of the whole pool to one score an image.
+
+    Normalisation is over the pool, so this step wants all of it.
+
+    Args:
+        image_ids: (I,) int64, ascending and unique, every image of the pool.
+        components: name -> (I,), ``num_objects`` among them.
+        weights: component -> weight, 0 or more; what is not named is kept in the table only.
+        normalization: a name in ``NORMALIZATIONS``.
+        without_objects: a name in ``WITHOUT_OBJECTS``: the score of an image on which no member saw anything. ``zero``
+            leaves its components 0; the others give it the lowest, the median or the highest of the other scores. An
+            image with labels keeps its own score where a label-aware measure has a weight.
+
+    Raises:
+        ConfigError: A name that does not exist, or weights that cannot be used.
+    """
+    if without_objects not in WITHOUT_OBJECTS:
+        raise ConfigError(f"without_objects must be one of {', '.join(WITHOUT_OBJECTS)}, got {without_objects!r}")
+    score = combine(components, weights, normalization=normalization)
+    is_empty = components["num_objects"] == 0
+    if "num_labels" in components and any(name in LABEL_MEASURES and weights[name] > 0 for name in weights):
+        is_empty = is_empty & (components["num_labels"] == 0)
+    statistic = WITHOUT_OBJECTS[without_objects]
+    if statistic is not None and not is_empty.all():
+        score = np.where(is_empty, statistic(score[~is_empty]), score)
+    return ImageScores(image_ids, score, dict(components))
+
+
+WITHOUT_OBJECTS = {"zero": None, "lowest": np.min, "median": np.median, "highest": np.max}
+"""What an image without detections scores: nothing in every component, or a figure of the other images' scores."""
 
 
 def score_images(
     objects: ObjectScores,
     image_ids: np.ndarray,
     *,
-    aggregation: str = "top_k_mean",
+    labels: ObjectScores | None = None,
     weights: Mapping[str, float],
+    aggregation: str = "top_k_mean",
+    k: int = 3,
+    class_weights: np.ndarray | None = None,
     normalization: str = "rank",
+    without_objects: str = "zero",
 ) -> ImageScores:
-    """Aggregate the objects of the whole pool to its images and combine the measures to one score.
-
-    An image without objects has 0 in every component. Normalisation is over the pool, so this step wants all of it.
-
-    Args:
-        objects: G objects of the pool's images, in any order.
-        image_ids: (I,) int64, ascending and unique, every image of the pool.
-        aggregation: a name in ``AGGREGATIONS``.
-        weights: measure -> weight, 0 or more; each measure that is not named is kept in the table only.
-        normalization: a name in ``NORMALIZATIONS``.
-
-    Returns:
-        I rows with one component a measure, and ``num_objects``, int64.
-
-    Raises:
-        ConfigError: A name that does not exist, or weights that cannot be used.
-        PredictionError: An object lies on an image that is not in the pool.
-        SelectionError: The image_ids are not ascending and unique.
-    """
-    validate_ascending("image_ids", image_ids)  # before the search in them, which would miss images that are there
-    image_index = _image_index(objects.image_ids, image_ids)
-    components = {
-        name: aggregate(values, image_index, len(image_ids), aggregation=aggregation)
-        for name, values in objects.measures.items()
-    }
-    image_score = combine(components, weights, normalization=normalization)
-    num_objects = np.bincount(image_index, minlength=len(image_ids)).astype(np.int64)
-    return ImageScores(image_ids, image_score, {**components, "num_objects": num_objects})
+    """Score the images of a pool that fits into memory: ``image_components``, then ``combine_images``."""
+    components = image_components(image_ids, objects, labels, aggregation=aggregation, k=k, class_weights=class_weights)
+    return combine_images(
+        image_ids, components, weights=weights, normalization=normalization, without_objects=without_objects
+    )
 
 
 def score_box_correlation(scores: ImageScores) -> float:
@@ -109,21 +145,6 @@ def score_box_correlation(scores: ImageScores) -> float:
     if not norms.all():
         return 0.0
     return float(np.clip(deviations[0] @ deviations[1] / norms.prod(), -1.0, 1.0))
-
-
-def validate_measures(measures: Sequence[str], num_members: int) -> None:
-    """Raise ``ConfigError`` when a measure has no such name, none is given, or an ensemble of one cannot have it."""
-    unknown = [name for name in measures if name not in MEASURES]
-    if unknown or not measures:
-        got = repr(unknown[0]) if unknown else "none"
-        raise ConfigError(f"measures must be one or more of {', '.join(MEASURES)}, got {got}")
-    comparing = [name for name in measures if name not in SINGLE_MEMBER_MEASURES]
-    if num_members == 1 and comparing:
-        raise ConfigError(
-            f"measures of an ensemble of one member must be among {', '.join(SINGLE_MEMBER_MEASURES)}, got "
-            f"{', '.join(comparing)}; members are what they compare, and one member agrees with itself on every "
-            "object: train more members or measure its entropy"
-        )
 
 
 def _image_index(object_image_ids: np.ndarray, image_ids: np.ndarray) -> np.ndarray:

@@ -1,66 +1,19 @@
-"""The records that the stages hand to each other: frozen columns, checked when they are made.
-
-Axes, everywhere in the project: I images, E members, N detections, G clusters, C classes. Boxes are
-xyxy in absolute pixels. ``class_index`` is contiguous from 0; ``class_probs`` has C + 1 columns, the
-background last. ``posterior_form`` says how to read them: one distribution a row, or one a class.
-"""
+"""What the members of an ensemble saw, and which of it is taken for one object."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from detcurate.errors import DetcurateError, PredictionError, SelectionError
+from detcurate.errors import PredictionError
+from detcurate.structures.validation import validate_column, validate_rows
 
 POSTERIOR_FORMS = ("softmax", "sigmoid")
 
 _POSTERIOR_TOLERANCE = 1e-3  # float32 softmax over many classes, or a file rounded to four digits
 _DETECTION_COLUMNS = ("image_ids", "member", "boxes", "scores", "class_index", "class_probs")
-
-
-def _validate_column(
-    owner: str,
-    name: str,
-    values: np.ndarray,
-    shape: tuple[int | str, ...],
-    kind: str,
-    error: type[DetcurateError],
-) -> None:
-    """Check one column's rank, fixed lengths, kind ("i" or "f") and, for floats, that all are finite."""
-    expected = "(" + ", ".join(str(length) for length in shape) + ("," if len(shape) == 1 else "") + ")"
-    fits = values.ndim == len(shape) and all(
-        isinstance(want, str) or want == got for want, got in zip(shape, values.shape, strict=True)
-    )
-    if not fits:
-        raise error(f"{owner}.{name} must have shape {expected}, got {values.shape}")
-    if values.dtype.kind != kind:
-        raise error(
-            f"{owner}.{name} must be {'an integer' if kind == 'i' else 'a floating'} array, got dtype {values.dtype}"
-        )
-    if kind == "f" and not np.isfinite(values).all():
-        raise error(f"{owner}.{name} must be finite, got {int((~np.isfinite(values)).sum())} NaN or infinite values")
-
-
-def validate_ascending(name: str, image_ids: np.ndarray) -> None:
-    """Raise ``SelectionError`` when the ids of a pool are not ascending and unique."""
-    falls = np.flatnonzero(image_ids[1:] <= image_ids[:-1])
-    if len(falls):
-        before, after = image_ids[falls[0] : falls[0] + 2].tolist()
-        raise SelectionError(f"{name} must be ascending and unique, got {after} after {before}; sort the pool's ids")
-
-
-def _validate_rows(
-    owner: str, name: str, fits: np.ndarray, values: np.ndarray, constraint: str, ids: np.ndarray
-) -> None:
-    """Raise with the first row that breaks a column's constraint, and the image it belongs to."""
-    if not fits.all():
-        row = int(np.argmin(fits))
-        raise PredictionError(
-            f"{owner}.{name} must {constraint}, got {values[row].tolist()} (row {row}, image_id {ids[row]}; "
-            f"{int((~fits).sum())} such rows); drop or mend these rows where they are made"
-        )
 
 
 def _is_posterior(class_probs: np.ndarray, posterior_form: str) -> tuple[np.ndarray, str]:
@@ -118,7 +71,7 @@ class Detections:
             ("class_probs", (n, "C + 1"), "f"),
         )
         for name, shape, kind in columns:
-            _validate_column("Detections", name, getattr(self, name), shape, kind, PredictionError)
+            validate_column("Detections", name, getattr(self, name), shape, kind, PredictionError)
         self._validate_ranges()
 
     def _validate_ranges(self) -> None:
@@ -135,7 +88,7 @@ class Detections:
             ("class_probs", posterior, constraint),
         )
         for name, fits, constraint in checks:
-            _validate_rows("Detections", name, fits, getattr(self, name), constraint, self.image_ids)
+            validate_rows("Detections", name, fits, getattr(self, name), constraint, self.image_ids)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -163,6 +116,8 @@ class Detections:
         """Join the rows of one or more records of one posterior form, in the order given."""
         if not parts:
             raise PredictionError("Detections.concatenate needs at least one record, got none")
+        if len(parts) == 1:
+            return parts[0]
         forms = {part.posterior_form for part in parts}
         if len(forms) > 1:
             raise PredictionError(
@@ -197,9 +152,9 @@ class Clusters:
 
     def __post_init__(self) -> None:
         g = len(self.image_ids)
-        _validate_column("Clusters", "image_ids", self.image_ids, (g,), "i", PredictionError)
-        _validate_column("Clusters", "boxes", self.boxes, (g, 4), "f", PredictionError)
-        _validate_column("Clusters", "votes", self.votes, (g, "E"), "i", PredictionError)
+        validate_column("Clusters", "image_ids", self.image_ids, (g,), "i", PredictionError)
+        validate_column("Clusters", "boxes", self.boxes, (g, 4), "f", PredictionError)
+        validate_column("Clusters", "votes", self.votes, (g, "E"), "i", PredictionError)
         if g and not (self.votes >= 0).any(axis=1).all():
             raise PredictionError("Clusters.votes must hold at least one detection a cluster, got a cluster of none")
         if (self.votes < -1).any():
@@ -226,122 +181,3 @@ class Clusters:
     def num_fired(self) -> np.ndarray:
         """(G,) int64 in [1, E]: how many members have a detection in each cluster."""
         return np.asarray((self.votes >= 0).sum(axis=1), dtype=np.int64)
-
-
-@dataclass(frozen=True)
-class ObjectScores:
-    """One row an object hypothesis: what the ensemble takes it for, and how much it disagrees on it.
-
-    Args:
-        image_ids: (G,) int64, the image of each object.
-        boxes: (G, 4) float32, xyxy in absolute pixels, the consensus box.
-        num_fired: (G,) int64 in [1, E], the members that saw it.
-        class_index: (G,) int32 in [0, C), the most probable class of the consensus.
-        confidence: (G,) float64 in [0, 1], the consensus probability of that class.
-        measures: name -> (G,) float64; higher = more disagreement.
-
-    Raises:
-        PredictionError: A column has another shape or kind than stated, or holds NaN or infinity.
-    """
-
-    image_ids: np.ndarray
-    boxes: np.ndarray
-    num_fired: np.ndarray
-    class_index: np.ndarray
-    confidence: np.ndarray
-    measures: Mapping[str, np.ndarray]
-
-    def __post_init__(self) -> None:
-        g = len(self.image_ids)
-        columns: tuple[tuple[str, tuple[int | str, ...], str], ...] = (
-            ("image_ids", (g,), "i"),
-            ("boxes", (g, 4), "f"),
-            ("num_fired", (g,), "i"),
-            ("class_index", (g,), "i"),
-            ("confidence", (g,), "f"),
-        )
-        for name, shape, kind in columns:
-            _validate_column("ObjectScores", name, getattr(self, name), shape, kind, PredictionError)
-        for name, column in self.measures.items():
-            _validate_column("ObjectScores", name, column, (g,), "f", PredictionError)
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[ObjectScores]) -> ObjectScores:
-        """Join the rows of one or more records with the same measures, in the order given."""
-        if not parts:
-            raise PredictionError("ObjectScores.concatenate needs at least one record, got none")
-        names = list(parts[0].measures)
-        for part in parts:
-            if set(part.measures) != set(names):
-                raise PredictionError(
-                    f"ObjectScores to join must have the same measures, got {names} and {list(part.measures)}; "
-                    "score all shards with the same settings"
-                )
-        columns = {
-            name: np.concatenate([getattr(part, name) for part in parts])
-            for name in cls.__annotations__
-            if name != "measures"
-        }
-        return cls(
-            **columns, measures={name: np.concatenate([part.measures[name] for part in parts]) for name in names}
-        )
-
-
-@dataclass(frozen=True)
-class ImageScores:
-    """One row an image of the pool: every component that was computed, and the score they combine to.
-
-    Args:
-        image_ids: (I,) int64, ascending and unique.
-        image_score: (I,) float64; higher = keep first.
-        components: name -> (I,) float64 or int64 column.
-
-    Raises:
-        SelectionError: A column has another length, is not finite, or the ids are not ascending and unique.
-    """
-
-    image_ids: np.ndarray
-    image_score: np.ndarray
-    components: Mapping[str, np.ndarray]
-
-    def __post_init__(self) -> None:
-        i = len(self.image_ids)
-        _validate_column("ImageScores", "image_ids", self.image_ids, (i,), "i", SelectionError)
-        _validate_column("ImageScores", "image_score", self.image_score, (i,), "f", SelectionError)
-        for name, column in self.components.items():
-            kind = "i" if column.dtype.kind == "i" else "f"
-            _validate_column("ImageScores", name, column, (i,), kind, SelectionError)
-        validate_ascending("ImageScores.image_ids", self.image_ids)
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The images to keep, best first, each with the reason it was taken.
-
-    Args:
-        image_ids: (K,) int64, unique, in order of rank.
-        reasons: K texts, such as ``"top_n"``.
-
-    Raises:
-        SelectionError: The lengths differ or an image is named twice.
-    """
-
-    image_ids: np.ndarray
-    reasons: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        k = len(self.image_ids)
-        _validate_column("Selection", "image_ids", self.image_ids, (k,), "i", SelectionError)
-        if len(self.reasons) != k:
-            raise SelectionError(f"Selection.reasons must hold {k} texts, got {len(self.reasons)}")
-        if len(np.unique(self.image_ids)) != k:
-            raise SelectionError("Selection.image_ids must be unique, got an image twice")
-
-    def __len__(self) -> int:
-        return len(self.image_ids)

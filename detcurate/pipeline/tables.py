@@ -1,0 +1,35 @@
+"""Tables for people and their tools: plain Parquet, a column a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from detcurate.errors import PredictionError
+from detcurate.files import atomic_path
+
+
+def write_columns(path: Path, columns: Mapping[str, Any]) -> None:
+    """Write columns of one length atomically."""
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(dict(columns)), temporary, compression="zstd")
+
+
+def read_columns(path: Path) -> dict[str, np.ndarray]:
+    """Read what ``write_columns`` wrote.
+
+    Raises:
+        PredictionError: The file is absent, truncated or no Parquet file.
+    """
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise PredictionError(
+            f"a table must be a whole Parquet file ({path}): {error}; delete it and run again"
+        ) from error
+    return {name: table[name].to_numpy() for name in table.column_names}

@@ -1,0 +1,22 @@
+"""The records that the stages hand to each other: frozen columns, checked when they are made.
+
+Axes, everywhere in the project: I images, E members, N detections, G clusters, J ground-truth boxes, C classes. Boxes
+are xyxy in absolute pixels. ``class_index`` is contiguous from 0; ``class_probs`` has C + 1 columns, the background
+last. ``posterior_form`` says how to read them: one distribution a row, or one a class.
+"""
+
+from detcurate.structures.detections import POSTERIOR_FORMS, Clusters, Detections
+from detcurate.structures.labels import Labels
+from detcurate.structures.scores import ImageScores, ObjectScores, Selection
+from detcurate.structures.validation import validate_ascending
+
+__all__ = [
+    "POSTERIOR_FORMS",
+    "Clusters",
+    "Detections",
+    "ImageScores",
+    "Labels",
+    "ObjectScores",
+    "Selection",
+    "validate_ascending",
+]
