@@ -183,6 +183,7 @@ class ScoreSettings(_Settings):
     missing: str = "background"
     top_k: int = Field(3, ge=1)
     without_objects: str = "zero"
+    calibration_images: int = Field(0, ge=0)
 
     @field_validator("measures")
     @classmethod

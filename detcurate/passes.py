@@ -109,11 +109,13 @@ class Predictions:
     """The answers of some members, of all passes that hold them, shard by shard.
 
     Args:
+        directory: Where the passes are.
         passes: Those that hold answers of the members.
         members: The members; their places are the numbers in the column ``member``.
         num_shards: How many shards there are.
     """
 
+    directory: Path
     passes: tuple[Pass, ...]
     members: tuple[str, ...]
     num_shards: int
@@ -131,7 +133,7 @@ class Predictions:
         if any(not np.array_equal(parts[0][1], image_ids) for _, image_ids in parts[1:]):
             raise PredictionError(
                 f"all passes must cover the same images in shard {index}, got others "
-                f"({self.passes[0].directory.parent}); delete that directory and run the same command again"
+                f"({self.directory}); delete that directory and run the same command again"
             )
         return Detections.concatenate([detections for detections, _ in parts]), parts[0][1]
 
@@ -150,7 +152,7 @@ def open_predictions(directory: Path, members: Sequence[str]) -> Predictions:
             "run the stage that predicts again"
         )
     num_shards = max((len(list(found.directory.glob("shard-*.parquet"))) for found in passes), default=0)
-    return Predictions(tuple(passes), tuple(members), num_shards)
+    return Predictions(directory, tuple(passes), tuple(members), num_shards)
 
 
 def read_predictions(directory: Path, members: Sequence[str]) -> Iterator[tuple[Detections, np.ndarray]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from detcurate.errors import DatasetError, DetcurateError
-from detcurate.parallel import run_jobs
+from detcurate.parallel import run_jobs, stream_jobs
 
 SECONDS = 20  # what would be waited for when a failure did not cancel the others
 
@@ -52,6 +52,37 @@ def kill_at_two(job, progress):
 def test_results_have_the_order_of_the_jobs(num_processes):
     jobs = [5, 1, 9, 2, 8, 3, 7]
     assert run(square, jobs, num_processes) == [job**2 for job in jobs]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_stream_takes_jobs_as_they_are_needed(num_processes):
+    taken = []
+
+    def jobs():
+        for job in range(12):
+            taken.append(job)
+            yield job
+
+    results = stream_jobs(square, jobs(), num_processes=num_processes, total=24, desc="count", unit="step")
+    assert next(results) == 0
+    assert len(taken) <= 2 * num_processes + 1
+    assert [0, *results] == [job**2 for job in range(12)]
+
+
+def test_a_stream_that_is_left_ends_its_workers():
+    results = stream_jobs(square, range(50), num_processes=2, total=100, desc="count", unit="step")
+    next(results)
+    results.close()
+    assert not multiprocessing.active_children()
+
+
+def test_a_failure_of_a_later_job_ends_a_stream_at_once(tmp_path):
+    start = time.monotonic()
+    jobs = [(number, tmp_path) for number in (1, 3, 2)]
+    with pytest.raises(DatasetError, match="image_id 7"):
+        list(stream_jobs(fail_at_three, jobs, num_processes=2, total=100, desc="count", unit="step"))
+    assert time.monotonic() - start < SECONDS
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_jobs_give_no_results():

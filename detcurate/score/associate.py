@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -98,15 +97,24 @@ def rows_by_image(image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows, np.append(first, len(rows))
 
 
-def kernel_columns(detections: Detections) -> tuple[Any, ...]:
+def kernel_columns(detections: Detections) -> tuple[np.ndarray, ...]:
     """Return member, boxes, scores, class_index and class_probs in the types that the kernels are compiled for."""
     return (
-        np.ascontiguousarray(detections.member, np.int32),
-        np.ascontiguousarray(detections.boxes, np.float32),
-        np.ascontiguousarray(detections.scores, np.float32),
-        np.ascontiguousarray(detections.class_index, np.int32),
-        np.ascontiguousarray(detections.class_probs, np.float32),
+        kernel_array(detections.member, np.int32),
+        kernel_array(detections.boxes, np.float32),
+        kernel_array(detections.scores, np.float32),
+        kernel_array(detections.class_index, np.int32),
+        kernel_array(detections.class_probs, np.float32),
     )
+
+
+def kernel_array(values: np.ndarray, dtype: type) -> np.ndarray:
+    """Return an array as the kernels want it; a copy where it is of another type, layout, or cannot be written to.
+
+    The kernels write to none of them, but a read-only array, as Parquet gives, is another type: they would be compiled
+    again for it.
+    """
+    return np.require(values, dtype, ["C", "W"])
 
 
 def validate_members(detections: Detections, num_members: int) -> None:

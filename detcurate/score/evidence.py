@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detcurate.errors import ConfigError
-from detcurate.score.associate import kernel_columns
+from detcurate.score.associate import kernel_array, kernel_columns
 from detcurate.score.kernels.evidence import gather_answers
 from detcurate.structures import Clusters, Detections
 
@@ -89,10 +89,10 @@ def gather_evidence(detections: Detections, clusters: Clusters, *, missing: str 
     counts_misses = missing == "background"
     _, boxes, _, _, class_probs = kernel_columns(detections)
     means, own, outcomes, overlap, deviation = gather_answers(
-        np.ascontiguousarray(clusters.votes, np.int64),
+        kernel_array(clusters.votes, np.int64),
         class_probs,
         boxes,
-        np.ascontiguousarray(clusters.boxes, np.float32),
+        kernel_array(clusters.boxes, np.float32),
         detections.posterior_form == "sigmoid",
         counts_misses,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detcurate.errors import PredictionError
-from detcurate.score.associate import kernel_columns, validate_members
+from detcurate.score.associate import kernel_array, kernel_columns, validate_members
 from detcurate.score.kernels.labels import judge_answers, match_answers
 from detcurate.structures import Detections, Labels
 
@@ -92,7 +92,7 @@ def gather_label_evidence(
     votes[label_rows], iou[label_rows] = sorted_votes, sorted_iou
     is_sigmoid = detections.posterior_form == "sigmoid"
     probability, is_right, distance, means = judge_answers(
-        votes, columns[-1], labels.class_index.astype(np.int64), is_sigmoid
+        votes, columns[-1], kernel_array(labels.class_index, np.int64), is_sigmoid
     )
     return LabelEvidence(
         posterior_form=detections.posterior_form,

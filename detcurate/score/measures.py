@@ -56,3 +56,9 @@ LABEL_MEASURES: Mapping[str, LabelMeasure] = {
 
 SINGLE_MEMBER_MEASURES = ("entropy", "expected_entropy", "margin", "error_count", "el2n", "low_confidence")
 """The measures that an ensemble of one can have; the others compare members."""
+
+
+def available_measures(num_members: int) -> tuple[str, ...]:
+    """Return the names of all measures that an ensemble of this size can have."""
+    names = (*MEASURES, *LABEL_MEASURES)
+    return names if num_members > 1 else tuple(name for name in names if name in SINGLE_MEMBER_MEASURES)

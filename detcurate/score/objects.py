@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from detcurate.errors import ConfigError
-from detcurate.score.associate import associate
+from detcurate.score.associate import associate, kernel_array
 from detcurate.score.evidence import Evidence, gather_evidence
 from detcurate.score.kernels.evidence import favourites
 from detcurate.score.labels import LabelEvidence, gather_label_evidence
@@ -173,5 +173,5 @@ def _label_scores(
 
 def _favourites(detections: Detections, votes: np.ndarray) -> np.ndarray:
     """(G, E) int16: the most probable outcome of each vote, -1 for a miss."""
-    classes: np.ndarray = favourites(votes, np.ascontiguousarray(detections.class_probs, np.float32))
+    classes: np.ndarray = favourites(votes, kernel_array(detections.class_probs, np.float32))
     return classes

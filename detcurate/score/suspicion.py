@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from detcurate.score.associate import kernel_array
 from detcurate.score.evidence import Evidence
 from detcurate.score.kernels.labels import compare_clusters
 from detcurate.score.labels import LabelEvidence, by_image
@@ -90,7 +91,7 @@ def _compare(clusters: Clusters, labels: Labels) -> tuple[np.ndarray, np.ndarray
     found = compare_clusters(
         starts,
         label_starts,
-        np.ascontiguousarray(clusters.boxes[rows], np.float32),
+        kernel_array(clusters.boxes[rows], np.float32),
         labels.boxes[label_rows].astype(np.float32),
         labels.iscrowd[label_rows],
     )

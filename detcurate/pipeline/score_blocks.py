@@ -1,0 +1,190 @@
+"""Scoring a pool block by block: worker processes read shards, and the objects are written as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from detcurate.coco.dataset import CocoDataset
+from detcurate.coco.labels import image_labels
+from detcurate.config import ScoreSettings
+from detcurate.errors import PredictionError
+from detcurate.files import atomic_path
+from detcurate.parallel import Progress, stream_jobs
+from detcurate.passes import Predictions
+from detcurate.pipeline.object_table import object_schema, object_table
+from detcurate.score.aggregate import class_weights
+from detcurate.score.calibrate import Calibration, apply_temperatures, calibrate
+from detcurate.score.measures import available_measures
+from detcurate.score.objects import score_labelled_objects
+from detcurate.score.pool import image_components
+from detcurate.structures import Detections, Labels
+
+_BLOCK_IMAGES = 512  # what a worker is given at a time
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some shards, and the ground truth of their images."""
+
+    shards: range
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A block's rows."""
+
+    image_ids: np.ndarray
+    components: dict[str, np.ndarray]
+    objects: pa.Table
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """What all blocks are scored with; called in a worker process."""
+
+    predictions: Predictions
+    class_names: tuple[str, ...]
+    class_weights: np.ndarray
+    settings: ScoreSettings
+    measures: tuple[str, ...]
+    trajectories: Sequence[Sequence[int]]
+    temperatures: np.ndarray | None
+
+    def __call__(self, block: _Block, progress: Progress) -> _Scored:
+        parts = []
+        for index in block.shards:
+            detections, image_ids = self.predictions.read(index)
+            if self.temperatures is not None:
+                detections = apply_temperatures(detections, self.temperatures)
+            labels = block.labels.take(np.isin(block.labels.image_ids, image_ids))
+            parts.append((image_ids, *self._score(detections, labels, image_ids)))
+            progress(len(image_ids))
+        return _Scored(
+            image_ids=np.concatenate([image_ids for image_ids, _, _ in parts]),
+            components=_concatenate([components for _, components, _ in parts]),
+            objects=pa.concat_tables([objects for _, _, objects in parts]),
+        )
+
+    def _score(
+        self, detections: Detections, labels: Labels, image_ids: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], pa.Table]:
+        settings = self.settings
+        clusters, labelled = score_labelled_objects(
+            detections,
+            labels,
+            num_members=len(self.predictions.members),
+            measures=self.measures,
+            iou_threshold=settings.iou_threshold,
+            association=settings.association,
+            per_class=settings.per_class,
+            missing=settings.missing,
+            trajectories=self.trajectories,
+        )
+        components = image_components(
+            image_ids,
+            clusters,
+            labelled,
+            aggregation=settings.aggregation,
+            k=settings.top_k,
+            class_weights=self.class_weights,
+        )
+        return components, object_table(clusters, labelled, self.class_names, self.measures)
+
+
+def score_predictions(
+    predictions: Predictions,
+    dataset: CocoDataset,
+    image_ids: np.ndarray,
+    *,
+    settings: ScoreSettings,
+    shard_size: int,
+    trajectories: Sequence[Sequence[int]],
+    objects_path: Path,
+    num_processes: int,
+) -> tuple[dict[str, np.ndarray], Calibration | None]:
+    """Score all images, in blocks that worker processes take; write the objects, and return the images' components.
+
+    Neither the predictions nor the objects of the pool are ever in memory together.
+
+    Args:
+        predictions: Of the members, on blocks of ``shard_size`` images.
+        dataset: The ground truth.
+        image_ids: (I,) int64, ascending: the images that were predicted.
+        settings: How.
+        shard_size: Images a shard.
+        trajectories: The members of each run in iteration order.
+        objects_path: Where the table of objects goes.
+        num_processes: Worker processes.
+
+    Returns:
+        name -> (I,) column, and the calibration where one is asked for.
+
+    Raises:
+        PredictionError: The predictions do not cover the images, or cannot be read.
+    """
+    calibration = _calibration(predictions, dataset, settings) if settings.calibration_images else None
+    scorer = _Scorer(
+        predictions=predictions,
+        class_names=dataset.class_names,
+        class_weights=class_weights(dataset.class_counts()),
+        settings=settings,
+        measures=available_measures(len(predictions.members)),
+        trajectories=trajectories,
+        temperatures=None if calibration is None else calibration.temperatures,
+    )
+    parts: list[dict[str, np.ndarray]] = []
+    covered: list[np.ndarray] = [np.zeros(0, np.int64)]
+    schema = object_schema(dataset.class_names, scorer.measures, len(predictions.members))
+    with atomic_path(objects_path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for scored in stream_jobs(
+            scorer,
+            _blocks(predictions, dataset, image_ids, shard_size),
+            num_processes=num_processes,
+            total=len(image_ids),
+            desc="score",
+            unit="image",
+        ):
+            writer.write_table(scored.objects)
+            covered.append(scored.image_ids)
+            parts.append(scored.components)
+        predicted = np.concatenate(covered)
+        if not np.array_equal(predicted, image_ids):
+            raise PredictionError(
+                f"the predictions must cover the pool's {len(image_ids)} images once each, got {len(predicted)} "
+                f"({predictions.directory}); delete that directory and run the same command again"
+            )
+    return _concatenate(parts), calibration
+
+
+def _concatenate(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _blocks(predictions: Predictions, dataset: CocoDataset, image_ids: np.ndarray, shard_size: int) -> Iterator[_Block]:
+    step = max(1, _BLOCK_IMAGES // shard_size)
+    for first in range(0, predictions.num_shards, step):
+        shards = range(first, min(first + step, predictions.num_shards))
+        yield _Block(shards, image_labels(dataset, image_ids[shards.start * shard_size : shards.stop * shard_size]))
+
+
+def _calibration(predictions: Predictions, dataset: CocoDataset, settings: ScoreSettings) -> Calibration:
+    """Calibrate the members on shards spread evenly over the pool, as many as hold the images asked for."""
+    parts, num_images = [], 0
+    for index in np.random.default_rng(0).permutation(predictions.num_shards).tolist():
+        parts.append(predictions.read(index))
+        num_images += len(parts[-1][1])
+        if num_images >= settings.calibration_images:
+            break
+    return calibrate(
+        Detections.concatenate([detections for detections, _ in parts]),
+        image_labels(dataset, np.concatenate([image_ids for _, image_ids in parts])),
+        num_members=len(predictions.members),
+        iou_threshold=settings.iou_threshold,
+    )
