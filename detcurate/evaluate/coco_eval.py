@@ -16,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from detcurate.boxes import xyxy_to_xywh
 from detcurate.coco.dataset import CocoDataset
 from detcurate.errors import PredictionError
+from detcurate.evaluate.matches import MatchTable, match_table
 from detcurate.structures import Detections
 
 FIGURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
@@ -68,6 +69,11 @@ class CocoFigures:
 
 
 def coco_figures(dataset: CocoDataset, detections: Detections) -> CocoFigures:
+    """Do as :func:`evaluate_coco`, and return the figures alone."""
+    return evaluate_coco(dataset, detections)[0]
+
+
+def evaluate_coco(dataset: CocoDataset, detections: Detections) -> tuple[CocoFigures, MatchTable]:
     """Evaluate the detections of one model on every image of a labelled set.
 
     Perfect detections give 100, none at all 0. The evaluator is given new ids, contiguous from 1, and complete
@@ -77,6 +83,9 @@ def coco_figures(dataset: CocoDataset, detections: Detections) -> CocoFigures:
     Args:
         dataset: The labels; their ``area`` decides which size an object has.
         detections: N rows; ``member`` is ignored, and so is an image of the set that no row names.
+
+    Returns:
+        The figures, and the matches that AP is counted from.
 
     Raises:
         PredictionError: A detection is on an image that the set does not have, or of a model with another number
@@ -100,12 +109,13 @@ def coco_figures(dataset: CocoDataset, detections: Detections) -> CocoFigures:
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    return CocoFigures(
+    figures = CocoFigures(
         **{name: _percent(value) for name, value in zip(FIGURES, evaluator.stats[: len(FIGURES)], strict=True)},
         per_class=dict(zip(dataset.class_names, _per_class(evaluator), strict=True)),
         num_images=len(dataset),
         num_boxes=dataset.num_boxes,
     )
+    return figures, match_table(evaluator, len(dataset), num_classes)
 
 
 def _validate_detections(dataset: CocoDataset, detections: Detections) -> np.ndarray:
