@@ -90,6 +90,18 @@ def prepare_passes(directory: Path, digest: str, members: Sequence[str], *, num_
     return kept
 
 
+def prepare_folder(folder: Path, digest: str) -> None:
+    """Empty a folder of answers that depend on something else than what ``digest`` is of, and say what they are of."""
+    path = folder / _DESCRIPTION
+    try:
+        is_good = orjson.loads(path.read_bytes())["digest"] == digest
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+        is_good = False
+    if not is_good:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(path, {"digest": digest})
+
+
 def read_members(directory: Path) -> list[str]:
     """Return the names of the members whose answers are wanted, in the order of their numbers.
 
@@ -117,22 +129,36 @@ def read_predictions(directory: Path, members: Sequence[str]) -> Iterator[tuple[
     Raises:
         PredictionError: A member is in no pass, a shard is missing or damaged, or passes cover other images.
     """
-    number_of = {member: number for number, member in enumerate(members)}
-    passes = [found for found in read_passes(directory) if not number_of.keys().isdisjoint(found.members)]
-    absent = number_of.keys() - {member for found in passes for member in found.members}
+    passes = _passes_of(directory, members)
+    for index in range(max((len(list(found.directory.glob("shard-*.parquet"))) for found in passes), default=0)):
+        yield _read_parts(passes, members, index)
+
+
+def read_prediction_shard(directory: Path, members: Sequence[str], index: int) -> tuple[Detections, np.ndarray]:
+    """Read one shard of all passes; see :func:`read_predictions`."""
+    return _read_parts(_passes_of(directory, members), members, index)
+
+
+def _passes_of(directory: Path, members: Sequence[str]) -> list[Pass]:
+    passes = [found for found in read_passes(directory) if not set(members).isdisjoint(found.members)]
+    absent = set(members) - {member for found in passes for member in found.members}
     if absent:
         raise PredictionError(
             f"every member must have predicted the images, got none of {sorted(absent)[0]} ({directory}); "
             "run the stage that predicts again"
         )
-    for index in range(max((len(list(found.directory.glob("shard-*.parquet"))) for found in passes), default=0)):
-        parts = [_read_part(found, index, number_of) for found in passes]
-        if any(not np.array_equal(parts[0][1], image_ids) for _, image_ids in parts[1:]):
-            raise PredictionError(
-                f"all passes must cover the same images in shard {index}, got others ({directory}); "
-                "delete that directory and run the same command again"
-            )
-        yield Detections.concatenate([detections for detections, _ in parts]), parts[0][1]
+    return passes
+
+
+def _read_parts(passes: Sequence[Pass], members: Sequence[str], index: int) -> tuple[Detections, np.ndarray]:
+    number_of = {member: number for number, member in enumerate(members)}
+    parts = [_read_part(found, index, number_of) for found in passes]
+    if any(not np.array_equal(parts[0][1], image_ids) for _, image_ids in parts[1:]):
+        raise PredictionError(
+            f"all passes must cover the same images in shard {index}, got others ({passes[0].directory.parent}); "
+            "delete that directory and run the same command again"
+        )
+    return Detections.concatenate([detections for detections, _ in parts]), parts[0][1]
 
 
 def _read_part(found: Pass, index: int, number_of: dict[str, int]) -> tuple[Detections, np.ndarray]:

@@ -235,7 +235,7 @@ class ObjectScores:
     Args:
         image_ids: (G,) int64, the image of each object.
         boxes: (G, 4) float32, xyxy in absolute pixels, the consensus box.
-        num_fired: (G,) int64 in [1, E], the members that saw it.
+        num_fired: (G,) int64 in [0, E], the members that saw it; 0 only where all were asked (mode ``reference``).
         class_index: (G,) int32 in [0, C), the most probable class of the consensus.
         confidence: (G,) float64 in [0, 1], the consensus probability of that class.
         measures: name -> (G,) float64; higher = more disagreement.

@@ -21,6 +21,8 @@ from detcurate.errors import PredictionError
 from detcurate.files import atomic_path, sha256_json
 from detcurate.passes import read_members, read_predictions
 from detcurate.pipeline.context import Run
+from detcurate.pipeline.modes import predicted_mode, score_settings
+from detcurate.pipeline.score_modes import score_densely, score_reference_shards
 from detcurate.score.pool import score_box_correlation, score_images, score_objects
 from detcurate.select.budget import resolve_budget
 from detcurate.select.rank import select
@@ -34,9 +36,18 @@ _CROWD_BIAS = 0.7
 
 def score_stage(run: Run) -> Stage:
     """Build the stage ``score``."""
-    settings = run.settings.score.model_dump(mode="json")
+    mode = predicted_mode(run)
+    settings = score_settings(run.settings, mode).model_dump(mode="json")
     inputs = {name: output_digest(run.marker(name)) for name in ("pool", "predict")}
-    return Stage("score", run.directory("score"), settings, inputs, lambda: _score(run))
+    work = _score_densely if mode == "dense" else _score
+    return Stage("score", run.directory("score"), settings, inputs, lambda: work(run))
+
+
+def _score_densely(run: Run) -> StageResult:
+    scores, summary, facts = score_densely(run)
+    path = run.directory("score") / IMAGES
+    _write_table(path, _image_columns(scores))
+    return StageResult([path], summary, facts)
 
 
 def _score(run: Run) -> StageResult:
@@ -64,6 +75,8 @@ def _score(run: Run) -> StageResult:
 
 
 def _score_shards(run: Run) -> ObjectScores:
+    if predicted_mode(run) == "reference":
+        return score_reference_shards(run)
     settings = run.settings.score
     members = read_members(run.directory("predict"))
     parts, covered = [], []
