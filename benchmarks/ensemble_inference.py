@@ -102,7 +102,8 @@ def one_pass(words: list[str], folder: Path, threads: int) -> int:
 
 def repeated_pool(words: list[str], folder: Path, threads: int) -> int:
     """One process, two members, small images: the pool's files again and again, ``threads`` thousand images."""
-    from detcurate.d2.runner import PredictionPass, run_pass
+    from detcurate.d2.runner import run_pass
+    from detcurate.d2.shards import PredictionPass
     from detcurate.ensemble import LEDGER, read_ledger
     from detcurate.pipeline.train import training_config
 

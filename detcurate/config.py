@@ -145,6 +145,8 @@ class EnsembleSettings(_Settings):
 class PredictSettings(_Settings):
     """How the pool goes through the members. What a detection is, ``MODEL.*_TEST`` and ``TEST`` say.
 
+    ``mode`` is what each member is asked: where objects are (``cluster``), what is in given boxes besides
+    (``reference``, two-stage detectors), or what is at every anchor (``dense``, one-stage detectors).
     ``memory_gb`` is what the members' weights may take on a device: those that do not fit are loaded in groups,
     shard by shard. ``precision`` is that of the arithmetic, on a GPU. ``embeddings`` keeps a row an image of the first
     member's features, for near-duplicates and diversity.
@@ -154,6 +156,7 @@ class PredictSettings(_Settings):
     shard_size: int = Field(64, ge=1)
     memory_gb: float = Field(8.0, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
+    mode: Literal["cluster", "reference", "dense"] = "cluster"
     embeddings: bool = False
 
 

@@ -90,6 +90,18 @@ def prepare_passes(directory: Path, digest: str, members: Sequence[str], *, num_
     return kept
 
 
+def prepare_folder(folder: Path, digest: str) -> None:
+    """Empty a folder of answers that depend on something else than what ``digest`` is of, and say what they are of."""
+    path = folder / _DESCRIPTION
+    try:
+        is_good = orjson.loads(path.read_bytes())["digest"] == digest
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+        is_good = False
+    if not is_good:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(path, {"digest": digest})
+
+
 def read_members(directory: Path) -> list[str]:
     """Return the names of the members whose answers are wanted, in the order of their numbers.
 

@@ -20,6 +20,7 @@ RANKS = {
     "parquet": 2,
     "predictions": 3,
     "embeddings": 3,
+    "answers": 3,
     "passes": 4,
     "score": 2,
     "select": 2,

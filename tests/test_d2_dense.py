@@ -15,8 +15,8 @@ from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
 
 from detcurate.d2 import backbones  # noqa: F401  registers the small backbone
 from detcurate.d2.config import load_config
-from detcurate.d2.dense import DenseAccumulator, anchors_inside, dense_outputs
-from detcurate.errors import ConfigError, PredictionError
+from detcurate.d2.dense import DenseAccumulator, anchors_inside, dense_outputs, require_dense
+from detcurate.errors import ConfigError, EnsembleError, PredictionError
 from detcurate.score.entropies import yes_no_entropy
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -75,12 +75,15 @@ def test_image_scores_by_hand():
     np.testing.assert_allclose(maps.image_scores(), every.max(axis=1))
     for k in (1, 4, 7, 60, 1000):
         np.testing.assert_allclose(maps.image_scores(top_k=k), ranked[:, :k].sum(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(maps.image_sums(), every.sum(axis=1), rtol=1e-12)
     assert maps.image_scores().dtype == np.float64
     inside = [torch.zeros(N, anchors, dtype=torch.bool) for anchors in LEVELS]
-    assert maps.image_scores(inside=inside).tolist() == [0.0, 0.0]
+    assert maps.image_scores(inside=inside).tolist() == maps.image_sums(inside=inside).tolist() == [0.0, 0.0]
     inside[1][0, 4] = True
     expected = [maps.mutual_information[1][0, 4].max().item(), 0.0]
     np.testing.assert_allclose(maps.image_scores(inside=inside), expected)
+    expected = [maps.mutual_information[1][0, 4].double().sum().item(), 0.0]
+    np.testing.assert_allclose(maps.image_sums(inside=inside), expected)
 
 
 # Oracle: all members at once
@@ -234,6 +237,13 @@ def test_what_cannot_be_accumulated_is_named():
         accumulator.update(member_logits(2))
     with pytest.raises(ConfigError, match="top_k must be at least 1, got 0; 1 is the maximum"):
         accumulator.result().image_scores(top_k=0)
+
+
+def test_a_detector_without_dense_heads_is_refused():
+    model = build_model(load_config(CONFIGS / "Base-CPU-Tiny.yaml", []))
+    with pytest.raises(EnsembleError, match="must have a one-stage detector, .* got GeneralizedRCNN; set CURATE.PRED"):
+        require_dense(model)
+    require_dense(fcos(0))
 
 
 def test_a_member_with_nan_is_named_with_the_image():

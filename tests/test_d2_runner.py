@@ -25,7 +25,8 @@ from detcurate.d2.config import load_config, load_config_text
 from detcurate.d2.hooks import save_weights
 from detcurate.d2.members import MemberModels
 from detcurate.d2.posterior import predict_posteriors
-from detcurate.d2.runner import PredictionPass, run_pass
+from detcurate.d2.runner import run_pass
+from detcurate.d2.shards import PredictionPass
 from detcurate.d2.weights import model_for_weights
 from detcurate.errors import DatasetError, EnsembleError, PredictionError
 from detcurate.predictions import read_shard, shard_path

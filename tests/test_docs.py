@@ -60,7 +60,7 @@ def write_scores(folder):
     objects, labelled = score_labelled_objects(detections, labels, num_members=2, measures=available_measures(2))
     scores = score_images(objects, np.arange(7), labels=labelled, weights={"mutual_information": 1.0})
     folder.mkdir()
-    pq.write_table(object_table(objects, labelled, ("car", "truck"), available_measures(2)), folder / "objects.parquet")
+    pq.write_table(object_table(objects, labelled, ("car", "truck")), folder / "objects.parquet")
     columns = {"image_id": scores.image_ids, "image_score": scores.image_score, **scores.components}
     write_columns(folder / "images.parquet", columns)
 

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from detcurate.errors import PredictionError
-from detcurate.passes import prepare_passes, read_members, read_passes, read_predictions
+from detcurate.passes import (
+    open_predictions,
+    prepare_folder,
+    prepare_passes,
+    read_members,
+    read_passes,
+    read_predictions,
+)
 from detcurate.predictions import shard_path, write_shard
 from detcurate.structures import Detections
 
@@ -58,6 +65,11 @@ def test_a_member_that_is_added_gets_a_pass_of_its_own(tmp_path):
     assert read_members(tmp_path) == ["c", "a", "b"]
     assert marks(tmp_path, read_members(tmp_path)) == {image: [3.0, 1.0, 2.0] for image in (11, 12, 13)}
     assert prepare_passes(tmp_path, "digest", ["c", "a", "b"], num_shards=2) == [first, added]
+    for index, (whole, image_ids) in enumerate(read_predictions(tmp_path, ["c", "b"])):
+        part, covered = open_predictions(tmp_path, ["c", "b"]).read(index)
+        assert covered.tolist() == image_ids.tolist() == IMAGES[index]
+        np.testing.assert_array_equal(part.boxes, whole.boxes)
+        np.testing.assert_array_equal(part.member, whole.member)
 
 
 def test_a_member_that_is_gone_is_left_out_and_its_pass_kept_for_the_others(tmp_path):
@@ -111,3 +123,18 @@ def test_what_does_not_fit_is_refused(tmp_path):
     (tmp_path / "members.json").unlink()
     with pytest.raises(PredictionError, match="predictions must name their members"):
         read_members(tmp_path)
+
+
+@pytest.mark.parametrize("description", [None, b'{"digest"', b"[]", b'{"digest": "another"}'])
+def test_a_folder_of_answers_is_emptied_unless_it_is_of_the_same(tmp_path, description):
+    folder = tmp_path / "answers"
+    prepare_folder(folder, "digest")
+    shard_path(folder, 0).write_bytes(b"an answer")
+    prepare_folder(folder, "digest")
+    assert shard_path(folder, 0).exists()
+    (folder / "pass.json").unlink()
+    if description is not None:
+        (folder / "pass.json").write_bytes(description)
+    prepare_folder(folder, "digest")
+    assert [path.name for path in folder.iterdir()] == ["pass.json"]
+    assert read_passes(tmp_path) == []

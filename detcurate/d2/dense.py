@@ -12,11 +12,20 @@ import numpy as np
 import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import ImageList
+from torch import nn
 
 from detcurate.d2.posterior.dense_heads import class_scores, dense_outputs, is_dense
-from detcurate.errors import ConfigError, PredictionError
+from detcurate.errors import ConfigError, EnsembleError, PredictionError
 
-__all__ = ["DenseAccumulator", "DenseMaps", "anchors_inside", "dense_outputs", "is_dense"]
+__all__ = [
+    "DenseAccumulator",
+    "DenseMaps",
+    "anchors_inside",
+    "dense_outputs",
+    "is_dense",
+    "require_dense",
+    "require_several",
+]
 
 
 @dataclass(frozen=True)
@@ -52,15 +61,32 @@ class DenseMaps:
         """
         if top_k < 1:
             raise ConfigError(f"top_k must be at least 1, got {top_k}; 1 is the maximum")
-        highest = []
-        for level, values in enumerate(self.mutual_information):
-            kept = values if inside is None else values * inside[level][..., None]
-            flat = kept.reshape(len(kept), -1)
-            highest.append(flat.topk(min(top_k, flat.shape[1]), dim=1).values)
+        highest = [flat.topk(min(top_k, flat.shape[1]), dim=1).values for flat in self._flat(inside)]
         joined = torch.cat(highest, dim=1)
         best = joined.topk(min(top_k, joined.shape[1]), dim=1).values
         scores: np.ndarray = best.double().sum(dim=1).cpu().numpy()
         return scores
+
+    def image_sums(self, *, inside: Sequence[torch.Tensor] | None = None) -> np.ndarray:
+        """Sum mutual information over all anchors and classes; 0 where all members agree at every anchor.
+
+        Args:
+            inside: As in :meth:`image_scores`.
+
+        Returns:
+            (N,) float64, 0 or more, nats; higher = keep first.
+        """
+        levels = torch.stack([flat.sum(dim=1, dtype=torch.float64) for flat in self._flat(inside)])
+        sums: np.ndarray = levels.sum(dim=0).cpu().numpy()
+        return sums
+
+    def _flat(self, inside: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
+        """(N, A_l * C) float32 mutual information a level, 0 outside."""
+        kept = [
+            values if inside is None else values * inside[level][..., None]
+            for level, values in enumerate(self.mutual_information)
+        ]
+        return [values.reshape(len(values), -1) for values in kept]
 
 
 class DenseAccumulator:
@@ -86,11 +112,7 @@ class DenseAccumulator:
     """
 
     def __init__(self, num_members: int) -> None:
-        if num_members < 2:
-            raise ConfigError(
-                f"the mode dense must have at least 2 members, got {num_members}; "
-                "one member has nobody to disagree with: train more members"
-            )
+        require_several(num_members)
         self._num_members, self._num_seen = num_members, 0
         self._probs: list[torch.Tensor] = []
         self._entropies: list[torch.Tensor] = []
@@ -139,6 +161,24 @@ class DenseAccumulator:
             for mean, total in zip(means, self._entropies, strict=True)
         ]
         return DenseMaps(tuple(means), tuple(information))
+
+
+def require_several(num_members: int) -> None:
+    """Raise ``ConfigError`` when there are fewer than two members."""
+    if num_members < 2:
+        raise ConfigError(
+            f"the mode dense must have at least 2 members, got {num_members}; "
+            "one member has nobody to disagree with: train more members"
+        )
+
+
+def require_dense(model: nn.Module) -> None:
+    """Raise ``EnsembleError`` unless a model is a RetinaNet or FCOS."""
+    if not is_dense(model):
+        raise EnsembleError(
+            f"the mode dense must have a one-stage detector, a RetinaNet or FCOS, got {type(model).__name__}; "
+            "set CURATE.PREDICT.MODE reference for Faster and Cascade R-CNN, or cluster for any detector"
+        )
 
 
 def anchors_inside(model: DenseDetector, images: ImageList, features: dict[str, torch.Tensor]) -> list[torch.Tensor]:

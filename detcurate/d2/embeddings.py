@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,3 +62,11 @@ def _average(maps: torch.Tensor, images: ImageList) -> torch.Tensor:
         for one, (h, w) in zip(maps, images.image_sizes, strict=True)
     ]
     return torch.stack(means) if means else maps.new_zeros(0, maps.shape[1])
+
+
+def embed_images(
+    batch: list[dict[str, Any]], images: ImageList, features: dict[str, torch.Tensor]
+) -> dict[int, np.ndarray]:
+    """Return the embedding of each image of a batch, normalised, by ``image_id``; see :func:`pool_features`."""
+    rows = pool_features(features, images, normalize=True)
+    return {sample["image_id"]: row for sample, row in zip(batch, rows, strict=True)}

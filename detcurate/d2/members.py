@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.structures import ImageList
 from safetensors.torch import load_file
 from torch import nn
 
@@ -56,6 +57,16 @@ class MemberModels:
     def any_model(self) -> nn.Module:
         """A model for what is the same in all members, such as the preprocessing of images."""
         return self._slots[0]
+
+    def preprocess(self, batch: list[dict[str, Any]]) -> ImageList | None:
+        """Return a batch as the backbones take it, once for all members; None where a detector has no such parts."""
+        model = self.any_model
+        if not (hasattr(model, "preprocess_image") and hasattr(model, "backbone")):
+            return None
+        images = model.preprocess_image(batch)
+        if images.tensor.is_cuda:
+            images.tensor = images.tensor.contiguous(memory_format=torch.channels_last)
+        return images
 
     def groups(self) -> Iterator[list[tuple[int, nn.Module]]]:
         """Yield the members with their numbers, as many at a time as are resident; all at once when all fit."""

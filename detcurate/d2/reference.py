@@ -66,11 +66,7 @@ def reference_answers(
         The box head of Fast R-CNN (Girshick 2015, arXiv 1504.08083) on regions from elsewhere; asking an ensemble
         about common boxes [ours].
     """
-    if not is_two_stage(model):
-        raise EnsembleError(
-            f"the reference mode must have a two-stage detector with a softmax box head, got {type(model).__name__}; "
-            "use the mode dense for RetinaNet and FCOS, or cluster for any detector"
-        )
+    require_two_stage(model)
     if model.training:
         raise PredictionError("the model must be in evaluation mode to predict, got training mode; call model.eval()")
     if len(boxes) != len(batched_inputs):
@@ -97,6 +93,15 @@ def reference_answers(
         )
         for image_boxes, image_rows, size, original in per_image
     ]
+
+
+def require_two_stage(model: nn.Module) -> None:
+    """Raise ``EnsembleError`` unless a model has a box head with a softmax."""
+    if not is_two_stage(model):
+        raise EnsembleError(
+            f"the mode reference must have a two-stage detector with a softmax box head, got {type(model).__name__}; "
+            "set CURATE.PREDICT.MODE dense for RetinaNet and FCOS, or cluster for any detector"
+        )
 
 
 def _scales(size: tuple[int, int], other: tuple[int, int]) -> np.ndarray:

@@ -55,12 +55,17 @@ def load_initial_weights(model: nn.Module, weights: str, *, allow_pickle: bool) 
     DetectionCheckpointer(model).load(weights)
 
 
-def model_bytes(config: str) -> int:
-    """Return the size in bytes of the weights of a config's model, by building it once on the CPU."""
+def model_of(config: str) -> nn.Module:
+    """Build a config's model on the CPU, for what can be told from it without weights."""
     cfg = load_config_text(config).clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
-    return sum(tensor.numel() * tensor.element_size() for tensor in build_model(cfg).state_dict().values())
+    return build_model(cfg)
+
+
+def model_bytes(config: str) -> int:
+    """Return the size in bytes of the weights of a config's model."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model_of(config).state_dict().values())
 
 
 def model_for_weights(cfg: CfgNode, weights: Path) -> nn.Module:

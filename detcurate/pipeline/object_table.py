@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -21,42 +22,44 @@ def object_schema(class_names: Sequence[str], measures: Sequence[str], num_membe
     return _empty_table(class_names, measures, num_members).schema
 
 
-def object_table(
-    clusters: ObjectScores, labels: ObjectScores, class_names: Sequence[str], measures: Sequence[str]
-) -> pa.Table:
+def object_table(clusters: ObjectScores, labels: ObjectScores, class_names: Sequence[str]) -> pa.Table:
     """Return the rows of some images, by image and clusters first; what a row cannot have is null."""
-    image_ids = np.concatenate((clusters.image_ids, labels.image_ids))
-    order = np.argsort(image_ids, kind="stable")
-    is_label = np.repeat([False, True], [len(clusters), len(labels)])[order]
+    order = np.argsort(np.concatenate((clusters.image_ids, labels.image_ids)), kind="stable")
+    is_label = np.repeat([False, True], [len(clusters), len(labels)])
+    columns = _columns(ObjectScores.concatenate([_without_measures(part) for part in (clusters, labels)]), class_names)
+    columns["kind"] = _named(is_label, KINDS)
+    for name in (*MEASURES, *LABEL_MEASURES, *SUSPICIONS):
+        if name in clusters.measures or name in labels.measures:
+            owner, has_value = (labels, is_label) if name in labels.measures else (clusters, ~is_label)
+            values = np.zeros(len(order), np.float32)
+            values[has_value] = owner.measures[name]
+            columns[name] = pa.array(values, mask=~has_value)
+    return pa.table(columns).take(order)
 
-    def joined(name: str) -> np.ndarray:
-        column: np.ndarray = np.concatenate((getattr(clusters, name), getattr(labels, name)))[order]
-        return column
 
-    annotation_ids, class_index, boxes = joined("annotation_ids"), joined("class_index"), joined("boxes")
-    columns = {
-        "image_id": pa.array(image_ids[order]),
-        "kind": _named(is_label.astype(np.int32), KINDS),
-        "annotation_id": pa.array(annotation_ids, mask=annotation_ids < 0),
-        **{side: pa.array(boxes[:, axis].astype(np.float32)) for axis, side in enumerate(_SIDES)},
-        "class_index": pa.array(class_index),
-        "class_name": _named(class_index, class_names),
-        "confidence": pa.array(joined("confidence").astype(np.float32)),
-        "num_fired": pa.array(joined("num_fired").astype(np.int32)),
-        "votes": fixed_lists(joined("votes")),
+def reference_table(objects: ObjectScores, is_truth: np.ndarray, class_names: Sequence[str]) -> pa.Table:
+    """Return the rows of the mode ``reference``: every box, labelled or not, has the measures of disagreement."""
+    columns = _columns(objects, class_names)
+    columns["kind"] = _named(is_truth, KINDS)
+    return pa.table(columns | {name: pa.array(values.astype(np.float32)) for name, values in objects.measures.items()})
+
+
+def _columns(objects: ObjectScores, class_names: Sequence[str]) -> dict[str, pa.Array]:
+    return {
+        "image_id": pa.array(objects.image_ids),
+        "kind": None,  # its place; the caller knows
+        "annotation_id": pa.array(objects.annotation_ids, mask=objects.annotation_ids < 0),
+        **{side: pa.array(objects.boxes[:, axis].astype(np.float32)) for axis, side in enumerate(_SIDES)},
+        "class_index": pa.array(objects.class_index),
+        "class_name": _named(objects.class_index, class_names),
+        "confidence": pa.array(objects.confidence.astype(np.float32)),
+        "num_fired": pa.array(objects.num_fired.astype(np.int32)),
+        "votes": fixed_lists(objects.votes),
     }
-    for name in (*measures, *SUSPICIONS):
-        values = np.zeros(len(order), np.float32)
-        owner = labels if name in LABEL_MEASURES or name in labels.measures else clusters
-        has_value = is_label == (owner is labels)
-        values[has_value] = owner.measures[name][_rank_in_owner(order, has_value, owner is labels, len(clusters))]
-        columns[name] = pa.array(values, mask=~has_value)
-    return pa.table(columns)
 
 
-def _rank_in_owner(order: np.ndarray, has_value: np.ndarray, is_label: bool, num_clusters: int) -> np.ndarray:
-    rows: np.ndarray = order[has_value] - (num_clusters if is_label else 0)
-    return rows
+def _without_measures(objects: ObjectScores) -> ObjectScores:
+    return replace(objects, measures={})
 
 
 def _named(codes: np.ndarray, names: Sequence[str]) -> pa.DictionaryArray:
@@ -78,4 +81,4 @@ def _empty_table(class_names: Sequence[str], measures: Sequence[str], num_member
 
     clusters = nothing([*(name for name in measures if name in MEASURES), "overlooked"])
     labels = nothing([*(name for name in measures if name in LABEL_MEASURES), "swapped", "badly_located"])
-    return object_table(clusters, labels, class_names, measures)
+    return object_table(clusters, labels, class_names)

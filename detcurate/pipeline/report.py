@@ -10,6 +10,7 @@ from detcurate.ensemble import LEDGER, read_ledger
 from detcurate.evaluate.coco_eval import CocoFigures
 from detcurate.evaluate.compare import markdown_table, summarise
 from detcurate.pipeline.context import Run
+from detcurate.pipeline.modes import predicted_mode, score_settings
 from detcurate.pipeline.predict import FIGURES
 from detcurate.report.build import SUMMARY, write_report
 from detcurate.stages import Stage, StageResult, output_digest
@@ -37,11 +38,12 @@ def _report(run: Run) -> StageResult:
 
 def _facts(run: Run) -> dict[str, Any]:
     members = read_ledger(run.directory("train") / LEDGER)
+    score = score_settings(run.settings, predicted_mode(run))
     return {
         "pool": f"{len(run.usable_image_ids):,} images, {run.pool.num_boxes:,} boxes",
         "evaluation": f"{len(run.evaluation):,} images, {run.evaluation.num_boxes:,} boxes",
         "ensemble": f"{len(members)} members of {len({member.run for member in members})} runs",
-        "score": f"{' + '.join(run.settings.score.measures)}, {run.settings.score.aggregation}",
+        "score": f"{' + '.join(score.measures)}, {score.aggregation}",
         "selection": run.marker("select")["summary"],
         "training of each arm": f"{run.cfg.SOLVER.MAX_ITER:,} iterations of {run.cfg.SOLVER.IMS_PER_BATCH} images, "
         "the same for all arms (so a smaller subset is seen more often)",

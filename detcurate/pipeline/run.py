@@ -23,6 +23,7 @@ from detcurate.pipeline.ensemble import (
     run_budget,
     train_stage,
 )
+from detcurate.pipeline.modes import require_mode, score_settings
 from detcurate.pipeline.pool import pool_stage, require_same_classes
 from detcurate.pipeline.predict import evaluate_stage, predict_stage
 from detcurate.pipeline.report import report_stage
@@ -42,6 +43,7 @@ STAGES: Mapping[str, Callable[[Run], Stage]] = {
     "evaluate": evaluate_stage,
     "report": report_stage,
 }
+_SCORED = {"cluster": "objects", "reference": "reference boxes", "dense": "anchors and classes"}
 _NEED_DETECTRON2 = ("train", "predict", "retrain", "evaluate")
 _OWNER, _CONFIG, _LOG = "detcurate.json", "config.yaml", "log.txt"
 
@@ -166,17 +168,21 @@ def _validate(run: Run, names: list[str]) -> None:
         require_solver(run)
         ensemble_plan(run)
         require_budget(run)
+        if "predict" in names:
+            require_mode(run)
 
 
 def _plans(run: Run) -> dict[str, str]:
     """Say what each stage would do and cost, from the settings alone."""
     settings, solver = run.settings, run.cfg.get("SOLVER")
+    mode = settings.predict.mode
+    score = score_settings(settings, mode)
     num_images = settings.render.num_images if run.is_rendered else len(run.pool)
     num_evaluation = settings.render.num_evaluation_images if run.is_rendered else len(run.evaluation)
     kept = budget(run, num_images)
     plans = {
         "pool": f"{'render' if run.is_rendered else 'read'} and decode {num_images:,} + {num_evaluation:,} images",
-        "score": f"{', '.join(settings.score.measures)}; {settings.score.aggregation} over the objects of an image",
+        "score": f"{', '.join(score.measures)}; {score.aggregation} over the {_SCORED[mode]} of an image",
         "select": f"{kept:,} of {num_images:,} images by {settings.select.strategy}",
         "manifest": f"{subset_file(run)} and its provenance",
         "report": f"{run.directory('report') / 'summary.md'} and results.json",
@@ -200,6 +206,8 @@ def _plans(run: Run) -> dict[str, str]:
     if added or not runs:
         plans["train"] = (f"{plans['train']}, and " if runs else "") + f"{added} members that were added"
     plans["predict"] = f"{members} members on {num_images:,} images: {members * num_images:,} forward passes"
+    if mode == "reference":
+        plans["predict"] += ", and as many about given boxes"
     plans["retrain"] = (
         f"{new} detectors of {solver.MAX_ITER:,} iterations ({new * seen:,} images seen): "
         f"{', '.join(settings.retrain.arms)} with {seeds} seeds"

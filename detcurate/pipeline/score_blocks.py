@@ -95,7 +95,7 @@ class _Scorer:
             k=settings.top_k,
             class_weights=self.class_weights,
         )
-        return components, object_table(clusters, labelled, self.class_names, self.measures)
+        return components, object_table(clusters, labelled, self.class_names)
 
 
 def score_predictions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -55,10 +56,26 @@ def score_objects(
 
 
 def score_clusters(
-    detections: Detections, clusters: Clusters, *, measures: Sequence[str], missing: str = "background"
+    detections: Detections,
+    clusters: Clusters,
+    *,
+    measures: Sequence[str],
+    missing: str = "background",
+    num_fired: np.ndarray | None = None,
 ) -> ObjectScores:
-    """Measure the disagreement on clusters that are known already; as ``score_objects`` otherwise."""
-    return _cluster_scores(detections, clusters, gather_evidence(detections, clusters, missing=missing), measures)
+    """Measure the disagreement on clusters that are known already; as ``score_objects`` otherwise.
+
+    Args:
+        detections: N rows.
+        clusters: G clusters of them.
+        measures: names in ``MEASURES``.
+        missing: a name in ``MISSING``.
+        num_fired: (G,) int64, how many members see an object, where that is not how many have a vote.
+    """
+    evidence = gather_evidence(detections, clusters, missing=missing)
+    if num_fired is not None:
+        evidence = replace(evidence, num_fired=num_fired)
+    return _cluster_scores(detections, clusters, evidence, measures)
 
 
 def score_labelled_objects(

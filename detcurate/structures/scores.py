@@ -18,7 +18,8 @@ class ObjectScores:
     Args:
         image_ids: (G,) int64, the image of each object.
         boxes: (G, 4) float32, xyxy in absolute pixels, of a cluster the consensus box.
-        num_fired: (G,) int64 in [0, E], the members that saw it.
+        num_fired: (G,) int64 in [0, E], the members that saw it; 0 only for a label, or where all were asked (mode
+            ``reference``).
         class_index: (G,) int32 in [0, C), the label's class; of a cluster the most probable class of the consensus.
         confidence: (G,) float64 in [0, 1], the consensus probability of that class.
         votes: (G, E) int16, the most probable class of each member's answer, C where that is the background, -1 where

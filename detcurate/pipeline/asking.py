@@ -1,0 +1,123 @@
+"""What the stages that ask detectors have in common: the settings that touch an answer, jobs, worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detcurate.files import sha256_json
+from detcurate.parallel import run_jobs
+from detcurate.pipeline.context import Run
+from detcurate.pipeline.train import require_device, training_config, training_settings
+from detcurate.stages import output_digest
+
+EMBEDDINGS = "embeddings"
+
+
+def inference_settings(run: Run) -> dict[str, Any]:
+    """Return the settings that touch what a trained detector answers."""
+    cfg = run.cfg
+    return {
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+        "MODEL.ROI_HEADS.NMS_THRESH_TEST": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
+        "MODEL.RETINANET.SCORE_THRESH_TEST": cfg.MODEL.RETINANET.SCORE_THRESH_TEST,
+        "MODEL.RETINANET.NMS_THRESH_TEST": cfg.MODEL.RETINANET.NMS_THRESH_TEST,
+        "MODEL.RETINANET.TOPK_CANDIDATES_TEST": cfg.MODEL.RETINANET.TOPK_CANDIDATES_TEST,
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": cfg.MODEL.RPN.PRE_NMS_TOPK_TEST,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": cfg.MODEL.RPN.POST_NMS_TOPK_TEST,
+        "INPUT.MIN_SIZE_TEST": cfg.INPUT.MIN_SIZE_TEST,
+        "INPUT.MAX_SIZE_TEST": cfg.INPUT.MAX_SIZE_TEST,
+        "TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE,
+        # Not the mode: the passes of cluster and reference are the same, and the arms are asked in none.
+        "CURATE.PREDICT": run.settings.predict.model_dump(mode="json", exclude={"memory_gb", "mode"}),
+    }
+
+
+def answers_digest(run: Run, image_ids: np.ndarray) -> str:
+    """Return a digest of what the detections on some images depend on, but for the members."""
+    # Not the whole config: another number of runs, or of processes, leaves the answers that are there good.
+    model = {key: value for key, value in training_settings(run).items() if key.startswith(("MODEL.", "INPUT."))}
+    return sha256_json(
+        {
+            "settings": inference_settings(run),
+            "model": model,
+            "class_names": list(run.class_names),
+            "pool": output_digest(run.marker("pool")),
+            "images": sha256_json(image_ids.tolist()),
+        }
+    )
+
+
+def count_shards(run: Run, image_ids: np.ndarray) -> int:
+    """Return into how many shards the images go."""
+    return -(-len(image_ids) // run.settings.predict.shard_size)
+
+
+def prediction_job(
+    run: Run,
+    part: str,
+    directory: Path,
+    weights: Sequence[tuple[Path, str]],
+    image_ids: np.ndarray,
+    embeddings: Path | None = None,
+) -> Any:
+    """Return the job of asking members about images of the ``"pool"`` or the ``"evaluation"``."""
+    from detcurate.d2.shards import PredictionPass
+
+    settings, dataset, root = run.settings.predict, getattr(run, part), run.image_root(part)
+    rows = dataset.subset_rows(image_ids)
+    return PredictionPass(
+        config=training_config(run),
+        members=tuple(weights),
+        image_ids=image_ids,
+        file_names=tuple(str(root / dataset.file_names[row]) for row in rows.tolist()),
+        sizes=np.column_stack((dataset.widths[rows], dataset.heights[rows])),
+        num_classes=len(run.class_names),
+        shard_size=settings.shard_size,
+        batch_size=settings.batch_size,
+        device=str(run.cfg.MODEL.DEVICE),
+        directory=directory,
+        memory_gb=settings.memory_gb,
+        precision=settings.precision,
+        num_decoders=run.cfg.DATALOADER.NUM_WORKERS,
+        embeddings=embeddings,
+    )
+
+
+def make_missing_shards(
+    run: Run,
+    work: Callable[[Any, Callable[[int], None]], None],
+    job: Any,
+    *,
+    desc: str,
+    wrap: Callable[[Any], Any] = lambda job: job,
+) -> None:
+    """Make the shards of a job that are not there, in a process a device.
+
+    Args:
+        run: The run.
+        work: What a process does with ``wrap(job)`` of its device.
+        job: From :func:`prediction_job`.
+        desc: What the progress bar says.
+        wrap: Makes of the job what ``work`` takes.
+    """
+    missing = [number for number, path in enumerate(job.shards) if not path.exists()]
+    if not missing:
+        return
+    require_device(run)
+    total = sum(len(job.rows(number)) for number in missing)
+    jobs = [wrap(replace(job, device=device)) for device in prediction_devices(run)[: len(missing)]]
+    run_jobs(work, jobs, num_processes=len(jobs), total=total, desc=desc, unit="image")
+
+
+def prediction_devices(run: Run) -> list[str]:
+    """Return the device of each process that predicts: one process a GPU, or one a core."""
+    device = str(run.cfg.MODEL.DEVICE)
+    if device == "cpu":
+        return ["cpu"] * run.settings.worker_processes
+    num_gpus = run.distributed.get("num_gpus", 0)
+    return [f"cuda:{number}" for number in range(num_gpus)] if device == "cuda" and num_gpus > 1 else [device]

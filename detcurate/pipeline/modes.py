@@ -1,0 +1,153 @@
+"""``CURATE.PREDICT.MODE``: what the stage ``predict`` asks beside, or instead of, each member's detections.
+
+The answers about reference boxes are below ``predictions/reference``, beside the passes; the rows of the dense mode
+are below ``predictions/dense``, instead of passes. What another mode has left stays where it is, and is good again when
+that mode is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detcurate.answers import DENSE_AGGREGATIONS
+from detcurate.config import CurateSettings, ScoreSettings
+from detcurate.errors import ConfigError
+from detcurate.files import sha256_json
+from detcurate.passes import prepare_folder
+from detcurate.pipeline.asking import (
+    EMBEDDINGS,
+    answers_digest,
+    count_shards,
+    make_missing_shards,
+    prediction_job,
+)
+from detcurate.pipeline.context import Run
+from detcurate.pipeline.train import training_config
+from detcurate.predictions import shard_path
+from detcurate.score.measures import LABEL_MEASURES, MEASURES
+
+REFERENCE, DENSE = "reference", "dense"
+"""The folders below ``predictions/``, by mode."""
+
+Weights = Mapping[str, tuple[Path, str]]
+"""A member's name -> its file and digest, in the order of the members' numbers."""
+
+_KEY, _THRESHOLD_KEY = "CURATE.PREDICT.MODE", "CURATE.SCORE.IOU_THRESHOLD"
+_DENSE_MEASURE = "mutual_information"
+
+
+def mode_settings(settings: CurateSettings) -> dict[str, Any]:
+    """Return the settings of the stage ``predict`` that the mode adds; the default mode leaves no trace."""
+    mode = settings.predict.mode
+    added: dict[str, Any] = {} if mode == "cluster" else {_KEY: mode}
+    if mode == "reference":
+        added[_THRESHOLD_KEY] = settings.score.iou_threshold  # it decides which boxes are asked about
+    return added
+
+
+def predicted_mode(run: Run) -> str:
+    """Return the mode that the pool was predicted in, whatever the config says by now."""
+    return str(run.marker("predict")["settings"].get(_KEY, "cluster"))
+
+
+def require_mode(run: Run) -> None:
+    """Find what does not go with the mode, before anything is trained or predicted.
+
+    Raises:
+        EnsembleError: The config's detector cannot be asked in this mode.
+        ConfigError: ``CURATE.SCORE`` asks for what the mode does not give.
+    """
+    mode = run.settings.predict.mode
+    if mode == "cluster":
+        return
+    from detcurate.d2.modes import require_detector
+
+    require_detector(training_config(run), mode)
+    score_settings(run.settings, mode)
+
+
+def score_settings(settings: CurateSettings, mode: str) -> ScoreSettings:
+    """Return the settings that a pool predicted in a mode is scored with: ``CURATE.SCORE``, as far as the mode goes.
+
+    The dense mode has one measure, mutual information. The default measures are cut down to it; others are refused.
+
+    Raises:
+        ConfigError: The mode does not give the measures or the aggregation asked for.
+    """
+    asked = settings.score
+    with_labels = [name for name in asked.measures if name in LABEL_MEASURES]
+    if mode == "reference" and with_labels:
+        raise ConfigError(
+            f"CURATE.SCORE.MEASURES must be among {', '.join(MEASURES)} with CURATE.PREDICT.MODE reference, got "
+            f"{', '.join(with_labels)}; what compares detections with labels needs the mode cluster"
+        )
+    if mode != "dense":
+        return asked
+    if asked.aggregation not in DENSE_AGGREGATIONS:
+        raise ConfigError(
+            f"CURATE.SCORE.AGGREGATION must be one of {', '.join(DENSE_AGGREGATIONS)} with CURATE.PREDICT.MODE dense, "
+            f"got {asked.aggregation}; there are no objects to count: it is over anchors and classes"
+        )
+    if asked.measures not in ((_DENSE_MEASURE,), ScoreSettings().measures):
+        raise ConfigError(
+            f"CURATE.SCORE.MEASURES must be {_DENSE_MEASURE} alone with CURATE.PREDICT.MODE dense, got "
+            f"{', '.join(asked.measures)}; other measures compare boxes, of which it has none: set "
+            f'CURATE.SCORE.MEASURES "(\'{_DENSE_MEASURE}\',)" CURATE.SCORE.WEIGHTS "(1.0,)", or the mode cluster'
+        )
+    return asked.model_copy(update={"measures": (_DENSE_MEASURE,), "weights": (1.0,)})
+
+
+def ask_references(run: Run, weights: Weights) -> list[Path]:
+    """Ask all members about the reference boxes of the pool, once their passes are there; return the files.
+
+    What a member says of a box depends on all members, for their consensus is among the boxes: another ensemble is
+    asked anew, about everything.
+    """
+    from detcurate.d2.reference_pass import ReferencePass, run_reference_pass
+
+    image_ids, directory = run.usable_image_ids, run.directory("predict")
+    folder, iou_threshold = directory / REFERENCE, run.settings.score.iou_threshold
+    depends = {"answers": answers_digest(run, image_ids), "members": list(weights), "iou_threshold": iou_threshold}
+    prepare_folder(folder, sha256_json(depends))
+    truth_boxes, truth_bounds = _truth(run, image_ids)
+
+    def wrap(images: Any) -> ReferencePass:
+        return ReferencePass(images, directory, tuple(weights), truth_boxes, truth_bounds, iou_threshold)
+
+    job = prediction_job(run, "pool", folder, list(weights.values()), image_ids)
+    make_missing_shards(run, run_reference_pass, job, desc="ask about boxes", wrap=wrap)
+    return [shard_path(folder, number) for number in range(count_shards(run, image_ids))]
+
+
+def _truth(run: Run, image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(T, 4) float32 labels without crowd regions, and the (I, 2) int64 first and end row of each image's."""
+    pool = run.pool
+    kept = ~pool.iscrowd
+    index, rows = pool.image_index[kept], pool.subset_rows(image_ids)
+    bounds = np.column_stack((np.searchsorted(index, rows, "left"), np.searchsorted(index, rows, "right")))
+    return pool.boxes[kept].astype(np.float32), bounds
+
+
+def ask_densely(run: Run, weights: Weights) -> list[Path]:
+    """Compare all members at every anchor of every image of the pool; return the files.
+
+    The running sums are over all members, so another ensemble is asked anew.
+
+    Raises:
+        ConfigError: There are fewer than two members.
+    """
+    from detcurate.d2.dense import require_several
+    from detcurate.d2.dense_pass import run_dense_pass
+
+    require_several(len(weights))
+    image_ids, folder = run.usable_image_ids, run.directory("predict") / DENSE
+    prepare_folder(folder, sha256_json({"answers": answers_digest(run, image_ids), "members": list(weights)}))
+    embeddings = folder / EMBEDDINGS if run.settings.predict.embeddings else None
+    job = prediction_job(run, "pool", folder, list(weights.values()), image_ids, embeddings)
+    make_missing_shards(run, run_dense_pass, job, desc="compare anchors")
+    folders = [folder] + ([embeddings] if embeddings else [])
+    return [shard_path(one, number) for one in folders for number in range(count_shards(run, image_ids))]
