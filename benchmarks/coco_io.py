@@ -208,7 +208,8 @@ def main() -> None:
     for num_images in arguments.growth:
         lines += compare(num_images, 1, ["detcurate read + validate", "detcurate write 50 % subset"])
     lines += [
-        f"- Machine: {_cpu()}, {os.cpu_count()} cores, one thread; load average {load:.1f} at the start",
+        f"- Machine: {_cpu()}, {os.cpu_count()} cores, one thread, digests in a second one; load average {load:.1f} at "
+        "the start",
         f"- {platform.system()}, Python {platform.python_version()}",
         f"- Date: {datetime.date.today().isoformat()}",
         f"- Command: `python benchmarks/coco_io.py --repeats {arguments.repeats}`",

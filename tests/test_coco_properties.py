@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import os
@@ -18,7 +19,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from detcurate.coco import annotations, source
 from detcurate.coco.dataset import CocoDataset, inspect_coco, read_coco
+from detcurate.coco.fast import find_elements
 from detcurate.coco.findings import RULES, Finding
 from detcurate.coco.manifest import subset_bytes
 from detcurate.coco.metadata import image_metadata
@@ -503,3 +506,37 @@ def test_a_damaged_gzip_file_is_refused_or_read_whole(path, changes):
     for change in changes:
         data = damage(data, *change)
     read_damaged(path, data)
+
+
+def none_is_plain(text, limit, state, count, spans, read, *_: object):
+    """Walk a list as if no annotation could be read on the way."""
+    last = find_elements(text, limit, state, count, spans)
+    read[count:last] = False
+    return last
+
+
+def what_is_read(path: Path, policies) -> object:
+    """What a reading gives, of whatever kind."""
+    try:
+        dataset, findings = inspect_coco(path, policies)
+    except DatasetError as error:
+        return str(error)
+    columns = {field.name: getattr(dataset, field.name) for field in dataclasses.fields(dataset)}
+    return findings, {
+        name: value.tobytes() if isinstance(value, np.ndarray) else repr(value) for name, value in columns.items()
+    }
+
+
+@examples(500)
+@given(st.lists(CHANGES, min_size=1, max_size=4), st.integers(1, 4))
+def test_the_walk_reads_what_the_typed_decoder_reads(path, changes, block):
+    data = WHOLE
+    for change in changes:
+        data = damage(data, *change)
+    path.write_bytes(data)
+    for policies in ({}, ALL_REPAIRED):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(source, "_BLOCK", block)
+            on_the_way = what_is_read(path, policies)
+            monkeypatch.setattr(annotations, "read_elements", none_is_plain)
+            assert what_is_read(path, policies) == on_the_way

@@ -8,22 +8,39 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detcurate.coco.decode import ABSENT_ID, AnnotationRecord
-from detcurate.coco.fast import order_by_image, parse_annotations
+from detcurate.coco.annotation_checks import order_by_image
+from detcurate.coco.decode import AnnotationRecord
+from detcurate.coco.fast import ABSENT_ID, find_elements, read_elements
 
 PLAIN = '{"id": 7, "image_id": -12, "category_id": 3, "bbox": [1.5, -2e1, 3, 0.25], "area": 9, "iscrowd": 1}'
 
 
+def columns(n: int):
+    """Return the columns of n records, full of what must not stay there."""
+    integers = [np.full(n, 99, np.int64) for _ in range(3)]
+    return (np.zeros(n, bool), *integers, np.full((n, 4), 99.0), np.full(n, 99.0), np.full(n, 99, np.int8))
+
+
+def walk(text: str, n: int, limits: list[int] | None = None):
+    """Walk a list of n elements, to each limit in turn; return the elements, the columns and the depth."""
+    content = text.encode()
+    data, spans, filled = np.frombuffer(content, np.uint8), np.zeros((n + 1, 2), np.int64), columns(n + 1)
+    state, count = np.array([1, 1]), 0
+    for limit in [*(limits or []), len(data)]:
+        count = read_elements(data, limit, state, count, spans, *filled)
+    assert (state[0], count) == (len(data), n)
+    again, plain = np.zeros_like(spans), np.array([1, 1])
+    assert find_elements(data, len(data), plain, 0, again) == n
+    assert again.tolist() == spans.tolist()
+    assert plain[1] == max(state[1], plain[1])  # of a plain record no more than its own depth is looked at
+    return [content[start:stop].decode() for start, stop in spans[:n]], [c[:n] for c in filled], int(plain[1])
+
+
 def parse(*texts: str):
     """Return which records were read, and the columns."""
-    content = ",".join(texts).encode() + b"  "
-    stops = np.cumsum([len(text.encode()) + 1 for text in texts]) - 1
-    spans = np.column_stack((stops - [len(text.encode()) for text in texts], stops))
-    n = len(texts)
-    ids, image, category = np.full(n, ABSENT_ID), np.zeros(n, np.int64), np.zeros(n, np.int64)
-    xywh, areas, iscrowd = np.zeros((n, 4)), np.full(n, np.nan), np.full(n, -1, np.int8)
-    read = parse_annotations(np.frombuffer(content, np.uint8), spans, ids, image, category, xywh, areas, iscrowd)
-    return read.tolist(), (ids, image, category, xywh, areas, iscrowd)
+    found, (read, *rest), _ = walk(f"[{','.join(texts)}]", len(texts))
+    assert found == [text.strip() for text in texts]
+    return read.tolist(), rest
 
 
 def test_a_plain_record():
@@ -83,6 +100,109 @@ def test_what_else_stands_in_a_record_is_passed_over(text):
 def test_what_is_not_plain_is_left_to_the_slow_way(text):
     json.loads(text)
     assert parse(PLAIN, text, PLAIN)[0] == [True, False, True]
+
+
+@pytest.mark.parametrize("space", ["", " ", "\n", "\t\r\n ", " " * 70])
+def test_white_space_of_every_kind_everywhere(space):
+    fields = [f'"{key}"{space}:{space}{value}' for key, value in (("image_id", 1), ("category_id", 2), ("x", "null"))]
+    box = f'"bbox"{space}:{space}[{space}1{space},{space}2.5{space},{space}3e0{space},{space}4{space}]'
+    record = "{" + space + f"{space},{space}".join([*fields, box]) + space + "}"
+    found, (read, _, image, category, xywh, *_), _ = walk(
+        f"[{space}{record}{space},{space}null{space},{space}{{{space}}}{space}]", 3
+    )
+    assert found == [record, "null", "{" + space + "}"]
+    assert read.tolist() == [True, False, False]
+    assert (image[0], category[0], xywh[0].tolist()) == (1, 2, [1, 2.5, 3, 4])
+
+
+@pytest.mark.parametrize("text", ["[]", "[ ]", "[\n\t]"])
+def test_an_empty_list(text):
+    assert walk(text, 0)[0] == []
+
+
+@pytest.mark.parametrize("limit", range(1, 2 * len(PLAIN) + 3))
+def test_a_limit_in_the_middle_of_a_record_or_of_a_string(limit):
+    text = f'[{PLAIN},{{"a": "]}},{{", "b": [{{"c": "\\""}}]}}, {PLAIN}]'
+    found, (read, ids, *_), _ = walk(text, 3, [limit])
+    assert found == [PLAIN, '{"a": "]},{", "b": [{"c": "\\""}]}', PLAIN]
+    assert read.tolist() == [True, False, True]
+    assert ids[[0, 2]].tolist() == [7, 7]
+
+
+def test_room_for_one_more_at_a_time():
+    content = f"[{PLAIN}, 3, {PLAIN}]".encode()
+    data, filled, state, spans = np.frombuffer(content, np.uint8), columns(3), np.array([1, 1]), np.zeros((3, 2), int)
+    for count in range(3):
+        views = [column[: count + 1] for column in (spans, *filled)]
+        assert read_elements(data, len(data), state, count, *views) == count + 1
+    assert read_elements(data, len(data), state, 3, spans, *filled) == 3  # full: the end is still to be seen
+    assert [content[start:stop].decode() for start, stop in spans] == [PLAIN, "3", PLAIN]
+    assert filled[0].tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    "inner", ["[]", "{}", '[{"a": [1]}]', '{"a": {"b": {}}, "c": []}', '"[[["', '[0, "]]}", {}]', "1"]
+)
+def test_how_deep_a_list_is(inner):
+    depth = {"[]": 3, "{}": 3, '[{"a": [1]}]': 5, '{"a": {"b": {}}, "c": []}': 5, '[0, "]]}", {}]': 4}.get(inner, 2)
+    assert walk(f'[{{"x": {inner}}}]', 1)[2] == depth
+    content = f'[{PLAIN[:-1]}, "x": {"[" * 300}{inner}{"]" * 300}}}]'.encode()
+    data, state = np.frombuffer(content, np.uint8), np.array([1, 1])
+    assert read_elements(data, len(data), state, 0, np.zeros((2, 2), int), *columns(2)) == 1
+    assert state[1] == depth + 300
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"area": "5", "area ": "6"}, 5.0),
+        ({"area": "-0.0"}, -0.0),
+        ({"area": "9007199254740991"}, 2.0**53 - 1),
+        ({"area": "9007199254740992"}, None),
+        ({"area": "900719925474099.1"}, 900719925474099.1),
+        ({"area": "1e22"}, 1e22),
+        ({"area": "1e23"}, None),
+        ({"area": "3E-22"}, 3e-22),
+        ({"area": "3e+2"}, 300.0),
+        ({"area": "0.1e-22"}, None),
+        ({"area": "1e99999999999999999999"}, None),
+    ],
+)
+def test_numbers_at_the_edge_of_what_is_read_here(changes, expected):
+    fields = ", ".join(f'"{key}": {value}' for key, value in changes.items())
+    read, (_, _, _, _, areas, _) = parse('{"image_id": 1, "category_id": 2, "bbox": [0, 0, 1, 1], ' + fields + "}")
+    assert read == [expected is not None]
+    if expected is not None:
+        assert np.float64(expected).tobytes() == areas[0].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("fields", "row"),
+    [
+        ('"id": 3, "id": 4', (4, np.nan, -1)),
+        ('"area": 3, "area": null', (ABSENT_ID, np.nan, -1)),
+        ('"area": null, "area": 3', (ABSENT_ID, 3.0, -1)),
+        ('"iscrowd": 1, "iscrowd": null', (ABSENT_ID, np.nan, -1)),
+        ('"iscrowd": null, "iscrowd": true', (ABSENT_ID, np.nan, 1)),
+        ('"bbox": [9, 9, 9, 9], "bbox": [0, 0, 1, 1]', (ABSENT_ID, np.nan, -1)),
+    ],
+)
+def test_of_a_field_that_stands_twice_the_last_counts(fields, row):
+    text = '{"image_id": 1, "category_id": 2, "bbox": [0, 0, 1, 1], ' + fields + "}"
+    expected = msgspec.json.decode(text, type=AnnotationRecord)
+    read, (ids, _, _, xywh, areas, iscrowd) = parse(text)
+    assert read == [True]
+    assert np.array_equal((ids[0], areas[0], iscrowd[0]), row, equal_nan=True)
+    assert expected.id == row[0]
+    assert xywh[0].tolist() == list(expected.bbox)
+
+
+def test_a_field_that_stands_twice_and_is_broken_once_is_left_to_the_slow_way():
+    for broken in ("-1", '"x"'):
+        text = '{"image_id": 1, "category_id": 2, "bbox": [0, 0, 1, 1], "area": ' + broken + ', "area": 1}'
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.json.decode(text, type=AnnotationRecord)
+        assert parse(text)[0] == [False]
 
 
 numbers = st.one_of(

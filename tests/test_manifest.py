@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from detcurate import files
+from detcurate.coco import subset
 from detcurate.coco.dataset import read_coco
 from detcurate.coco.manifest import build_provenance, subset_bytes, write_manifest
 from detcurate.coco.metadata import image_metadata
@@ -217,6 +218,24 @@ def test_repaired_records_are_written_with_the_repaired_fields_alone_new(dataset
     (dataset.path.parent / "repaired.json").write_bytes(again)
     codes = {finding.code for finding in read_coco(dataset.path.parent / "repaired.json").findings}
     assert codes == {"annotation_id_zero", "category_id_gap", "empty_image"}
+
+
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_the_text_does_not_depend_on_how_much_is_copied_at_once(dataset, monkeypatch, block):
+    """Annotations that are written anew in part, and those that are not, in one block and in blocks of their own."""
+    repaired = read_coco(dataset.path, {"missing_iscrowd": "repair", "box_partly_outside": "repair"})
+    texts = [subset_bytes(one, one.image_ids) for one in (dataset, repaired)]
+    assert texts[0] != texts[1]
+    monkeypatch.setattr(subset, "_BLOCK", block)
+    assert [subset_bytes(one, one.image_ids) for one in (dataset, repaired)] == texts
+
+
+def test_records_are_joined():
+    text, spans = np.frombuffer(b"[{}, 3,[1 ]]", np.uint8), np.array([[1, 3], [5, 6], [7, 11]])
+    for positions, expected in (([0, 1, 2], b"{},\n3,\n[1 ]"), ([2, 0], b"[1 ],\n{}"), ([1], b"3")):
+        joined = np.zeros(len(expected), np.uint8)
+        subset.join_records(text, spans, np.array(positions), joined)
+        assert joined.tobytes() == expected
 
 
 def test_a_source_that_was_changed_since_it_was_read_is_refused(dataset):

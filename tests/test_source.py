@@ -10,9 +10,12 @@ import mmap
 import numpy as np
 import pytest
 
+from detcurate.coco import lists
+from detcurate.coco import mapped as mapped_module
 from detcurate.coco import source as module
 from detcurate.coco.dataset import read_coco
-from detcurate.coco.source import decode_top_level, find_records, open_source
+from detcurate.coco.lists import find_records
+from detcurate.coco.source import decode_top_level, open_source
 from detcurate.errors import DatasetError
 
 IMAGE = {"id": 4, "file_name": "a.jpg", "width": 64, "height": 48}
@@ -90,6 +93,14 @@ class TestSpans:
     @pytest.mark.parametrize("number", [1, 15, 16, 17, 1_000])
     def test_any_number_of_elements(self, elements, number):
         assert elements("[" + ",".join(map(str, range(number))) + "]") == [str(at) for at in range(number)]
+
+    @pytest.mark.parametrize("chunk", [1, 2, 13, 100])
+    @pytest.mark.parametrize("room", [1, 2, 50])
+    def test_neither_a_chunk_nor_the_room_for_the_spans_ends_an_element(self, elements, monkeypatch, chunk, room):
+        monkeypatch.setattr(lists, "CHUNK", chunk)
+        monkeypatch.setattr(lists, "_ROOM", room)
+        values = [{"a": 'x"}],' * at, "b": [at, {}]} if at % 3 else "," * at for at in range(40)]
+        assert [json.loads(element) for element in elements(json.dumps(values, indent=1))] == values
 
     @pytest.mark.parametrize("indent", [None, 0, 3])
     def test_every_value_is_found_whatever_the_layout(self, elements, indent):
@@ -256,7 +267,7 @@ class TestBrokenText:
 
     @pytest.mark.parametrize("piece", [1, 2, 3, 4, 5, 7])
     def test_characters_cut_by_the_end_of_a_piece(self, write, monkeypatch, piece):
-        monkeypatch.setattr(module, "_PIECE", piece)
+        monkeypatch.setattr(mapped_module, "_PIECE", piece)
         text = json.dumps(coco(info="aé€\U0001f697éb€"), ensure_ascii=False).encode()
         dataset = read_coco(write(text))
         assert dataset.sha256 == hashlib.sha256(text).hexdigest()
@@ -302,14 +313,14 @@ class TestMapping:
     @pytest.fixture
     def mapped(self, monkeypatch):
         """Files of any size are mapped."""
-        monkeypatch.setattr(module, "_MAP_FROM", 1)
+        monkeypatch.setattr(mapped_module, "_MAP_FROM", 1)
 
     def test_only_large_files_are_mapped(self, write, monkeypatch):
         path = write(json.dumps(coco()))
         assert isinstance(open_source(path).content.obj, bytes)
-        monkeypatch.setattr(module, "_MAP_FROM", path.stat().st_size)
+        monkeypatch.setattr(mapped_module, "_MAP_FROM", path.stat().st_size)
         assert isinstance(open_source(path).content.obj, mmap.mmap)
-        monkeypatch.setattr(module, "_MAP_FROM", path.stat().st_size + 1)
+        monkeypatch.setattr(mapped_module, "_MAP_FROM", path.stat().st_size + 1)
         assert isinstance(open_source(path).content.obj, bytes)
 
     @pytest.mark.parametrize("pack", [bytes, codecs.BOM_UTF8.__add__, gzip.compress])
@@ -318,15 +329,45 @@ class TestMapping:
         content["annotations"] = [{**ANNOTATION, "id": number, "x": "é" * 50} for number in range(1, 2_001)]
         path = write(pack(json.dumps(content, ensure_ascii=False).encode()))
         read = read_coco(path)
-        monkeypatch.setattr(module, "_MAP_FROM", 1)
+        monkeypatch.setattr(mapped_module, "_MAP_FROM", 1)
         monkeypatch.setattr(module, "_BLOCK", 300)
-        monkeypatch.setattr(module, "_PIECE", 1_000)
+        monkeypatch.setattr(mapped_module, "_PIECE", 1_000)
         mapped = read_coco(path)
         assert mapped.sha256 == read.sha256
         assert summary(mapped) == summary(read)
         annotations = mapped.open()[1]
         annotations.source.release()  # what it gives back must be there again
         assert [json.loads(annotations[at])["id"] for at in range(2_000)] == list(range(1, 2_001))
+
+    @pytest.mark.parametrize("chunk", [1, 100, 5_000])
+    @pytest.mark.parametrize("room", [1, 70])
+    @pytest.mark.usefixtures("mapped")
+    def test_the_same_annotations_whatever_the_chunk(self, write, monkeypatch, chunk, room):
+        """Plain ones, one that is none, those that are decoded, and most of a block of them."""
+        content = coco()
+        content["annotations"] = [
+            {**ANNOTATION, "id": at, "x": ["]},{" * (at % 7)], "image_id": "4" if at % 11 == 3 or 140 < at < 200 else 4}
+            for at in range(1, 300)
+        ]
+        content["annotations"][17] = "no record"
+        del content["annotations"][80]["bbox"]
+        path = write(json.dumps(content))
+        whole = read_coco(path, {"malformed_record": "repair"})
+        monkeypatch.setattr(lists, "CHUNK", chunk)
+        monkeypatch.setattr(lists, "_ROOM", room)
+        monkeypatch.setattr(module, "_BLOCK", 70)
+        again = read_coco(path, {"malformed_record": "repair"})
+        assert summary(again) == summary(whole)
+        assert again.findings == whole.findings
+        assert again.annotation_ids.tolist() == [at for at in range(1, 300) if at not in (18, 81)]
+
+    @pytest.mark.usefixtures("mapped")
+    def test_the_digest_of_a_mapped_file(self, write, monkeypatch):
+        monkeypatch.setattr(mapped_module, "CHUNK", 10)
+        text = json.dumps(coco()).encode()
+        assert open_source(write(text)).sha256 == hashlib.sha256(text).hexdigest()
+        zipped = gzip.compress(text)
+        assert open_source(write(zipped)).sha256 == hashlib.sha256(zipped).hexdigest()
 
     @pytest.mark.usefixtures("mapped")
     def test_broken_files(self, write, tmp_path):
@@ -347,7 +388,7 @@ class TestMapping:
 
 @pytest.mark.parametrize("threshold", [1, 32 << 20])
 def test_a_file_that_was_changed_after_it_was_read(write, monkeypatch, threshold):
-    monkeypatch.setattr(module, "_MAP_FROM", threshold)
+    monkeypatch.setattr(mapped_module, "_MAP_FROM", threshold)
     path = write(json.dumps(coco()))
     dataset = read_coco(path)
     dataset.open()

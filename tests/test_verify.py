@@ -7,11 +7,14 @@ import shutil
 import numpy as np
 import pytest
 
+from detcurate.coco import evidence
 from detcurate.coco.dataset import read_coco
+from detcurate.coco.evidence import text_sha256
 from detcurate.coco.findings import RULES
 from detcurate.coco.manifest import build_provenance, write_manifest
 from detcurate.coco.provenance import read_provenance, subset_path
-from detcurate.coco.verify import text_sha256, verify_manifest
+from detcurate.coco.source import open_source
+from detcurate.coco.verify import verify_manifest
 from detcurate.ensemble import MemberWriter, write_ledger
 from detcurate.errors import DatasetError
 from detcurate.files import sha256_file, sha256_json, write_json
@@ -330,6 +333,50 @@ def test_another_choice_of_whole_images_is_a_true_subset_with_other_histograms(m
     assert statuses(manifest) == but("failed", "histograms")
 
 
+def test_of_a_subset_that_is_proven_nothing_is_read(manifest, monkeypatch):
+    monkeypatch.setattr(evidence, "read_coco", None)
+    assert statuses(manifest) == but("ok")
+    (manifest / "images.txt").unlink()
+    with pytest.raises(TypeError):
+        statuses(manifest)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"\n", b"d.jpg\nsub/b.jpg\n", b"c.jpg\nc.jpg\nsub/b.jpg\n", b"c.jpg\nsub/b.jpg\ne.jpg\n", b"x\n", b"\xff\n",
+     b"c.jpg\nsub/b.jpg\nd.jpg"],
+    ids=["empty", "blank", "fewer", "twice", "another", "unknown", "no-text", "cut"],
+)  # fmt: skip
+def test_a_wrong_list_of_images_fails_alone(manifest, text):
+    """The list is where the verification begins; what it says of the subset must not hang on it."""
+    whole = details(manifest)
+    (manifest / "images.txt").write_bytes(text)
+    assert statuses(manifest) == but("failed", "images")
+    assert {**details(manifest), "images": whole["images"]} == whole
+
+
+def test_a_list_of_images_in_another_order_fails_alone(manifest):
+    (manifest / "images.txt").write_bytes(b"d.jpg\nsub/b.jpg\nc.jpg\n")
+    assert statuses(manifest) == but("failed", "images")
+    assert details(manifest)["images"] == "images.txt lists other images than subset.json"
+
+
+@pytest.mark.parametrize("name", ["d.jpg", "new\nline.jpg"])
+def test_names_that_do_not_name_one_image(tmp_path, name):
+    """Image 30 has the name of image 41, or one that looks like two."""
+    content = coco()
+    content["images"][0]["file_name"] = name
+    assert statuses(write_run(tmp_path / "run", content)) == but("ok")
+
+
+@pytest.mark.parametrize("extra", [b" ", b"\n", b"{}", b"\0"])
+def test_what_stands_after_the_subset_counts(manifest, extra):
+    path = manifest / "subset.json"
+    path.write_bytes(path.read_bytes() + extra)
+    edit(manifest / "provenance.json", _set("subset", "sha256", sha256_file(path)))
+    assert statuses(manifest)["true subset"] == "failed"
+
+
 def test_a_record_that_the_source_does_not_have_is_counted(manifest):
     forge(manifest, lambda subset: subset["images"][0].update(width=65))
     assert details(manifest)["true subset"] == "1 image records of subset.json do not stand in train.json"
@@ -445,4 +492,5 @@ def test_the_plain_file_comes_before_the_compressed_one(manifest):
     assert subset_path(manifest) == manifest / "subset.json"
     (manifest / "subset.json.gz").write_bytes(gzip.compress((manifest / "subset.json").read_bytes()))
     assert subset_path(manifest) == manifest / "subset.json"
-    assert text_sha256(manifest / "subset.json.gz") == text_sha256(manifest / "subset.json")
+    plain, packed = (open_source(manifest / name) for name in ("subset.json", "subset.json.gz"))
+    assert text_sha256(packed) == text_sha256(plain) != packed.sha256

@@ -12,16 +12,18 @@ import msgspec
 import numpy as np
 
 from detcurate.boxes import xyxy_to_xywh
-from detcurate.coco.checks import check_annotations, check_categories, check_images
-from detcurate.coco.decode import CategoryRecord, IdTable, ImageRecord, read_annotations, read_records, report_texts
+from detcurate.coco.annotation_checks import check_annotations
+from detcurate.coco.annotations import find_annotations, read_annotations
+from detcurate.coco.checks import check_categories, check_images
+from detcurate.coco.decode import CategoryRecord, ImageRecord, read_records, report_texts
 from detcurate.coco.findings import Finding, FindingLog, describe_errors
-from detcurate.coco.source import Records, Source, decode_top_level, find_records, open_source
+from detcurate.coco.ids import IdTable
+from detcurate.coco.lists import find_records
+from detcurate.coco.source import Records, Source, decode_top_level, open_source
 from detcurate.errors import DatasetError, SelectionError
 
 Opened = tuple[Records, Records]
 """The image and the annotation records of a file."""
-
-_LISTS = ("images", "annotations", "categories")
 
 
 @dataclass(frozen=True)
@@ -172,11 +174,16 @@ def read_coco(path: Path, policies: Mapping[str, str] = MappingProxyType({})) ->
     Source:
         https://cocodataset.org/#format-data, "Data format", sections 0 and 1.
     """
-    dataset, findings = inspect_coco(path, policies)
-    errors = [finding for finding in findings if finding.policy == "error"]
+    return open_coco(path, policies)[0]
+
+
+def open_coco(path: Path, policies: Mapping[str, str] = MappingProxyType({})) -> tuple[CocoDataset, Opened]:
+    """Read a file as :func:`read_coco` does and return its records too, as :meth:`CocoDataset.open` does."""
+    dataset, opened = _read(path, policies)
+    errors = [finding for finding in dataset.findings if finding.policy == "error"]
     if errors:
         raise DatasetError(describe_errors(errors, path))
-    return dataset
+    return dataset, opened
 
 
 def inspect_coco(
@@ -190,40 +197,46 @@ def inspect_coco(
         DatasetError: Nothing can be read: no file, no JSON, no COCO, no usable image or category.
         ConfigError: A policy does not exist.
     """
+    dataset, _ = _read(path, policies)
+    return dataset, dataset.findings
+
+
+def _read(path: Path, policies: Mapping[str, str]) -> tuple[CocoDataset, Opened]:
     log = FindingLog(policies)
     source, top_level = _open(path, log)
     if source.has_byte_order_mark:
         log.add("byte_order_mark", "the file begins with a byte order mark")
     source.release()
-    records = {name: find_records(source, name, top_level) for name in _LISTS}
-    categories, category_table, kept = _category_columns(path, records["categories"], log)
-    images, image_table = _image_columns(path, records["images"], log)
+    image_records = find_records(source, "images", top_level)
+    records, columns, read = find_annotations(source, top_level)
+    category_records = find_records(source, "categories", top_level)
+    categories, category_table, kept = _category_columns(path, category_records, log)
+    images, image_table = _image_columns(path, image_records, log)
     annotations, patched = check_annotations(
-        records["annotations"],
-        read_annotations(records["annotations"], image_table, category_table, log),
+        records,
+        read_annotations(records, columns, read, image_table, category_table, log),
         image_ids=images["image_ids"],
         sizes=np.column_stack((images["widths"], images["heights"])),
         category_ids=categories["category_ids"],
         log=log,
     )
     others = {key: b"" if key in ("images", "annotations") else bytes(raw) for key, raw in top_level.items()}
-    if len(kept) < len(records["categories"]):
-        others["categories"] = b"[" + b", ".join(records["categories"][position] for position in kept) + b"]"
-    findings = log.findings()
+    if len(kept) < len(category_records):
+        others["categories"] = b"[" + b", ".join(category_records[position] for position in kept) + b"]"
     dataset = CocoDataset(
         path=path,
         sha256=source.sha256,
-        findings=findings,
+        findings=log.findings(),
         **categories,
         **images,
         **annotations,
         patched=patched,
         other_top_level=others,
         text_ids={number: text for text, number in image_table.named.items()},
-        spans=(records["images"].spans, records["annotations"].spans),
+        spans=(image_records.spans, records.spans),
     )
     source.release()
-    return dataset, findings
+    return dataset, (image_records, records)
 
 
 def _open(path: Path, log: FindingLog, sha256: str | None = None) -> tuple[Source, dict[str, msgspec.Raw]]:

@@ -1,8 +1,9 @@
-"""The plain annotation records, read straight from the text into columns; anything unusual is left to the slow way.
+"""The lists of a COCO file walked once, and the plain annotations in them read straight into columns.
 
-The text has been found to be valid JSON before, so that only what COCO means by it is looked at here. A number is
-read exactly or not at all: a mantissa below 2^53 and a power of ten up to 22 are doubles themselves, and so their
-product or quotient is rounded once (Clinger 1990, "How to read floating point numbers accurately").
+Anything unusual is left to the slow way. The text has been found to be valid JSON before, so that only what COCO means
+by it is looked at here. A number is read exactly or not at all: a mantissa below 2^53 and a power of ten up to 22 are
+doubles themselves, and so their product or quotient is rounded once (Clinger 1990, "How to read floating point numbers
+accurately").
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+ABSENT_ID = -(2**63)
+"""Stands for an id that a record does not have, or that names nothing."""
+
+ABSENT_FLAG = -1
 _POWERS = 10.0 ** np.arange(23)
 _ID, _IMAGE_ID, _CATEGORY_ID, _BBOX, _AREA, _ISCROWD, _OTHER = range(7)
 _NAMES = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
@@ -17,55 +22,86 @@ _LENGTHS = np.array([len(name) for name in _NAMES])
 _LETTERS = np.zeros((len(_NAMES), max(_LENGTHS)), np.uint8)
 for _row, _name in enumerate(_NAMES):
     _LETTERS[_row, : len(_name)] = np.frombuffer(_name.encode(), np.uint8)
+_NEEDED = (1 << _IMAGE_ID) | (1 << _CATEGORY_ID) | (1 << _BBOX)
 
 
 @njit(cache=True)
-def parse_annotations(text, spans, ids, image, category, xywh, areas, iscrowd):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Fill the columns from the records at ``spans``; what a record lacks keeps the value that stands there.
+def find_elements(text, limit, state, count, spans):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Fill in where the elements of a JSON list begin and end, until one begins at ``limit`` or ``spans`` is full.
 
     Args:
-        text: (n,) uint8, valid JSON.
-        spans: (B, 2) int64, where each record begins and ends.
-        ids: (B,) int64, filled in.
-        image: (B,) int64, filled in.
-        category: (B,) int64, filled in.
-        xywh: (B, 4) float64, filled in.
-        areas: (B,) float64, filled in.
-        iscrowd: (B,) int8, filled in.
+        text: (n,) uint8, valid JSON that begins with [.
+        limit: Where to stop.
+        state: (2,) int64, the next byte, n after the last element, and the greatest depth so far; 1 and 1 at first.
+        count: How many elements were found before.
+        spans: (N, 2) int64, filled in from row ``count`` on.
 
     Returns:
-        (B,) bool: whether the record was read. It was not when it is no object, lacks an image, a category or a box,
-        or has a value of another type, out of range, or of more digits than can be read exactly here.
+        The number of elements found so far.
     """
-    read = np.zeros(len(spans), np.bool_)
-    for row in range(len(spans)):
-        i, stop = spans[row, 0], spans[row, 1]
-        good, seen = text[i] == 123, 0
-        i += 1
-        while good:
-            i = _skip_space(text, i, stop)
+    i, deepest = state
+    while i < limit and count < len(spans):
+        start = _next_element(text, i)
+        if text[start] == 93:
+            i = len(text)
+            break
+        i, depth = _after_value(text, start)
+        deepest = max(deepest, depth + 1)
+        spans[count, 0], spans[count, 1] = start, _trimmed(text, i)
+        count += 1
+    state[0], state[1] = i, deepest
+    return count
+
+
+@njit(cache=True)
+def read_elements(text, limit, state, count, spans, read, ids, image, category, xywh, areas, iscrowd):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Do the same and read the elements that are plain annotations in the same walk.
+
+    Args:
+        text: (n,) uint8, as in :func:`find_elements`, like all up to ``spans``.
+        limit: Where to stop.
+        state: (2,) int64.
+        count: How many elements were found before.
+        spans: (N, 2) int64.
+        read: (N,) bool, filled in: whether the record was read. It was not when it is no object, lacks an image, a
+            category or a box, or has a value of another type, out of range, or of more digits than can be read here.
+        ids: (N,) int64, filled in, ``ABSENT_ID`` where there is none.
+        image: (N,) int64, filled in.
+        category: (N,) int64, filled in.
+        xywh: (N, 4) float64, filled in.
+        areas: (N,) float64, filled in, NaN where there is none.
+        iscrowd: (N,) int8, filled in, ``ABSENT_FLAG`` where there is none.
+
+    Returns:
+        The number of elements found so far.
+    """
+    i, deepest = state
+    while i < limit and count < len(spans):
+        start, row = _next_element(text, i), count
+        if text[start] == 93:
+            i = len(text)
+            break
+        ids[row], areas[row], iscrowd[row] = ABSENT_ID, np.nan, ABSENT_FLAG
+        good, seen, i = text[start] == 123, 0, start + 1
+        while good:  # in one function: handing so many arrays to another costs as much as the reading
+            i = _skip_space(text, i)
             if text[i] == 125:
                 break
             if text[i] == 44:
-                i = _skip_space(text, i + 1, stop)
-            if i >= stop or text[i] != 34:  # never in valid JSON; nothing here may run on past the record
-                good = False
-                break
-            key, escaped = i + 1, False
-            i = key
-            while i < stop and text[i] != 34:
-                escaped = escaped or text[i] == 92
+                i = _skip_space(text, i + 1)
+            key, i = i + 1, i + 1
+            while text[i] != 34 and text[i] != 92:
                 i += 1
-            if escaped:  # it may mean any field
+            if text[i] == 92:  # an escape: the key may mean any field
                 good = False
                 break
             field = _field(text, key, i)
-            i += 1
-            i = _skip_space(text, _skip_space(text, i, stop) + 1, stop)  # over the colon
+            i = _skip_space(text, _skip_space(text, i + 1) + 1)  # over the colon
             if field == _OTHER:
-                i = _after_value(text, i, stop)
+                i, depth = _after_value(text, i)
+                deepest = max(deepest, depth + 2)
             elif field == _BBOX:
-                i, good = _read_box(text, i, stop, xywh, row)
+                i, good = _read_box(text, i, xywh, row)
             elif field == _AREA:
                 if text[i] == 110:
                     areas[row], i = np.nan, i + 4
@@ -73,7 +109,7 @@ def parse_annotations(text, spans, ids, image, category, xywh, areas, iscrowd): 
                     areas[row], i, good = _read_float(text, i)
                     good = good and areas[row] >= 0
             elif field == _ISCROWD and (text[i] == 116 or text[i] == 102 or text[i] == 110):
-                iscrowd[row] = 1 if text[i] == 116 else 0 if text[i] == 102 else -1
+                iscrowd[row] = 1 if text[i] == 116 else 0 if text[i] == 102 else ABSENT_FLAG
                 i += 5 if text[i] == 102 else 4
             else:
                 value, i, good = _read_int(text, i)
@@ -87,50 +123,66 @@ def parse_annotations(text, spans, ids, image, category, xywh, areas, iscrowd): 
                 else:
                     category[row] = value
             seen |= 1 << field
-        needed = (1 << _IMAGE_ID) | (1 << _CATEGORY_ID) | (1 << _BBOX)
-        read[row] = good and (seen & needed) == needed
-    return read
+        if good:
+            i += 1
+        else:
+            i, depth = _after_value(text, start)
+            deepest = max(deepest, depth + 1)
+        read[row] = good and (seen & _NEEDED) == _NEEDED
+        spans[row, 0], spans[row, 1] = start, _trimmed(text, i)
+        count += 1
+    state[0], state[1] = i, deepest
+    return count
 
 
 @njit(cache=True, inline="always")
-def _skip_space(text, i, stop):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    while i < stop and text[i] <= 32:
+def _next_element(text, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Return where the next element of a list begins, or its closing bracket stands."""
+    i = _skip_space(text, i)
+    return _skip_space(text, i + 1) if text[i] == 44 else i
+
+
+@njit(cache=True, inline="always")
+def _skip_space(text, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    while text[i] <= 32:
         i += 1
     return i
 
 
 @njit(cache=True, inline="always")
-def _after_string(text, i, stop):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Return the place after the string that begins at a quote."""
-    i += 1
-    while i < stop and text[i] != 34:
-        i += 2 if text[i] == 92 else 1
-    return i + 1
+def _trimmed(text, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Return the end of a value without the white space before it, which stands only after a bare literal."""
+    while text[i - 1] <= 32:
+        i -= 1
+    return i
 
 
 @njit(cache=True)
-def _after_value(text, i, stop):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Return the place after a value of any kind."""
-    depth = 0
+def _after_value(text, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Return the place after a value of any kind, or after a bare literal that of what follows, and its depth."""
+    depth, deepest, stop = 0, 0, len(text)
     while i < stop:
         c = text[i]
-        if c == 34:
-            i = _after_string(text, i, stop)
+        if c == 34:  # a string: on to its closing quote
+            i += 1
+            while i < stop and text[i] != 34:
+                i += 2 if text[i] == 92 else 1
             if depth == 0:
-                return i
-            continue
-        if c == 91 or c == 123:
+                return i + 1, deepest
+        elif c == 91 or c == 123:
             depth += 1
+            if depth > deepest:
+                deepest = depth
         elif c == 93 or c == 125:
             if depth == 0:
-                return i  # the end of what holds a bare literal
+                return i, deepest  # the end of what holds a bare literal
             depth -= 1
             if depth == 0:
-                return i + 1
+                return i + 1, deepest
         elif c == 44 and depth == 0:
-            return i
+            return i, deepest
         i += 1
-    return i
+    return i, deepest
 
 
 @njit(cache=True)
@@ -202,33 +254,18 @@ def _read_float(text, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN20
 
 
 @njit(cache=True)
-def _read_box(text, i, stop, xywh, row):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _read_box(text, i, xywh, row):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Read a list of four numbers; return the place after it and whether it was one."""
     if text[i] != 91:
         return i, False
-    i = _skip_space(text, i + 1, stop)
+    i = _skip_space(text, i + 1)
     for side in range(4):
         if side > 0:
             if text[i] != 44:
                 return i, False
-            i = _skip_space(text, i + 1, stop)
+            i = _skip_space(text, i + 1)
         xywh[row, side], i, good = _read_float(text, i)
         if not good:
             return i, False
-        i = _skip_space(text, i, stop)
+        i = _skip_space(text, i)
     return i + 1, text[i] == 93
-
-
-@njit(cache=True)
-def order_by_image(image_index, rows, num_images):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Return (K,) int64: ``rows`` by ascending ``image_index``, those of one image in the order given."""
-    place = np.zeros(num_images + 1, np.int64)
-    for row in rows:
-        place[image_index[row] + 1] += 1
-    place = np.cumsum(place)
-    ordered = np.empty(len(rows), np.int64)
-    for row in rows:
-        index = image_index[row]
-        ordered[place[index]] = row
-        place[index] += 1
-    return ordered

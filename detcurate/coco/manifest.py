@@ -10,14 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import msgspec
 import numpy as np
-import orjson
 
 from detcurate import files
 from detcurate.coco.dataset import CocoDataset, Opened
 from detcurate.coco.metadata import image_metadata
-from detcurate.coco.source import Records
+from detcurate.coco.subset import kept_rows, subset_pieces
 from detcurate.errors import SelectionError
 
 SUBSET_FILE = "subset.json"
@@ -28,7 +26,6 @@ IMAGES_FILE = "images.txt"
 # COCO's object sizes by area in px²: small is below the first edge, large from the second one on.
 BOX_SIZE_EDGES = {"small": 0.0, "medium": 32.0**2, "large": 96.0**2}
 _MOST_VALUES = 64  # of one metadata field, to be counted value by value
-_BLOCK = 65_536
 
 
 def subset_bytes(dataset: CocoDataset, image_ids: np.ndarray) -> bytes:
@@ -46,13 +43,13 @@ def subset_bytes(dataset: CocoDataset, image_ids: np.ndarray) -> bytes:
         SelectionError: No id is given, or one is not an image of the source or is named twice.
         DatasetError: The source file was changed since it was read.
     """
-    return b"".join(_subset_pieces(dataset, image_ids))
+    return b"".join(subset_pieces(dataset, image_ids))
 
 
 def subset_digest(dataset: CocoDataset, image_ids: np.ndarray, opened: Opened | None = None) -> str:
     """Return the SHA-256 of :func:`subset_bytes`, without holding them; ``opened`` saves opening the file again."""
     digest = hashlib.sha256()
-    for piece in _subset_pieces(dataset, image_ids, opened):
+    for piece in subset_pieces(dataset, image_ids, opened):
         digest.update(piece)
     return digest.hexdigest()
 
@@ -127,7 +124,7 @@ def write_subset(path: Path, dataset: CocoDataset, image_ids: np.ndarray) -> str
     """Write a subset atomically, compressed when the name ends in ``.gz``; return the digest of its JSON text."""
     digest = hashlib.sha256()
     with files.atomic_path(path) as temporary, open_text(temporary, compress=path.suffix == ".gz") as stream:
-        for piece in _subset_pieces(dataset, image_ids):
+        for piece in subset_pieces(dataset, image_ids):
             digest.update(piece)
             stream.write(piece)
     return digest.hexdigest()
@@ -182,8 +179,7 @@ def write_manifest(
                 f"provenance must describe the subset that is written (sha256 {digest}), got sha256 "
                 f"{provenance['subset']['sha256']} ({directory}); build it from the same images"
             )
-        rows = _in_file_order(dataset.image_positions, kept_rows(dataset, image_ids)[0])
-        files.write_bytes(images, "".join(f"{dataset.file_names[row]}\n" for row in rows.tolist()).encode())
+        files.write_bytes(images, images_text(dataset, kept_rows(dataset, image_ids)[0]))
         files.write_json(description, provenance)
     except BaseException:
         for path in old:
@@ -192,17 +188,10 @@ def write_manifest(
     return [subset, images, description]
 
 
-def kept_rows(dataset: CocoDataset, image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of the images named and those of their annotations, both ascending.
-
-    Raises:
-        SelectionError: No id is given, or one is not an image of the source or is named twice.
-    """
-    if not len(image_ids):
-        raise SelectionError(f"image_ids must name at least one image of {dataset.path}, got none; raise the budget")
-    kept = np.zeros(len(dataset), bool)
-    kept[dataset.subset_rows(image_ids)] = True
-    return np.flatnonzero(kept), np.flatnonzero(kept[dataset.image_index])
+def images_text(dataset: CocoDataset, images: np.ndarray) -> bytes:
+    """Return the text of ``images.txt``: the file names of some rows in the order of the file, one a line."""
+    rows = images[np.argsort(dataset.image_positions[images])]
+    return "".join(f"{dataset.file_names[row]}\n" for row in rows.tolist()).encode()
 
 
 def histograms(
@@ -233,47 +222,6 @@ def histograms(
             field = f"image.{name}" if name in counted else name
             counted[field] = {value: {"before": before[value], "after": after[value]} for value in sorted(before)}
     return counted
-
-
-def _subset_pieces(dataset: CocoDataset, image_ids: np.ndarray, opened: Opened | None = None) -> Iterator[bytes]:
-    """Yield the text of a subset in pieces, so that no more than one of them is in memory."""
-    rows = dict(zip(("images", "annotations"), kept_rows(dataset, image_ids), strict=True))
-    positions = {"images": dataset.image_positions, "annotations": dataset.annotation_positions}
-    records = dict(zip(("images", "annotations"), opened or dataset.open(), strict=True))
-    separator = b"{"
-    for key, value in dataset.other_top_level.items():
-        yield b"".join((separator, orjson.dumps(key), b": ", b"" if key in rows else value))
-        if key in rows:
-            yield from _list_pieces(dataset, records[key], _in_file_order(positions[key], rows[key]), positions[key])
-        separator = b",\n"
-    yield b"}\n"
-
-
-def _list_pieces(dataset: CocoDataset, records: Records, rows: np.ndarray, positions: np.ndarray) -> Iterator[bytes]:
-    # One record a line, so that a diff of two subsets names images.
-    patches = dataset.patched if records.name == "annotations" else {}
-    content = records.source.content
-    separator = b"[\n"
-    for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK]
-        texts: list[Any] = [content[first:last] for first, last in records.spans[positions[block]].tolist()]
-        for mask in patches.values():
-            for at in np.flatnonzero(mask[block]).tolist():
-                texts[at] = _patch(texts[at], dataset.annotation_patch(int(block[at])))
-        yield separator + b",\n".join(texts)
-        separator = b",\n"
-        records.source.release()
-    yield b"\n]" if len(rows) else b"[]"
-
-
-def _patch(text: Any, values: Mapping[str, Any]) -> bytes:
-    """Return a record with some fields written anew, all others and the order of the keys as they are."""
-    record: dict[str, Any] = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-    return msgspec.json.encode({**record, **values})
-
-
-def _in_file_order(positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    return rows[np.argsort(positions[rows])]
 
 
 def _before_after(

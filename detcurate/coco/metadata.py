@@ -47,7 +47,9 @@ def image_metadata(dataset: CocoDataset, opened: Opened | None = None) -> dict[s
             if row < 0:
                 continue
             for name, value in _scalars(record):
-                columns.setdefault(name, [None] * len(dataset))[row] = value
+                if name not in columns:  # not setdefault: it would make a column for every value
+                    columns[name] = [None] * len(dataset)
+                columns[name][row] = value
     return dict(sorted(columns.items()))
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import yaml
 
-from detcurate.coco.dataset import CocoDataset, Opened, read_coco
+from detcurate.coco.dataset import CocoDataset, Opened, open_coco
+from detcurate.coco.evidence import Evidence
 from detcurate.coco.findings import parse_policies
-from detcurate.coco.manifest import IMAGES_FILE, histograms, kept_rows, subset_digest
-from detcurate.coco.provenance import AS_WRITTEN, read_provenance, subset_path
+from detcurate.coco.manifest import IMAGES_FILE, histograms, images_text
+from detcurate.coco.provenance import read_provenance, subset_path
 from detcurate.coco.source import open_source
 from detcurate.ensemble import CHECKPOINT, LEDGER, read_ledger
 from detcurate.errors import DetcurateError, SelectionError
@@ -60,24 +58,17 @@ def verify_manifest(directory: Path, *, source: Path | None = None, output_dir: 
     """
     provenance = read_provenance(directory)
     output_dir = directory.parent if output_dir is None else output_dir
-    subset = subset_path(directory)
-    read_subset = cache(lambda: read_coco(subset, AS_WRITTEN))  # once for all checks
-    checks = [
-        _check("subset", lambda: _same("sha256 of its text", text_sha256(subset), provenance["subset"]["sha256"]))
+    evidence = Evidence(directory, subset_path(directory))
+    of_source = _check_source(provenance, evidence, source or _find_source(provenance, output_dir))
+    return [
+        _check("subset", lambda: _same("sha256 of its text", evidence.sha256, provenance["subset"]["sha256"])),
+        _check("images", lambda: _images_text(evidence)),
+        _check("counts", lambda: _counts(provenance, evidence)),
+        _check("config", lambda: _config(provenance)),
+        *of_source,
+        _check("scores", lambda: _scores(provenance, output_dir)),
+        _check("members", lambda: _members(provenance, output_dir)),
     ]
-    checks.append(_check("images", lambda: _images_text(directory, read_subset())))
-    checks.append(_check("counts", lambda: _counts(provenance, read_subset())))
-    checks.append(_check("config", lambda: _config(provenance)))
-    checks += _check_source(provenance, read_subset, source or _find_source(provenance, output_dir))
-    checks.append(_check("scores", lambda: _scores(provenance, output_dir)))
-    checks.append(_check("members", lambda: _members(provenance, output_dir)))
-    return checks
-
-
-def text_sha256(path: Path) -> str:
-    """Return the SHA-256 of an annotation file's text, whether it is compressed or not."""
-    source = open_source(path)
-    return hashlib.sha256(source.content).hexdigest() if source.is_gzip else source.sha256
 
 
 class _AbsentError(Exception):
@@ -103,19 +94,19 @@ def _short(value: object) -> str:
     return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else str(value)
 
 
-def _images_text(directory: Path, dataset: CocoDataset) -> str:
-    path = directory / IMAGES_FILE
+def _images_text(evidence: Evidence) -> str:
+    path = evidence.directory / IMAGES_FILE
     if not path.is_file():
         raise _AbsentError(f"no {IMAGES_FILE}")
-    names = [dataset.file_names[row] for row in np.argsort(dataset.image_positions).tolist()]
-    if path.read_bytes() != "".join(f"{name}\n" for name in names).encode():
-        raise SelectionError(f"{IMAGES_FILE} lists other images than {dataset.path.name}")
-    return f"{len(names):,} file names"
+    dataset, (images, _) = evidence.held
+    if path.read_bytes() != images_text(dataset, images):
+        raise SelectionError(f"{IMAGES_FILE} lists other images than {evidence.subset.name}")
+    return f"{len(images):,} file names"
 
 
-def _counts(provenance: Mapping[str, Any], dataset: CocoDataset) -> str:
+def _counts(provenance: Mapping[str, Any], evidence: Evidence) -> str:
     budget = provenance["budget"]
-    images, boxes = len(dataset), dataset.num_boxes
+    images, boxes = (len(rows) for rows in evidence.held[1])
     cost = images * budget["seconds_per_image"] + boxes * budget["seconds_per_box"]
     _same("the number of images", images, provenance["subset"]["num_images"])
     _same("the number of boxes", boxes, provenance["subset"]["num_boxes"])
@@ -147,48 +138,51 @@ def _find_source(provenance: Mapping[str, Any], output_dir: Path) -> Path | None
     return path if path.is_file() else None
 
 
-def _check_source(
-    provenance: Mapping[str, Any], read_subset: Callable[[], CocoDataset], source: Path | None
-) -> list[Check]:
+def _check_source(provenance: Mapping[str, Any], evidence: Evidence, source: Path | None) -> list[Check]:
     if source is None:
         hint = f"{provenance['source']['file_name']} is not here; name it with --source"
         return [Check(name, "absent", hint) for name in ("source", "true subset", "histograms")]
-    read: list[CocoDataset] = []
 
-    def same_source() -> str:
-        stated = provenance["source"]
-        text = _same("sha256", open_source(source).sha256, stated["sha256"])
-        dataset = read_coco(source, _policies(provenance))
-        _same("the number of images", len(dataset), stated["num_images"])
-        _same("the number of boxes", dataset.num_boxes, stated["num_boxes"])
-        found = [{"code": f.code, "policy": f.policy, "count": f.count} for f in dataset.findings]
-        _same("what was found in it", found, provenance["findings"])
-        read.append(dataset)
-        return text
+    def source_read() -> tuple[CocoDataset, Opened]:
+        if evidence.source is None:
+            raise _AbsentError("it needs the source that the provenance names")
+        return evidence.source
 
     def true_subset() -> str:
-        dataset, images, annotations, opened = rows()
-        again = subset_digest(dataset, dataset.image_ids[images], opened)
-        _same("sha256 of the same images of the source", again, text_sha256(read_subset().path))
-        return f"{len(images):,} of {len(dataset):,} images, all of their {len(annotations):,} boxes, word for word"
+        dataset, _ = source_read()
+        images, boxes = evidence.rows
+        _same("sha256 of the same images of the source", evidence.derived_sha256(), evidence.sha256)
+        return f"{len(images):,} of {len(dataset):,} images, all of their {len(boxes):,} boxes, word for word"
 
     def same_histograms() -> str:
-        if histograms(*rows()) != provenance["histograms"]:
+        dataset, opened = source_read()
+        if histograms(dataset, *evidence.rows, opened) != provenance["histograms"]:
             raise SelectionError("the source and the subset have other histograms than the provenance says")
         return ", ".join(provenance["histograms"])
 
-    @cache
-    def rows() -> tuple[CocoDataset, np.ndarray, np.ndarray, Opened]:
-        if not read:
-            raise _AbsentError("it needs the source that the provenance names")
-        dataset, opened = read[0], read[0].open()
-        return dataset, *kept_rows(dataset, _source_image_ids(dataset, opened, read_subset())), opened
-
     return [
-        _check("source", same_source),
+        _check("source", lambda: _same_source(provenance, evidence, source)),
         _check("true subset", true_subset),
         _check("histograms", same_histograms),
     ]
+
+
+def _same_source(provenance: Mapping[str, Any], evidence: Evidence, path: Path) -> str:
+    """Check the source, and leave it to the evidence when it is what the provenance names."""
+    stated = provenance["source"]
+    try:
+        dataset, opened = open_coco(path, _policies(provenance))
+    except DetcurateError:
+        # What is wrong with another file than the source does not matter.
+        _same("sha256", open_source(path).sha256, stated["sha256"])
+        raise
+    text = _same("sha256", dataset.sha256, stated["sha256"])
+    _same("the number of images", len(dataset), stated["num_images"])
+    _same("the number of boxes", dataset.num_boxes, stated["num_boxes"])
+    found = [{"code": f.code, "policy": f.policy, "count": f.count} for f in dataset.findings]
+    _same("what was found in it", found, provenance["findings"])
+    evidence.source = dataset, opened
+    return text
 
 
 def _policies(provenance: Mapping[str, Any]) -> dict[str, str]:
@@ -197,18 +191,6 @@ def _policies(provenance: Mapping[str, Any]) -> dict[str, str]:
     if not isinstance(policies, dict):
         raise SelectionError(f"the findings in the settings must be policies by code, got {policies!r}")
     return parse_policies(f"{code}={policy}" for code, policy in policies.items())
-
-
-def _source_image_ids(dataset: CocoDataset, opened: Opened, subset: CocoDataset) -> np.ndarray:
-    """Return the source's ids of the images whose records the subset holds."""
-    records, _ = opened
-    row_of = {records[position]: row for row, position in enumerate(dataset.image_positions.tolist())}
-    kept, _ = subset.open()
-    rows = [row_of.get(kept[position]) for position in range(len(kept))]
-    strangers = sum(row is None for row in rows)
-    if strangers:
-        raise SelectionError(f"{strangers:,} image records of {subset.path.name} do not stand in {dataset.path.name}")
-    return dataset.image_ids[np.array(rows, np.int64)]
 
 
 def _scores(provenance: Mapping[str, Any], output_dir: Path) -> str:
