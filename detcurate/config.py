@@ -236,10 +236,15 @@ class ManifestSettings(_Settings):
 
 
 class RetrainSettings(_Settings):
-    """Which arms are trained from scratch and compared, each with seeds ``SEED, SEED + 1, …``."""
+    """Which arms are trained from scratch and compared, each with seeds ``SEED, SEED + 1, …``.
+
+    ``equal`` says what the arms have in common: ``iterations``, so that a smaller subset is seen more often, or
+    ``epochs``, so that its training is shorter, and cheaper, in proportion.
+    """
 
     arms: tuple[str, ...] = ARMS
     num_seeds: int = Field(2, ge=1)
+    equal: Literal["iterations", "epochs"] = "iterations"
 
     @field_validator("arms")
     @classmethod

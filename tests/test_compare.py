@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -64,6 +65,29 @@ def test_arms_with_another_number_of_seeds_are_not_paired():
     assert list(summary["differences"]) == ["curated - full"]
     assert summarise(arms(random=[1.0], full=[2.0]))["differences"] == {}
     assert summarise({}) == {"arms": {}, "differences": {}}
+
+
+def test_curated_is_compared_with_every_arm_and_those_that_everyone_asks_about_first():
+    summary = summarise(arms(most_boxes=[1.0], full=[2.0], curated=[3.0], random=[4.0]))
+    assert list(summary["differences"]) == ["curated - random", "curated - full", "curated - most_boxes"]
+
+
+def test_a_difference_is_claimed_when_both_intervals_leave_out_0():
+    results = arms(curated=[30.0, 33.0, 36.0], random=[20.0, 24.0, 25.0])
+    ap = {arm: np.tile([f.AP for f in found], (200, 1)) for arm, found in results.items()}
+    summary = summarise(results, ap)
+    low, high = summary["differences"]["curated - random"]["bootstrap"]
+    assert 9.0 <= low < high <= 11.0  # the differences are 10, 9 and 11
+    assert f"+7.5 to +12.5 over the seeds, +{low:.1f} to +{high:.1f} over seeds and images): a gain" in _last(summary)
+    doubtful = {**ap, "curated": ap["curated"] + np.random.default_rng(0).normal(0, 20, (200, 1))}
+    assert "over seeds and images): no difference can be claimed" in _last(summarise(results, doubtful))
+    unknown = summarise(results, {arm: np.full((4, 3), np.nan) for arm in results})
+    assert unknown["differences"]["curated - random"]["bootstrap"] == [None, None]
+    assert "(95 % interval +7.5 to +12.5): a gain" in _last(unknown)
+
+
+def _last(summary):
+    return markdown_table(summary, {}).splitlines()[-1]
 
 
 def test_the_summary_is_json():

@@ -284,3 +284,27 @@ def test_a_run_that_is_added_is_asked_alone(finished, write_tiny_config, tmp_pat
     added = json.loads((output / "predictions" / "pass-01" / "pass.json").read_text())["members"]
     assert [name.split("/")[0] for name in added] == ["run-2", "run-2"]
     assert len(json.loads((output / "predictions" / "members.json").read_text())) == 6
+
+
+def test_arms_at_equal_epochs_are_trained_in_proportion_to_their_images(finished, tmp_path):
+    config, output, _ = finished
+    mine = tmp_path / "epochs"
+    shutil.copytree(output, mine)
+    options = ["OUTPUT_DIR", str(mine), "CURATE.RETRAIN.EQUAL", "epochs", "CURATE.RETRAIN.NUM_SEEDS", "1"]
+    assert main(["--config-file", str(config), *options]) == 0
+    models = {model["arm"]: model for model in json.loads((mine / "report" / "results.json").read_bytes())["models"]}
+    assert {arm: (model["num_images"], model["iterations"]) for arm, model in models.items()} == {
+        "curated": (13, 2), "random": (13, 2), "full": (26, 4),
+    }  # fmt: skip
+    assert models["curated"]["images_seen"] == 2 * 2
+    summary = (mine / "report" / "summary.md").read_text()
+    assert "training of each arm: 0.3 epochs, the same for all arms" in summary
+
+
+def test_the_evaluation_images_are_resampled_for_every_detector(finished):
+    _, output, _ = finished
+    table = pq.read_table(output / "evaluation" / "replicates.parquet")
+    assert table.num_rows == 1000
+    assert table.column_names == [f"{arm}/seed-{seed}" for arm in ("curated", "random", "full") for seed in (0, 1)]
+    differences = json.loads((output / "report" / "results.json").read_bytes())["arms"]["differences"]
+    assert len(differences["curated - full"]["bootstrap"]) == 2

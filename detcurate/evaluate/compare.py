@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from detcurate.errors import PredictionError
+from detcurate.evaluate.bootstrap import paired_interval
 from detcurate.evaluate.coco_eval import FIGURES, CocoFigures
 
-COMPARISONS = (("curated", "random"), ("curated", "full"))
+COMPARED, FIRST = "curated", ("random", "full")
+"""The arm that is compared with every other one, and which of these come first."""
 
 # Student's t, two-sided 95 %, for 1 to 30 degrees of freedom. With two seeds the factor is 12.7, not 2: to claim at
 # two standard errors what two seeds show would be wrong three times in ten.
@@ -24,29 +26,37 @@ _HEADINGS = {"AP_small": "AP_S", "AP_medium": "AP_M", "AP_large": "AP_L"}
 _ABSENT = "–"
 
 
-def summarise(results: Mapping[str, Sequence[CocoFigures]]) -> dict[str, Any]:
-    """Summarise each arm over its seeds, and pair the arms that are compared, seed by seed.
+def summarise(
+    results: Mapping[str, Sequence[CocoFigures]], replicates: Mapping[str, np.ndarray] | None = None
+) -> dict[str, Any]:
+    """Summarise each arm over its seeds, and pair the arm ``curated`` with every other one, seed by seed.
 
     A standard deviation of one seed is None; a figure that is NaN for any seed has the mean None.
 
     Args:
         results: Arm -> one record a seed, the seeds in the same order in every arm; all on one evaluation set.
+        replicates: Arm -> (B, S) AP of each seed on the same B resampled evaluation sets, of all arms or of none.
 
     Returns:
         A JSON-able dict: ``arms`` (arm -> ``num_seeds``, ``figures`` and ``per_class``) and ``differences``
-        (``"curated - random"`` and ``"curated - full"``, where both arms have the same number of seeds ->
-        ``num_seeds``, ``figures`` and ``per_class``). A figure is ``mean``, ``std`` (sample, ddof 1), ``interval``
-        (half the width of the 95 % interval of the mean, Student's t) and ``values``, all in AP percent.
+        (``"curated - random"`` and so on, where both arms have the same number of seeds -> ``num_seeds``, ``figures``,
+        ``per_class`` and, with replicates, ``bootstrap``, the ends of the 95 % interval of the difference of AP over
+        seeds and images). A figure is ``mean``, ``std`` (sample, ddof 1), ``interval`` (half the width of the 95 %
+        interval of the mean over the seeds, Student's t) and ``values``, all in AP percent.
 
     Raises:
         PredictionError: An arm has no result, or the results are not of one evaluation set.
     """
     _validate_results(results)
-    differences = {
-        f"{first} - {second}": _summarise_columns(_subtract(_columns(results[first]), _columns(results[second])))
-        for first, second in COMPARISONS
-        if first in results and second in results and len(results[first]) == len(results[second])
-    }
+    differences = {}
+    for other in _others(results):
+        first, second = results[COMPARED], results[other]
+        if len(first) == len(second):
+            difference = _summarise_columns(_subtract(_columns(first), _columns(second)))
+            if replicates is not None:
+                ends = paired_interval(replicates[COMPARED], replicates[other])
+                difference["bootstrap"] = [None if math.isnan(end) else end for end in ends]
+            differences[f"{COMPARED} - {other}"] = difference
     return {
         "arms": {arm: _summarise_columns(_columns(figures)) for arm, figures in results.items()},
         "differences": differences,
@@ -57,7 +67,7 @@ def markdown_table(summary: Mapping[str, Any], arm_info: Mapping[str, Mapping[st
     """Return two GitHub tables, arms by figure and classes by arm, and a sentence on what the seeds allow to say.
 
     Figures are ``mean ± standard deviation`` with one decimal, the mean alone for one seed. A difference is claimed
-    only when its 95 % interval over the paired seeds leaves out 0.
+    only when its 95 % interval over the paired seeds leaves out 0, and so does the one over seeds and images.
 
     Args:
         summary: What :func:`summarise` returned; without arms both tables are empty.
@@ -74,6 +84,14 @@ def markdown_table(summary: Mapping[str, Any], arm_info: Mapping[str, Mapping[st
         [[name, *(_mean_and_std(arms[arm]["per_class"][name]) for arm in arms)] for name in classes],
     )
     return f"{figures}\n\n{per_class}\n\n{_sentence(summary)}\n"
+
+
+def _others(results: Mapping[str, Any]) -> list[str]:
+    """Return the arms that the curated one is compared with, those that everyone asks about first."""
+    if COMPARED not in results:
+        return []
+    others = [arm for arm in results if arm != COMPARED]
+    return sorted(others, key=lambda arm: FIRST.index(arm) if arm in FIRST else len(FIRST))
 
 
 def _validate_results(results: Mapping[str, Sequence[CocoFigures]]) -> None:
@@ -157,7 +175,12 @@ def _verdict(pair: str, difference: Mapping[str, Any]) -> str:
     if figure["interval"] is None:
         return f"{pair} is {_signed(figure['mean'])} AP: no difference can be claimed with {seeds}"
     low, high = figure["mean"] - figure["interval"], figure["mean"] + figure["interval"]
-    text = f"{pair} is {_signed(figure['mean'])} AP (95 % interval {_signed(low)} to {_signed(high)})"
+    text = f"{pair} is {_signed(figure['mean'])} AP (95 % interval {_signed(low)} to {_signed(high)}"
+    ends = difference.get("bootstrap") or [None, None]
+    if ends[0] is not None:
+        text += f" over the seeds, {_signed(ends[0])} to {_signed(ends[1])} over seeds and images"
+        low, high = min(low, ends[0]), max(high, ends[1])  # both have to leave out 0
+    text += ")"
     if low <= 0 <= high:
         return f"{text}: no difference can be claimed with {seeds}"
     return f"{text}: a {'gain' if low > 0 else 'loss'} beyond the deviation of {seeds}"

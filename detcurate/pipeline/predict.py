@@ -10,7 +10,8 @@ import numpy as np
 
 from detcurate.d2.environment import require_detectron2
 from detcurate.ensemble import LEDGER, read_ledger
-from detcurate.evaluate.coco_eval import coco_figures
+from detcurate.evaluate.bootstrap import image_weights, weighted_ap
+from detcurate.evaluate.coco_eval import evaluate_coco
 from detcurate.files import write_json
 from detcurate.passes import MEMBERS, prepare_passes, read_predictions
 from detcurate.pipeline.asking import (
@@ -23,11 +24,14 @@ from detcurate.pipeline.asking import (
 )
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.modes import ask_densely, ask_references, mode_settings
+from detcurate.pipeline.tables import write_columns
 from detcurate.predictions import shard_path
 from detcurate.stages import Stage, StageResult, output_digest
 from detcurate.structures import Detections
 
-FIGURES = "figures.json"
+FIGURES, REPLICATES = "figures.json", "replicates.parquet"
+NUM_REPLICATES = 1000
+"""How often the evaluation images are drawn again for the interval over seeds and images."""
 
 
 def predict_stage(run: Run) -> Stage:
@@ -80,14 +84,16 @@ def _evaluate(run: Run) -> StageResult:
     }
     written = _predict(run, "evaluation", directory, weights, run.evaluation.image_ids, desc="predict arms")
     detections = Detections.concatenate([shard for shard, _ in read_predictions(directory, list(weights))])
-    rows = []
+    resampled = image_weights(len(run.evaluation), NUM_REPLICATES)
+    rows, replicates = [], {}
     for number, model in enumerate(models):
-        figures = coco_figures(run.evaluation, detections.take(detections.member == number))
+        figures, matches = evaluate_coco(run.evaluation, detections.take(detections.member == number))
         rows.append({"arm": model["arm"], "seed": model["seed"], "figures": figures.to_dict()})
-    path = directory / FIGURES
-    write_json(path, rows)
+        replicates[f"{model['arm']}/seed-{model['seed']}"] = weighted_ap(matches, resampled)
+    write_json(directory / FIGURES, rows)
+    write_columns(directory / REPLICATES, replicates)
     summary = f"{len(models)} detectors on {len(run.evaluation):,} images"
-    return StageResult([path, *written], summary)
+    return StageResult([directory / FIGURES, directory / REPLICATES, *written], summary)
 
 
 def _predict(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import orjson
 
 from detcurate.ensemble import LEDGER, read_ledger
@@ -11,7 +13,8 @@ from detcurate.evaluate.coco_eval import CocoFigures
 from detcurate.evaluate.compare import markdown_table, summarise
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.modes import predicted_mode, score_settings
-from detcurate.pipeline.predict import FIGURES
+from detcurate.pipeline.predict import FIGURES, REPLICATES
+from detcurate.pipeline.tables import read_columns
 from detcurate.report.build import SUMMARY, write_report
 from detcurate.stages import Stage, StageResult, output_digest
 
@@ -28,12 +31,21 @@ def _report(run: Run) -> StageResult:
     arms: dict[str, list[CocoFigures]] = {}
     for row in rows:
         arms.setdefault(row["arm"], []).append(CocoFigures.from_dict(row["figures"]))
-    summary = summarise(arms)
+    summary = summarise(arms, _replicates(run, arms))
     info = {model["arm"]: model for model in reversed(models)}  # the random arm's boxes: those of its first seed
     table = markdown_table(summary, info)
     described = [{**model, "figures": row["figures"]} for model, row in zip(models, rows, strict=True)]
     outputs = write_report(run.directory("report"), summary=summary, table=table, facts=_facts(run), models=described)
     return StageResult(outputs, str(run.directory("report") / SUMMARY), {"table": table})
+
+
+def _replicates(run: Run, arms: Iterable[str]) -> dict[str, np.ndarray]:
+    """Return arm -> (B, S) AP on resampled images, a column a seed in the order of the figures."""
+    columns = read_columns(run.directory("evaluate") / REPLICATES)
+    return {
+        arm: np.column_stack([column for name, column in columns.items() if name.rpartition("/")[0] == arm])
+        for arm in arms
+    }
 
 
 def _facts(run: Run) -> dict[str, Any]:
@@ -45,6 +57,16 @@ def _facts(run: Run) -> dict[str, Any]:
         "ensemble": f"{len(members)} members of {len({member.run for member in members})} runs",
         "score": f"{' + '.join(score.measures)}, {score.aggregation}",
         "selection": run.marker("select")["summary"],
-        "training of each arm": f"{run.cfg.SOLVER.MAX_ITER:,} iterations of {run.cfg.SOLVER.IMS_PER_BATCH} images, "
-        "the same for all arms (so a smaller subset is seen more often)",
+        "training of each arm": _training(run),
     }
+
+
+def _training(run: Run) -> str:
+    solver = run.cfg.SOLVER
+    if run.settings.retrain.equal == "epochs":
+        epochs = solver.MAX_ITER * solver.IMS_PER_BATCH / len(run.usable_image_ids)
+        return f"{epochs:,.1f} epochs, the same for all arms (so a smaller subset is trained on for less long)"
+    return (
+        f"{solver.MAX_ITER:,} iterations of {solver.IMS_PER_BATCH} images, "
+        "the same for all arms (so a smaller subset is seen more often)"
+    )

@@ -62,8 +62,8 @@ def _retrain(run: Run) -> StageResult:
     for arm in run.settings.retrain.arms:
         for seed in retrain_seeds(run.settings, run.cfg.SEED):
             images = arm_images(run, arm, seed, scores, curated)
-            models.append({"arm": arm, "seed": seed, **_counts(run, images)})
-            job = _job(run, arm, images, len(models) - 1, seed)
+            job = _job(run, arm, images, len(models), seed)
+            models.append({"arm": arm, "seed": seed, **_counts(run, images), **_cost(run, job)})
             if arm == "full" and _reuse(run, job):
                 reused += 1
             else:
@@ -71,11 +71,11 @@ def _retrain(run: Run) -> StageResult:
     train_jobs(run, jobs, desc="retrain arms")
     outputs = []
     for model in models:
-        member = _last_member(run, model["arm"], model["seed"])
+        member = _last_member(run, model)
         path = run.directory("retrain") / model["arm"] / member.file
         model.update(file=path.relative_to(run.directory("retrain")).as_posix(), sha256=member.sha256)
         outputs.append(path)
-    summary = f"{len(jobs)} detectors of {run.cfg.SOLVER.MAX_ITER:,} iterations trained"
+    summary = f"{len(jobs)} detectors trained at equal {run.settings.retrain.equal}"
     if reused:
         summary += f"; {reused} of the full arm are the ensemble's own runs (same data, settings and seeds)"
     return StageResult(outputs, summary, {"models": models})
@@ -86,9 +86,17 @@ def retrain_seeds(settings: CurateSettings, first: int) -> list[int]:
     return [first + offset for offset in range(settings.retrain.num_seeds)]
 
 
+def arm_iterations(run: Run, num_images: int) -> int:
+    """Return how long an arm with so many images is trained: as long as the others, or as many epochs."""
+    if run.settings.retrain.equal == "iterations":
+        return int(run.cfg.SOLVER.MAX_ITER)
+    return max(1, round(int(run.cfg.SOLVER.MAX_ITER) * num_images / len(run.usable_image_ids)))
+
+
 def _job(run: Run, arm: str, images: np.ndarray, number: int, seed: int) -> Any:
-    last = (run.cfg.SOLVER.MAX_ITER - 1,)
-    job = training_job(run, run.directory("retrain") / arm, f"seed-{seed}", number, seed, last)
+    iterations = arm_iterations(run, len(images))
+    directory, folder, last = run.directory("retrain") / arm, f"seed-{seed}", (iterations - 1,)
+    job = training_job(run, directory, folder, number, seed, last, max_iter=iterations)
     chosen = dataclasses.replace(job.images, image_ids=tuple(images.tolist()))
     if arm == "curated":  # the manifest itself: what a user will train on
         chosen = dataclasses.replace(job.images, annotations=subset_file(run), image_ids=None)
@@ -111,11 +119,16 @@ def _reuse(run: Run, job: Any) -> bool:
     return True
 
 
-def _last_member(run: Run, arm: str, seed: int) -> Member:
-    members = read_ledger(run.directory("retrain") / arm / f"seed-{seed}" / RUN_LEDGER)
-    return next(member for member in members if member.iteration == run.cfg.SOLVER.MAX_ITER - 1)
+def _last_member(run: Run, model: dict[str, Any]) -> Member:
+    members = read_ledger(run.directory("retrain") / model["arm"] / f"seed-{model['seed']}" / RUN_LEDGER)
+    return next(member for member in members if member.iteration == model["iterations"] - 1)
 
 
 def _counts(run: Run, image_ids: np.ndarray) -> dict[str, int]:
     boxes = run.pool.boxes_per_image[np.isin(run.pool.image_ids, image_ids)]
     return {"num_images": len(image_ids), "num_boxes": int(boxes.sum())}
+
+
+def _cost(run: Run, job: Any) -> dict[str, int]:
+    iterations = job.last_iteration + 1
+    return {"iterations": iterations, "images_seen": iterations * run.cfg.SOLVER.IMS_PER_BATCH}

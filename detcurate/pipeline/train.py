@@ -31,12 +31,21 @@ def training_settings(run: Run) -> dict[str, Any]:
     return {**kept, "SEED": run.cfg.SEED, "CURATE.TRAIN": train}
 
 
-def training_job(run: Run, directory: Path, folder: str, number: int, seed: int, iterations: tuple[int, ...]) -> Any:
-    """Return a job that trains on the whole pool."""
+def training_job(
+    run: Run,
+    directory: Path,
+    folder: str,
+    number: int,
+    seed: int,
+    iterations: tuple[int, ...],
+    *,
+    max_iter: int | None = None,
+) -> Any:
+    """Return a job that trains on the whole pool, for ``max_iter`` iterations where the config's are not meant."""
     from detcurate.d2.job import Distributed, ImageSet, TrainingJob
 
     return TrainingJob(
-        config=training_config(run),
+        config=training_config(run, max_iter=max_iter),
         images=ImageSet(
             run.annotations("pool"),
             run.image_root("pool"),
@@ -52,11 +61,21 @@ def training_job(run: Run, directory: Path, folder: str, number: int, seed: int,
     )
 
 
-def training_config(run: Run, augmentation: Mapping[str, Any] | None = None) -> str:
-    """Return the config as YAML with the pool's number of classes, and a run's augmentation in ``INPUT``."""
+def training_config(run: Run, augmentation: Mapping[str, Any] | None = None, *, max_iter: int | None = None) -> str:
+    """Return the config as YAML with the pool's number of classes, and a run's augmentation in ``INPUT``.
+
+    Args:
+        run: The run.
+        augmentation: Keys of ``INPUT`` and their values.
+        max_iter: The length of the training where it is not the config's; steps of the learning rate move with it.
+    """
     cfg = run.cfg.clone()
     cfg.defrost()
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(run.class_names)
+    if max_iter is not None:
+        share = max_iter / cfg.SOLVER.MAX_ITER
+        cfg.SOLVER.MAX_ITER = max_iter
+        cfg.SOLVER.STEPS = tuple(max(1, round(step * share)) for step in cfg.SOLVER.STEPS)
     for key, value in (augmentation or {}).items():
         cfg.INPUT.merge_from_list([key, value])
     return str(cfg.dump())
@@ -106,7 +125,7 @@ def train_jobs(run: Run, jobs: list[Any], *, desc: str) -> None:
             dataclasses.replace(job, device=f"cuda:{gpu}", distributed=Distributed())
             for job, gpu in zip(jobs, assign_gpus(len(jobs), num_gpus), strict=True)
         ]
-    total = len(jobs) * run.cfg.SOLVER.MAX_ITER
+    total = sum(job.last_iteration + 1 for job in jobs)
     run_jobs(train_run, jobs, num_processes=num_processes, total=total, desc=desc, unit="iteration")
 
 
