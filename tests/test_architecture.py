@@ -21,6 +21,7 @@ RANKS = {
     "predictions": 3,
     "embeddings": 3,
     "passes": 4,
+    "results": 4,
     "score": 2,
     "select": 2,
     "coco": 3,

@@ -21,6 +21,8 @@ from numba import njit
 
 from detcurate.errors import DatasetError
 
+ANNOTATIONS = "annotation file"
+
 _PIECE = 4 << 20
 _CHUNK = 64 << 20  # so much of a mapped file is in memory at a time, where it can be helped
 _MAP_FROM = 32 << 20  # smaller files are read: a mapped file must not be truncated while it is in use
@@ -41,6 +43,7 @@ class Source:
         content: Its JSON text as UTF-8 bytes: decompressed, without a byte order mark.
         is_gzip: Whether the file is compressed.
         has_byte_order_mark: Whether the text began with one.
+        kind: What the file is called in messages.
     """
 
     path: Path
@@ -48,6 +51,7 @@ class Source:
     content: memoryview
     is_gzip: bool
     has_byte_order_mark: bool
+    kind: str = ANNOTATIONS
 
     def release(self) -> None:
         """Give the pages of a mapped file back to the system; they are read again when they are needed."""
@@ -68,34 +72,36 @@ class Source:
         return dataclasses.replace(self, content=memoryview(content)), count
 
 
-def open_source(path: Path, *, sha256: str | None = None) -> Source:
-    """Open an annotation file, plain or gzip.
+def open_source(path: Path, *, sha256: str | None = None, kind: str = ANNOTATIONS) -> Source:
+    """Open an annotation file, or a JSON file of another kind, plain or gzip.
 
     Args:
         path: The file.
         sha256: The digest that it must have, when it was read before.
+        kind: What the file is called in messages.
 
     Raises:
         DatasetError: The file cannot be read, is empty, is broken gzip, is not UTF-8, or has another digest.
     """
-    data = _map(path)
+    data = _map(path, kind)
     is_gzip = bytes(data[:2]) == _GZIP_MAGIC
     digest, broken = _examine(data, check_utf8=not is_gzip)
     if sha256 is not None and digest != sha256:
         raise DatasetError(
-            f"the annotation file must not change after it was read, got sha256 {digest[:12]}… for {sha256[:12]}… "
+            f"the {kind} must not change after it was read, got sha256 {digest[:12]}… for {sha256[:12]}… "
             f"({path}); run the same command again"
         )
     if is_gzip:
-        data = memoryview(_decompress(path, data))
+        data = memoryview(_decompress(path, data, kind))
         _, broken = _examine(data, check_utf8=True)
     if broken is not None:
-        raise_broken_json(path, data, broken, "bytes that are not UTF-8")
+        raise_broken_json(path, data, broken, "bytes that are not UTF-8", kind)
     marked = bytes(data[:3]) == codecs.BOM_UTF8
     content = data[3:] if marked else data
     if not bytes(content[:4096]).strip() and not bytes(content).strip():
-        raise DatasetError(f"the annotation file must hold a COCO dataset, got an empty file ({path}); write it again")
-    return Source(path, digest, content, is_gzip, marked)
+        what = "a COCO dataset" if kind == ANNOTATIONS else "JSON"
+        raise DatasetError(f"the {kind} must hold {what}, got an empty file ({path}); write it again")
+    return Source(path, digest, content, is_gzip, marked, kind)
 
 
 def decode_top_level(source: Source) -> dict[str, msgspec.Raw]:
@@ -105,22 +111,27 @@ def decode_top_level(source: Source) -> dict[str, msgspec.Raw]:
         DatasetError: The text is not JSON (with line and column), not an object, or an object with a key twice.
     """
     try:
-        top_level = msgspec.json.decode(source.content, type=dict[str, msgspec.Raw])
+        top_level: dict[str, msgspec.Raw] = _decode(source, dict[str, msgspec.Raw])
     except msgspec.ValidationError as error:
         raise DatasetError(
-            f"the annotation file must be a COCO object with images, annotations and categories, got "
+            f"the {source.kind} must be a COCO object with images, annotations and categories, got "
             f"{_got(error)} ({source.path}); export it as COCO detection JSON"
         ) from None
-    except RecursionError:
-        raise_broken_json(source.path, source.content, 0, "too many nested lists")
-    except msgspec.DecodeError as error:
-        found = re.search(r"\(byte (\d+)\)", str(error))
-        if found is None:
-            raise_broken_json(source.path, source.content, len(source.content), "an end before the JSON is complete")
-        reason = str(error)[: found.start()].removeprefix("JSON is malformed: ").strip()
-        raise_broken_json(source.path, source.content, int(found[1]), reason)
     _require_each_key_once(source, top_level)
     return top_level
+
+
+def decode_list(source: Source, name: str) -> Records:
+    """Check the whole text's syntax and find the elements of the list that it is.
+
+    Args:
+        source: The file.
+        name: What the list is called in messages.
+
+    Raises:
+        DatasetError: The text is not JSON (with line and column), not a list, or nested more than 200 deep.
+    """
+    return find_records(source, name, {name: _decode(source, msgspec.Raw)})
 
 
 @dataclass(frozen=True)
@@ -173,7 +184,7 @@ def find_records(source: Source, name: str, top_level: dict[str, msgspec.Raw]) -
     """
     if name not in top_level:
         raise DatasetError(
-            f"the annotation file must have the key {name!r}, got the keys {list(top_level)} ({source.path}); "
+            f"the {source.kind} must have the key {name!r}, got the keys {list(top_level)} ({source.path}); "
             "export it as COCO detection JSON"
         )
     text = memoryview(top_level[name])
@@ -182,11 +193,11 @@ def find_records(source: Source, name: str, top_level: dict[str, msgspec.Raw]) -
         raise DatasetError(f"{name} must be a list, got {kind} ({source.path}); export it as COCO detection JSON")
     spans, depth = _element_spans(np.frombuffer(text, np.uint8), source)
     if depth > _MOST_NESTED:
-        raise_broken_json(source.path, source.content, _offset(source, text), "too many nested lists")
+        raise_broken_json(source.path, source.content, _offset(source, text), "too many nested lists", source.kind)
     return Records(name, source, spans + _offset(source, text))
 
 
-def raise_broken_json(path: Path, content: memoryview, offset: int, reason: str) -> NoReturn:
+def raise_broken_json(path: Path, content: memoryview, offset: int, reason: str, kind: str = ANNOTATIONS) -> NoReturn:
     """Raise ``DatasetError`` with the line and column of a byte that should not be there."""
     before = bytes(content[:offset])
     line, column = before.count(b"\n") + 1, offset - before.rfind(b"\n")
@@ -194,11 +205,28 @@ def raise_broken_json(path: Path, content: memoryview, offset: int, reason: str)
     not_finite = "NaN and Infinity are not JSON: write null or drop the record, or set not_finite_number=repair"
     hint = not_finite if is_nan else "write it again"
     raise DatasetError(
-        f"the annotation file must be valid JSON, got {reason} ({path}, line {line}, column {column}); {hint}"
+        f"the {kind} must be valid JSON, got {reason} ({path}, line {line}, column {column}); {hint}"
     ) from None
 
 
-def _map(path: Path) -> memoryview:
+def _decode(source: Source, kind: Any) -> Any:
+    """Check the whole text's syntax; raises ``msgspec.ValidationError`` when it is JSON of another kind."""
+    try:
+        return msgspec.json.decode(source.content, type=kind)
+    except msgspec.ValidationError:
+        raise
+    except RecursionError:
+        raise_broken_json(source.path, source.content, 0, "too many nested lists", source.kind)
+    except msgspec.DecodeError as error:
+        found = re.search(r"\(byte (\d+)\)", str(error))
+        end = len(source.content)
+        if found is None:
+            raise_broken_json(source.path, source.content, end, "an end before the JSON is complete", source.kind)
+        reason = str(error)[: found.start()].removeprefix("JSON is malformed: ").strip()
+        raise_broken_json(source.path, source.content, int(found[1]), reason, source.kind)
+
+
+def _map(path: Path, kind: str) -> memoryview:
     try:
         with path.open("rb") as stream:
             if path.stat().st_size < _MAP_FROM:
@@ -206,7 +234,7 @@ def _map(path: Path) -> memoryview:
             return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DatasetError(f"the annotation file must be readable, got {reason} ({path}); check the path") from error
+        raise DatasetError(f"the {kind} must be readable, got {reason} ({path}); check the path") from error
 
 
 def _release(data: memoryview) -> None:
@@ -235,13 +263,11 @@ def _examine(data: memoryview, *, check_utf8: bool) -> tuple[str, int | None]:
     return digest.hexdigest(), broken
 
 
-def _decompress(path: Path, data: memoryview) -> bytes:
+def _decompress(path: Path, data: memoryview, kind: str) -> bytes:
     try:
         return gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise DatasetError(
-            f"the annotation file must be whole gzip, got {error} ({path}); compress it again"
-        ) from error
+        raise DatasetError(f"the {kind} must be whole gzip, got {error} ({path}); compress it again") from error
 
 
 def _offset(source: Source, text: memoryview) -> int:

@@ -16,6 +16,7 @@ from detcurate.files import sha256_json, write_json
 from detcurate.parallel import run_jobs
 from detcurate.passes import MEMBERS, Pass, prepare_passes, read_predictions
 from detcurate.pipeline.context import Run
+from detcurate.pipeline.imported import imported_predict_stage
 from detcurate.pipeline.train import require_device, training_config, training_settings
 from detcurate.predictions import shard_path
 from detcurate.stages import Stage, StageResult, output_digest
@@ -38,12 +39,14 @@ def inference_settings(run: Run) -> dict[str, Any]:
         "INPUT.MIN_SIZE_TEST": cfg.INPUT.MIN_SIZE_TEST,
         "INPUT.MAX_SIZE_TEST": cfg.INPUT.MAX_SIZE_TEST,
         "TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE,
-        "CURATE.PREDICT": run.settings.predict.model_dump(mode="json", exclude={"memory_gb"}),
+        "CURATE.PREDICT": run.settings.predict.model_dump(mode="json", exclude={"memory_gb", "results"}),
     }
 
 
 def predict_stage(run: Run) -> Stage:
-    """Build the stage ``predict``: every member on every image of the pool."""
+    """Build the stage ``predict``: every member on every image of the pool, or the answers that were imported."""
+    if run.settings.predict.results:
+        return imported_predict_stage(run)
     require_detectron2("the stage 'predict'")
     inputs = {name: output_digest(run.marker(name)) for name in ("pool", "train")}
     return _stage(run, "predict", inputs, lambda: _predict_pool(run))
