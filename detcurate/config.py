@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -149,7 +150,8 @@ class PredictSettings(_Settings):
     (``reference``, two-stage detectors), or what is at every anchor (``dense``, one-stage detectors).
     ``memory_gb`` is what the members' weights may take on a device: those that do not fit are loaded in groups,
     shard by shard. ``precision`` is that of the arithmetic, on a GPU. ``embeddings`` keeps a row an image of the first
-    member's features, for near-duplicates and diversity.
+    member's features, for near-duplicates and diversity. ``results`` names answers of other frameworks' detectors that
+    ``detcurate import-results`` has put there; they take the place of an ensemble of Detectron2.
     """
 
     batch_size: int = Field(8, ge=1)
@@ -158,6 +160,24 @@ class PredictSettings(_Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     mode: Literal["cluster", "reference", "dense"] = "cluster"
     embeddings: bool = False
+    results: str = ""
+
+    @field_validator("results")
+    @classmethod
+    def _validate_results(cls, name: str) -> str:
+        if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError(f"results must be a name of letters, digits, '.', '_' and '-', got {name!r}")
+        return name
+
+    @model_validator(mode="after")
+    def _validate_members(self) -> PredictSettings:
+        if self.results and self.embeddings:
+            raise ValueError("embeddings must be False with results: no member is there to be asked for features")
+        if self.results and self.mode != "cluster":
+            raise ValueError(
+                f"mode must be cluster with results, got {self.mode}: no member is there to be asked again"
+            )
+        return self
 
 
 _SCORE_NAMES: Mapping[str, Iterable[str]] = {

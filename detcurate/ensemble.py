@@ -20,6 +20,8 @@ from detcurate.schedule import thin_evenly
 LEDGER, RUN_LEDGER = "ensemble.jsonl", "members.jsonl"
 CHECKPOINT, AVERAGE = "checkpoint", "average"
 STORAGES = ("fp32", "bf16", "fp16")
+RESULTS = "results"
+"""The storage of a member that is known by its answers alone: its file is a COCO results file."""
 
 AUGMENTATIONS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
@@ -44,7 +46,7 @@ class Member:
         file: Its weights, relative to the ensemble's directory.
         sha256: Of that file.
         kind: ``"checkpoint"``, or ``"average"`` of the weights since the checkpoint before.
-        storage: What its floating-point numbers are stored as; one of ``STORAGES``.
+        storage: What its floating-point numbers are stored as; one of ``STORAGES``, or ``RESULTS``.
     """
 
     run: int

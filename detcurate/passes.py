@@ -45,6 +45,10 @@ class Pass:
         """The file that says what the pass is."""
         return self.directory / _DESCRIPTION
 
+    def write(self) -> None:
+        """Write that file."""
+        write_json(self.description, {"digest": self.digest, "members": list(self.members)})
+
 
 def read_passes(directory: Path) -> list[Pass]:
     """Return the passes below a directory, oldest first; one that cannot be read counts as none."""
@@ -84,7 +88,7 @@ def prepare_passes(directory: Path, digest: str, members: Sequence[str], *, num_
     missing = tuple(member for member in members if member not in answered)
     if missing:
         new = Pass(directory / f"pass-{_next_number(kept):02d}", digest, missing)
-        write_json(new.description, {"digest": digest, "members": list(missing)})
+        new.write()
         kept.append(new)
     write_json(directory / MEMBERS, list(members))
     return kept

@@ -22,6 +22,7 @@ RANKS = {
     "embeddings": 3,
     "answers": 3,
     "passes": 4,
+    "results": 4,
     "score": 2,
     "select": 2,
     "coco": 3,

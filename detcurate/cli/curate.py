@@ -32,6 +32,8 @@ examples:
       check an annotation file; verify, compare, describe and merge manifests
   %(prog)s ensemble add DIR --config-file FILE
       use the checkpoints of a training that is over; see docs/ensemble.md
+  %(prog)s import-results NAME --config-file FILE --member RESULTS.json ...
+      use what YOLO or any other detector answered, without Detectron2; see docs/any_detector.md
 
 A run that was stopped goes on where it was when the same command is given again. Exit status: 0 done, 2 something
 to mend (one message says what), 130 stopped with Ctrl-C.

@@ -9,7 +9,7 @@ import numpy as np
 
 from detcurate.coco.fast import find_elements
 from detcurate.coco.mapped import CHUNK
-from detcurate.coco.source import Records, Source, got_kind, offset_of, raise_broken_json
+from detcurate.coco.source import Records, Source, decode_as, got_kind, offset_of, raise_broken_json
 from detcurate.errors import DatasetError
 
 _MOST_NESTED = 200  # far above what any COCO file has, and far below what Python's readers can follow
@@ -23,6 +23,19 @@ def find_records(source: Source, name: str, top_level: dict[str, msgspec.Raw]) -
         DatasetError: There is no such key, its value is not a list, or lists are nested in it more than 200 deep.
     """
     return walk_list(source, name, top_level, find_elements, ())[0]
+
+
+def decode_list(source: Source, name: str) -> Records:
+    """Check the whole text's syntax and find the elements of the list that it is.
+
+    Args:
+        source: The file.
+        name: What the list is called in messages.
+
+    Raises:
+        DatasetError: The text is not JSON (with line and column), not a list, or nested more than 200 deep.
+    """
+    return find_records(source, name, {name: decode_as(source, msgspec.Raw)})
 
 
 def walk_list(
@@ -57,7 +70,7 @@ def walk_list(
         count = walk(characters, min(int(state[0]) + CHUNK, len(text)), state, count, *filled)
         source.release()
     if state[1] > _MOST_NESTED:
-        raise_broken_json(source.path, source.content, offset_of(source, text), "too many nested lists")
+        raise_broken_json(source.path, source.content, offset_of(source, text), "too many nested lists", source.kind)
     spans, *filled = (column[:count] for column in filled)
     spans += offset_of(source, text)
     return Records(name, source, spans), filled
@@ -74,7 +87,7 @@ def _longer(columns: Sequence[np.ndarray], count: int, length: int) -> list[np.n
 def _list_text(source: Source, name: str, top_level: dict[str, msgspec.Raw]) -> memoryview:
     if name not in top_level:
         raise DatasetError(
-            f"the annotation file must have the key {name!r}, got the keys {list(top_level)} ({source.path}); "
+            f"the {source.kind} must have the key {name!r}, got the keys {list(top_level)} ({source.path}); "
             "export it as COCO detection JSON"
         )
     text = memoryview(top_level[name])

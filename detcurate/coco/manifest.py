@@ -19,7 +19,7 @@ from detcurate.coco.subset import kept_rows, subset_pieces
 from detcurate.errors import SelectionError
 
 SUBSET_FILE = "subset.json"
-_MEMBER = ("run", "iteration", "kind", "sha256")
+_MEMBER = ("run", "iteration", "kind", "sha256", "results")
 PROVENANCE_FILE = "provenance.json"
 IMAGES_FILE = "images.txt"
 
@@ -79,7 +79,8 @@ def build_provenance(
         seed: The seed of the selection.
         budget_asked: What was asked for, such as ``{"fraction": 0.5}``.
         config_sha256: Digest of the settings.
-        members: One mapping a member, with ``run``, ``iteration`` and ``sha256``; other keys are left out.
+        members: One mapping a member, with ``run``, ``iteration``, ``sha256`` and, for one that is known by its answers
+            alone, ``results``, the name of that file; other keys are left out.
         scores_sha256: Digest of the image scores.
         versions: Name -> version of the software.
         seconds_per_image: What an annotator spends on an image, apart from its boxes.

@@ -15,8 +15,8 @@ _PIECE = 4 << 20
 _MAP_FROM = 32 << 20  # smaller files are read: a mapped file must not be truncated while it is in use
 
 
-def map_file(path: Path) -> memoryview:
-    """Return a file's bytes, mapped when it is large.
+def map_file(path: Path, kind: str) -> memoryview:
+    """Return a file's bytes, mapped when it is large; ``kind`` is what it is called in messages.
 
     Raises:
         DatasetError: It cannot be read.
@@ -28,7 +28,7 @@ def map_file(path: Path) -> memoryview:
             return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DatasetError(f"the annotation file must be readable, got {reason} ({path}); check the path") from error
+        raise DatasetError(f"the {kind} must be readable, got {reason} ({path}); check the path") from error
 
 
 def release(data: memoryview) -> None:

@@ -20,6 +20,8 @@ import numpy as np
 from detcurate.coco.mapped import begin_sha256, first_not_utf8, map_file, release
 from detcurate.errors import DatasetError
 
+ANNOTATIONS = "annotation file"
+
 _BLOCK = 65_536
 _STRING_OR_NOT_FINITE = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\b(?:NaN|Infinity)\b')
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -36,6 +38,7 @@ class Source:
         is_gzip: Whether the file is compressed.
         has_byte_order_mark: Whether the text began with one.
         digest: The digest of the file, when it is there.
+        kind: What the file is called in messages.
     """
 
     path: Path
@@ -43,6 +46,7 @@ class Source:
     is_gzip: bool
     has_byte_order_mark: bool
     digest: Future[str] = field(repr=False)
+    kind: str = ANNOTATIONS
 
     @property
     def sha256(self) -> str:
@@ -68,34 +72,36 @@ class Source:
         return dataclasses.replace(self, content=memoryview(content)), count
 
 
-def open_source(path: Path, *, sha256: str | None = None) -> Source:
-    """Open an annotation file, plain or gzip.
+def open_source(path: Path, *, sha256: str | None = None, kind: str = ANNOTATIONS) -> Source:
+    """Open an annotation file, or another one of JSON, plain or gzip.
 
     Args:
         path: The file.
         sha256: The digest that it must have, when it was read before.
+        kind: What the file is called in messages.
 
     Raises:
         DatasetError: The file cannot be read, is empty, is broken gzip, is not UTF-8, or has another digest.
     """
-    data = map_file(path)
+    data = map_file(path, kind)
     digest = begin_sha256(data)
     if sha256 is not None and digest.result() != sha256:
         raise DatasetError(
-            f"the annotation file must not change after it was read, got sha256 {digest.result()[:12]}… for "
+            f"the {kind} must not change after it was read, got sha256 {digest.result()[:12]}… for "
             f"{sha256[:12]}… ({path}); run the same command again"
         )
     is_gzip = bytes(data[:2]) == _GZIP_MAGIC
     if is_gzip:
-        data = memoryview(_decompress(path, data))
+        data = memoryview(_decompress(path, data, kind))
     broken = first_not_utf8(data) if sha256 is None else None  # the same bytes were looked at before
     if broken is not None:
-        raise_broken_json(path, data, broken, "bytes that are not UTF-8")
+        raise_broken_json(path, data, broken, "bytes that are not UTF-8", kind)
     marked = bytes(data[:3]) == codecs.BOM_UTF8
     content = data[3:] if marked else data
     if not bytes(content[:4096]).strip() and not bytes(content).strip():
-        raise DatasetError(f"the annotation file must hold a COCO dataset, got an empty file ({path}); write it again")
-    return Source(path, content, is_gzip, marked, digest)
+        what = "a COCO dataset" if kind == ANNOTATIONS else "JSON"
+        raise DatasetError(f"the {kind} must hold {what}, got an empty file ({path}); write it again")
+    return Source(path, content, is_gzip, marked, digest, kind)
 
 
 def decode_top_level(source: Source) -> dict[str, msgspec.Raw]:
@@ -105,20 +111,12 @@ def decode_top_level(source: Source) -> dict[str, msgspec.Raw]:
         DatasetError: The text is not JSON (with line and column), not an object, or an object with a key twice.
     """
     try:
-        top_level = msgspec.json.decode(source.content, type=dict[str, msgspec.Raw])
+        top_level: dict[str, msgspec.Raw] = decode_as(source, dict[str, msgspec.Raw])
     except msgspec.ValidationError as error:
         raise DatasetError(
-            f"the annotation file must be a COCO object with images, annotations and categories, got "
+            f"the {source.kind} must be a COCO object with images, annotations and categories, got "
             f"{_got(error)} ({source.path}); export it as COCO detection JSON"
         ) from None
-    except RecursionError:
-        raise_broken_json(source.path, source.content, 0, "too many nested lists")
-    except msgspec.DecodeError as error:
-        found = re.search(r"\(byte (\d+)\)", str(error))
-        if found is None:
-            raise_broken_json(source.path, source.content, len(source.content), "an end before the JSON is complete")
-        reason = str(error)[: found.start()].removeprefix("JSON is malformed: ").strip()
-        raise_broken_json(source.path, source.content, int(found[1]), reason)
     _require_each_key_once(source, top_level)
     return top_level
 
@@ -165,7 +163,24 @@ class Records:
         return b"".join((b"[", text, b"]"))
 
 
-def raise_broken_json(path: Path, content: memoryview, offset: int, reason: str) -> NoReturn:
+def decode_as(source: Source, kind: Any) -> Any:
+    """Check the whole text's syntax; raises ``msgspec.ValidationError`` when it is JSON of another kind."""
+    try:
+        return msgspec.json.decode(source.content, type=kind)
+    except msgspec.ValidationError:
+        raise
+    except RecursionError:
+        raise_broken_json(source.path, source.content, 0, "too many nested lists", source.kind)
+    except msgspec.DecodeError as error:
+        found = re.search(r"\(byte (\d+)\)", str(error))
+        end = len(source.content)
+        if found is None:
+            raise_broken_json(source.path, source.content, end, "an end before the JSON is complete", source.kind)
+        reason = str(error)[: found.start()].removeprefix("JSON is malformed: ").strip()
+        raise_broken_json(source.path, source.content, int(found[1]), reason, source.kind)
+
+
+def raise_broken_json(path: Path, content: memoryview, offset: int, reason: str, kind: str = ANNOTATIONS) -> NoReturn:
     """Raise ``DatasetError`` with the line and column of a byte that should not be there."""
     before = bytes(content[:offset])
     line, column = before.count(b"\n") + 1, offset - before.rfind(b"\n")
@@ -173,17 +188,15 @@ def raise_broken_json(path: Path, content: memoryview, offset: int, reason: str)
     not_finite = "NaN and Infinity are not JSON: write null or drop the record, or set not_finite_number=repair"
     hint = not_finite if is_nan else "write it again"
     raise DatasetError(
-        f"the annotation file must be valid JSON, got {reason} ({path}, line {line}, column {column}); {hint}"
+        f"the {kind} must be valid JSON, got {reason} ({path}, line {line}, column {column}); {hint}"
     ) from None
 
 
-def _decompress(path: Path, data: memoryview) -> bytes:
+def _decompress(path: Path, data: memoryview, kind: str) -> bytes:
     try:
         return gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise DatasetError(
-            f"the annotation file must be whole gzip, got {error} ({path}); compress it again"
-        ) from error
+        raise DatasetError(f"the {kind} must be whole gzip, got {error} ({path}); compress it again") from error
 
 
 def offset_of(source: Source, text: memoryview) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from detcurate.d2.environment import require_detectron2
 from detcurate.ensemble import LEDGER, RUN_LEDGER, Member, ensemble_members, member_file, verify_member, write_ledger
-from detcurate.errors import EnsembleError
+from detcurate.errors import ConfigError, EnsembleError
 from detcurate.files import atomic_path, sha256_file
 from detcurate.pipeline.context import ADDED, Run
 from detcurate.pipeline.ensemble import added_members, train_stage
@@ -57,6 +57,11 @@ def add_members(run: Run, folder: Path, *, number: int | None = None) -> Additio
         EnsembleError: A file cannot be used; it is named.
     """
     require_detectron2("`detcurate ensemble add`")
+    if run.settings.predict.results:
+        raise ConfigError(
+            f"CURATE.PREDICT.RESULTS must be empty to add members, got {run.settings.predict.results!r}; leave it out, "
+            "as imported answers take the place of an ensemble"
+        )
     if not folder.is_dir():
         raise EnsembleError(f"DIR must be a folder of checkpoints, got {folder}")
     known, trained = added_members(run), _num_trained(run)

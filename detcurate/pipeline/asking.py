@@ -33,7 +33,7 @@ def inference_settings(run: Run) -> dict[str, Any]:
         "INPUT.MAX_SIZE_TEST": cfg.INPUT.MAX_SIZE_TEST,
         "TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE,
         # Not the mode: the passes of cluster and reference are the same, and the arms are asked in none.
-        "CURATE.PREDICT": run.settings.predict.model_dump(mode="json", exclude={"memory_gb", "mode"}),
+        "CURATE.PREDICT": run.settings.predict.model_dump(mode="json", exclude={"memory_gb", "mode", "results"}),
     }
 
 

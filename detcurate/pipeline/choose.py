@@ -12,7 +12,7 @@ import numpy as np
 
 from detcurate.coco.croissant import write_croissant
 from detcurate.coco.manifest import SUBSET_FILE, build_provenance, write_manifest
-from detcurate.ensemble import LEDGER, read_ledger
+from detcurate.ensemble import LEDGER, RESULTS, Member, read_ledger
 from detcurate.files import sha256_json
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.score import IMAGES, read_scores
@@ -83,7 +83,7 @@ def _write_manifest(run: Run) -> StageResult:
         seed=chosen["seed"],
         strategy=chosen["strategy"],
         budget_asked=asked,
-        members=[asdict(member) for member in members],
+        members=[_describe_member(member) for member in members],
         scores_sha256=run.marker("score")["outputs"][IMAGES]["sha256"],
         versions=_versions(),
         seconds_per_image=settings.seconds_per_image,
@@ -99,6 +99,11 @@ def _write_manifest(run: Run) -> StageResult:
     spent = provenance["budget"]["spent"]
     summary = f"{spent['images']:,} images with {spent['boxes']:,} boxes: {written[0]}"
     return StageResult(written, summary)
+
+
+def _describe_member(member: Member) -> dict[str, Any]:
+    name = {"results": Path(member.file).name} if member.storage == RESULTS else {}
+    return {**asdict(member), **name}
 
 
 def subset_file(run: Run) -> Path:

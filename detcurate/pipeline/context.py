@@ -25,6 +25,9 @@ CACHE = "cache"
 ADDED = "added"
 """The directory below ``OUTPUT_DIR`` for the members that were trained elsewhere; no stage owns it."""
 
+IMPORTED = "imported"
+"""The directory below ``OUTPUT_DIR`` for the answers of other frameworks' detectors; no stage owns it."""
+
 DIRECTORIES = {
     "pool": "pool",
     "train": "ensemble",
@@ -56,8 +59,11 @@ class Run:
 
     @cached_property
     def settings(self) -> CurateSettings:
-        """The typed settings under ``CURATE``."""
-        return curate_settings(self.cfg.CURATE)
+        """The typed settings under ``CURATE``; with imported answers no run is trained for the ensemble."""
+        settings = curate_settings(self.cfg.CURATE)
+        if not settings.predict.results:
+            return settings
+        return settings.model_copy(update={"ensemble": settings.ensemble.model_copy(update={"num_runs": 0})})
 
     @property
     def output_dir(self) -> Path:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
 from detcurate.d2.environment import require_detectron2
 from detcurate.ensemble import AUGMENTATIONS, LEDGER, Member, read_ledger, verify_member, write_ledger
 from detcurate.errors import ConfigError, EnsembleError
-from detcurate.files import atomic_path, sha256_file
+from detcurate.files import link_or_copy, sha256_file
 from detcurate.pipeline.context import ADDED, Run
+from detcurate.pipeline.imported import imported_train_stage
 from detcurate.pipeline.train import (
     COSINE_CYCLES,
     train_jobs,
@@ -64,8 +64,11 @@ def member_bytes(run: Run) -> int:
 def train_stage(run: Run) -> Stage:
     """Build the stage ``train``.
 
-    Members that were added, or taken away again, leave the runs that are trained as they are.
+    Members that were added, or taken away again, leave the runs that are trained as they are. Answers that were
+    imported take the place of all of them.
     """
+    if run.settings.predict.results:
+        return imported_train_stage(run)
     require_detectron2("the stage 'train'")
     settings: dict[str, Any] = {"CURATE.ENSEMBLE": _ensemble_settings(run)}
     inputs = {}
@@ -153,12 +156,7 @@ def _take_in(run: Run, added: list[Member]) -> None:
         if (target / member.file).is_file():
             continue
         verify_member(source / member.file, member.sha256, advice=f"delete {source} and add the members again")
-        with atomic_path(target / member.file) as temporary:
-            temporary.unlink()
-            try:
-                temporary.hardlink_to(source / member.file)
-            except OSError:  # a disk without links
-                shutil.copyfile(source / member.file, temporary)
+        link_or_copy(source / member.file, target / member.file)
 
 
 def _ensemble_job(run: Run, number: int) -> Any:

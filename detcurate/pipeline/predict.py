@@ -23,6 +23,7 @@ from detcurate.pipeline.asking import (
     prediction_job,
 )
 from detcurate.pipeline.context import Run
+from detcurate.pipeline.imported import imported_predict_stage
 from detcurate.pipeline.modes import ask_densely, ask_references, mode_settings
 from detcurate.pipeline.tables import write_columns
 from detcurate.predictions import shard_path
@@ -35,7 +36,9 @@ NUM_REPLICATES = 1000
 
 
 def predict_stage(run: Run) -> Stage:
-    """Build the stage ``predict``: every member on every image of the pool."""
+    """Build the stage ``predict``: every member on every image of the pool, or the answers that were imported."""
+    if run.settings.predict.results:
+        return imported_predict_stage(run)
     require_detectron2("the stage 'predict'")
     inputs = {name: output_digest(run.marker(name)) for name in ("pool", "train")}
     settings = {**inference_settings(run), **mode_settings(run.settings)}

@@ -14,7 +14,7 @@ from detcurate.coco.croissant import require_mlcroissant
 from detcurate.errors import ConfigError, DetcurateError
 from detcurate.files import write_bytes, write_json
 from detcurate.pipeline.choose import budget, manifest_stage, select_stage, subset_file
-from detcurate.pipeline.context import ADDED, CACHE, DIRECTORIES, Run
+from detcurate.pipeline.context import ADDED, CACHE, DIRECTORIES, IMPORTED, Run
 from detcurate.pipeline.ensemble import (
     added_members,
     ensemble_plan,
@@ -23,6 +23,7 @@ from detcurate.pipeline.ensemble import (
     run_budget,
     train_stage,
 )
+from detcurate.pipeline.imported import imported_plans, require_imported
 from detcurate.pipeline.modes import require_mode, score_settings
 from detcurate.pipeline.pool import pool_stage, require_same_classes
 from detcurate.pipeline.predict import evaluate_stage, predict_stage
@@ -111,9 +112,12 @@ def dry_run(run: Run, *, until: str | None = None, only: str | None = None) -> l
 def claim_output_dir(run: Run, *, fresh: bool) -> None:
     """Make ``OUTPUT_DIR`` this config's, or refuse to touch what another config or program put there."""
     if fresh and (run.output_dir / _OWNER).is_file():
-        for directory in (*DIRECTORIES.values(), ADDED, CACHE):
-            shutil.rmtree(run.output_dir / directory, ignore_errors=True)
-        (run.output_dir / _OWNER).unlink(missing_ok=True)
+        # What the run is to begin with stays, and so does the file that says whose it is.
+        kept = {run.output_dir / IMPORTED} if run.settings.predict.results else set()
+        for path in {run.output_dir / name for name in (*DIRECTORIES.values(), ADDED, IMPORTED, CACHE)} - kept:
+            shutil.rmtree(path, ignore_errors=True)
+        if not kept:
+            (run.output_dir / _OWNER).unlink(missing_ok=True)
     _require_own_directory(run)
     write_json(run.output_dir / _OWNER, {"config_file": run.config_file.name})
     write_bytes(run.output_dir / _CONFIG, run.cfg.dump().encode())
@@ -159,16 +163,20 @@ def _validate(run: Run, names: list[str]) -> None:
         budget(run, len(run.pool))
         if "pool" in names:
             require_same_classes(run.pool, run.evaluation)
-    if set(names) & set(_NEED_DETECTRON2):
-        first = next(name for name in names if name in _NEED_DETECTRON2)
+    needing = [name for name in names if name in _NEED_DETECTRON2]
+    if run.settings.predict.results and needing:
+        require_imported(run)
+        needing = [name for name in needing if name not in ("train", "predict")]
+    if needing:
         from detcurate.d2.environment import require_detectron2
 
-        require_detectron2(f"the stage '{first}'")
+        hint = ", before which --until manifest stops," if run.settings.predict.results else ""
+        require_detectron2(f"the stage '{needing[0]}'{hint}")
         require_device(run)
         require_solver(run)
         ensemble_plan(run)
         require_budget(run)
-        if "predict" in names:
+        if "predict" in needing:
             require_mode(run)
 
 
@@ -187,6 +195,8 @@ def _plans(run: Run) -> dict[str, str]:
         "manifest": f"{subset_file(run)} and its provenance",
         "report": f"{run.directory('report') / 'summary.md'} and results.json",
     }
+    if settings.predict.results:
+        plans |= imported_plans(run)
     if solver is None:
         return {name: plans.get(name, "needs Detectron2") for name in STAGES}
     runs, (iterations, windows), size = settings.ensemble.num_runs, ensemble_plan(run), member_bytes(run)
@@ -199,15 +209,16 @@ def _plans(run: Run) -> dict[str, str]:
     reused = sum(settings.ensemble.augmentation(number) == "default" for number in range(min(runs, seeds)))
     new = detectors - (reused if "full" in settings.retrain.arms else 0)
     seen = solver.MAX_ITER * solver.IMS_PER_BATCH
-    plans["train"] = (
+    trained = (
         f"{runs} runs of {solver.MAX_ITER:,} iterations ({runs * seen:,} images seen), "
         f"{members - added} members of {size / 1e6:.1f} MB"
     )
     if added or not runs:
-        plans["train"] = (f"{plans['train']}, and " if runs else "") + f"{added} members that were added"
-    plans["predict"] = f"{members} members on {num_images:,} images: {members * num_images:,} forward passes"
+        trained = (f"{trained}, and " if runs else "") + f"{added} members that were added"
+    asked = f"{members} members on {num_images:,} images: {members * num_images:,} forward passes"
     if mode == "reference":
-        plans["predict"] += ", and as many about given boxes"
+        asked += ", and as many about given boxes"
+    plans = {"train": trained, "predict": asked, **plans}
     plans["retrain"] = (
         f"{new} detectors of {solver.MAX_ITER:,} iterations ({new * seen:,} images seen): "
         f"{', '.join(settings.retrain.arms)} with {seeds} seeds"

@@ -5,7 +5,7 @@ are xyxy in absolute pixels. ``class_index`` is contiguous from 0; ``class_probs
 last. ``posterior_form`` says how to read them: one distribution a row, or one a class.
 """
 
-from detcurate.structures.detections import POSTERIOR_FORMS, Clusters, Detections
+from detcurate.structures.detections import POSTERIOR_FORMS, Clusters, Detections, is_posterior
 from detcurate.structures.labels import Labels
 from detcurate.structures.scores import ImageScores, ObjectScores, Selection
 from detcurate.structures.validation import validate_ascending
@@ -18,5 +18,6 @@ __all__ = [
     "Labels",
     "ObjectScores",
     "Selection",
+    "is_posterior",
     "validate_ascending",
 ]

@@ -16,8 +16,8 @@ _POSTERIOR_TOLERANCE = 1e-3  # float32 softmax over many classes, or a file roun
 _DETECTION_COLUMNS = ("image_ids", "member", "boxes", "scores", "class_index", "class_probs")
 
 
-def _is_posterior(class_probs: np.ndarray, posterior_form: str) -> tuple[np.ndarray, str]:
-    """Tell which rows are a posterior of the form, (N,) bool, and what such a row must be, in words."""
+def is_posterior(class_probs: np.ndarray, posterior_form: str) -> tuple[np.ndarray, str]:
+    """Tell which rows are a posterior of the form, (N,) bool, and what such a row must do, in words."""
     if posterior_form == "sigmoid":
         rest = 1.0 - class_probs[:, :-1].max(axis=1)
         fits = np.abs(class_probs[:, -1] - rest) <= _POSTERIOR_TOLERANCE
@@ -79,7 +79,7 @@ class Detections:
         if self.num_classes < 1:
             raise PredictionError(f"Detections.class_probs must have C + 1 >= 2 columns, got {self.num_classes + 1}")
         known = (self.class_index >= 0) & (self.class_index < self.num_classes)
-        posterior, constraint = _is_posterior(self.class_probs, self.posterior_form)
+        posterior, constraint = is_posterior(self.class_probs, self.posterior_form)
         checks = (
             ("member", self.member >= 0, "be at least 0"),
             ("boxes", np.all(self.boxes[:, :2] < self.boxes[:, 2:], axis=1), "have x1 < x2 and y1 < y2"),
