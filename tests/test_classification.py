@@ -5,8 +5,8 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy as scipy_entropy
 
-from detcurate.errors import PredictionError
-from detcurate.score import classification, existence
+from detcurate.errors import ConfigError, PredictionError
+from detcurate.score import classification, existence, localization
 from detcurate.score.evidence import gather_evidence
 from detcurate.structures import Clusters, Detections
 
@@ -23,6 +23,10 @@ mutual_information = of_votes(classification.mutual_information)
 variation_ratio = of_votes(classification.variation_ratio)
 vote_entropy = of_votes(classification.vote_entropy)
 margin = of_votes(classification.margin)
+
+
+CLASS_MEASURES = (entropy, expected_entropy, mutual_information, variation_ratio, vote_entropy, margin)
+PLACE_MEASURES = (of_votes(localization.iou_dispersion), of_votes(localization.box_std))
 
 
 def existence_entropy(clusters):
@@ -101,7 +105,68 @@ def test_existence_entropy_by_hand():
     assert existence_entropy(clusters) == pytest.approx([0, math.log(2), quarter, quarter])
 
 
+def test_votes_and_the_margin_by_hand():
+    rows = [[0.7, 0.2, 0.05, 0.05], [0.3, 0.6, 0.05, 0.05], [0.8, 0.1, 0.05, 0.05]]
+    detections, clusters = detections_of(rows), clusters_of([[0, 1, 2, -1], [-1, 0, 2, 0]])
+    quarters = -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25))
+    mostly = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert variation_ratio(detections, clusters) == pytest.approx([0.5, 0.25])
+    assert vote_entropy(detections, clusters) == pytest.approx([quarters, mostly])
+    # Means 0.45, 0.225, 0.0375, 0.2875, and 0.55, 0.125, 0.0375, 0.2875
+    assert margin(detections, clusters) == pytest.approx([1 - (0.45 - 0.2875), 1 - (0.55 - 0.2875)], rel=1e-6)
+
+
+def test_misses_that_are_ignored_leave_the_members_that_fired():
+    rows = [[0.7, 0.2, 0.05, 0.05], [0.3, 0.6, 0.05, 0.05], [0.8, 0.1, 0.05, 0.05]]
+    detections, clusters = detections_of(rows), clusters_of([[0, -1, 1, 2, -1]])
+    own = [-sum(p * math.log(p) for p in row) for row in rows]
+    total = -(0.6 * math.log(0.6) + 0.3 * math.log(0.3) + 2 * 0.05 * math.log(0.05))
+    expected = {
+        consensus_probs: [0.6, 0.3, 0.05, 0.05],
+        entropy: total,
+        expected_entropy: sum(own) / 3,
+        mutual_information: total - sum(own) / 3,
+        variation_ratio: 1 / 3,
+        vote_entropy: -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3)),
+        margin: 0.7,
+    }
+    for measure, value in expected.items():
+        assert measure(detections, clusters, missing="ignore")[0] == pytest.approx(value, rel=1e-6)
+
+
 # Oracles
+
+
+@pytest.mark.parametrize("missing", ["background", "ignore"])
+@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+def test_votes_and_the_margin_against_a_loop(form, missing):
+    detections, clusters = random_case(seed=8, g=17) if form == "softmax" else random_sigmoids(seed=8, g=17)
+    background = detections.num_classes
+    for g, votes in enumerate(clusters.votes):
+        asked = votes if missing == "background" else votes[votes >= 0]
+        favourite = [background if row < 0 else detections.class_probs[row].argmax() for row in asked]
+        counts = np.bincount(favourite, minlength=background + 1)
+        mean = consensus_probs(detections, clusters, missing=missing)[g]
+        expected = [1 - counts.max() / len(asked), scipy_entropy(counts), 1 - np.sort(mean)[-1] + np.sort(mean)[-2]]
+        got = [measure(detections, clusters, missing=missing)[g] for measure in (variation_ratio, vote_entropy, margin)]
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+def test_to_ignore_misses_is_to_ask_those_that_fired(form):
+    detections, clusters = random_case(seed=9) if form == "softmax" else random_sigmoids(seed=9)
+    for measure in (consensus_probs, *CLASS_MEASURES, *PLACE_MEASURES):
+        got = measure(detections, clusters, missing="ignore")
+        for g, votes in enumerate(clusters.votes):
+            fired = Clusters(clusters.image_ids[[g]], clusters.boxes[[g]], votes[votes >= 0][None])
+            np.testing.assert_allclose(got[g], measure(detections, fired)[0], rtol=1e-12, atol=1e-12)
+
+
+def test_existence_and_place_do_not_ask_what_a_miss_says():
+    detections, clusters = random_case(seed=10)
+    for measure in (of_votes(existence.existence_entropy), *PLACE_MEASURES):
+        ignored = measure(detections, clusters, missing="ignore")
+        assert ignored.tolist() == measure(detections, clusters).tolist()
 
 
 def test_entropies_against_scipy():
@@ -162,6 +227,78 @@ def test_the_order_of_members_does_not_matter():
         np.testing.assert_allclose(measure(detections, turned), measure(detections, clusters), rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("missing", ["background", "ignore"])
+@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+def test_the_order_of_members_and_of_rows_does_not_matter_to_any_measure(form, missing):
+    detections, clusters = random_case(seed=6, e=5) if form == "softmax" else random_sigmoids(seed=6, e=5)
+    order = np.random.default_rng(0).permutation(len(detections))
+    place = np.append(np.argsort(order), -1)  # a miss stays a miss
+    turned = clusters_of(place[clusters.votes[:, [3, 1, 4, 0, 2]]])
+    for measure in CLASS_MEASURES:
+        expected = measure(detections, clusters, missing=missing)
+        got = measure(detections.take(order), turned, missing=missing)
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("missing", ["background", "ignore"])
+def test_members_that_say_the_same_have_the_same_favourite(form, missing):
+    row = [[0.1, 0.3, 0.55, 0.05]] if form == "softmax" else [[0.1, 0.3, 0.55]]
+    make = detections_of if form == "softmax" else sigmoids_of
+    clusters = clusters_of([[0, 1, 2, 3, 4]])
+    for measure in (variation_ratio, vote_entropy):
+        assert measure(make(row * 5), clusters, missing=missing).tolist() == [0.0]
+        assert not np.signbit(measure(make(row * 5), clusters, missing=missing)).any()
+    certain = make([[0.0, 1.0, 0.0, 0.0]] * 5 if form == "softmax" else [[0.0, 1.0, 0.0]] * 5)
+    for measure in CLASS_MEASURES:
+        assert measure(certain, clusters, missing=missing).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("measure", [m for m in CLASS_MEASURES if m is not expected_entropy])
+@pytest.mark.parametrize("make", ["softmax", "sigmoid", "miss"])
+def test_members_that_change_sides_never_lower_a_measure(measure, make):
+    """Of 8 certain members none, 1, 2, 3 or 4 see another class, or nothing."""
+    rows = np.eye(4)[[0] * 8 + [1] * 8]
+    detections = sigmoids_of(rows[:, :-1]) if make == "sigmoid" else detections_of(rows)
+    others = [-1] * 8 if make == "miss" else list(range(8, 16))
+    clusters = clusters_of([[*others[:k], *range(k, 8)] for k in range(5)])
+    values = measure(detections, clusters)
+    assert values[0] == 0
+    assert (np.diff(values) > 0).all()
+
+
+def test_votes_over_more_outcomes_are_higher():
+    detections = detections_of(np.eye(5))
+    clusters = clusters_of([[0] * 6, [0] * 5 + [1], [0] * 4 + [1] * 2, [0] * 4 + [1, 2], [0] * 3 + [1, 2, 3]])
+    assert (np.diff(vote_entropy(detections, clusters)) > 0).all()
+    assert (np.diff(variation_ratio(detections, clusters)) >= 0).all()
+
+
+@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+def test_members_that_are_less_certain_are_higher(form):
+    doubt = np.array([0.0, 0.1, 0.2, 0.3, 0.45])
+    rows = np.column_stack((1 - doubt, doubt, 0 * doubt))
+    detections = detections_of(rows) if form == "softmax" else sigmoids_of(rows[:, :-1])
+    clusters = clusters_of([[row] * 3 for row in range(5)])
+    for measure in (entropy, expected_entropy, margin):
+        assert (np.diff(measure(detections, clusters)) > 0).all()
+
+
+@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+@pytest.mark.parametrize(("e", "c"), [(2, 5), (6, 2), (9, 3)])
+def test_votes_and_the_margin_stay_in_their_range_and_reach_its_top(e, c, form):
+    detections, clusters = random_case(g=13, e=e, c=c) if form == "softmax" else random_sigmoids(g=13, e=e, c=c)
+    m = min(e, c + 1)
+    tops = {variation_ratio: 1 - 1 / m, vote_entropy: math.log(m), margin: 1.0}
+    apart = detections_of(np.eye(c + 1)[:m]) if form == "softmax" else sigmoids_of(np.eye(c + 1)[:m, :c])
+    for measure, top in tops.items():
+        for missing in ("background", "ignore"):
+            values = measure(detections, clusters, missing=missing)
+            assert (values >= 0).all() and (values <= top + 1e-12).all()
+        if measure is not margin or form == "softmax":
+            assert measure(apart, clusters_of([np.arange(m)])) == pytest.approx([top])
+
+
 @pytest.mark.parametrize(("e", "c"), [(2, 5), (6, 2), (9, 3)])
 def test_mutual_information_stays_in_its_range_and_reaches_its_top(e, c):
     detections, clusters = random_case(g=13, e=e, c=c)
@@ -174,8 +311,9 @@ def test_mutual_information_stays_in_its_range_and_reaches_its_top(e, c):
 
 def test_no_cluster_gives_no_value():
     detections, clusters = Detections.empty(4), clusters_of(np.zeros((0, 3)))
-    for measure in (entropy, expected_entropy, mutual_information):
+    for measure in CLASS_MEASURES:
         assert measure(detections, clusters).shape == (0,)
+        assert measure(detections, clusters, missing="ignore").shape == (0,)
     assert consensus_probs(detections, clusters).shape == (0, 5)
     assert existence_entropy(clusters).shape == (0,)
 
@@ -225,6 +363,17 @@ def test_sigmoids_by_hand_each_measure_at_its_own_class():
     assert entropy(detections, clusters) == pytest.approx([math.log(2)])
     assert expected_entropy(detections, clusters) == pytest.approx([math.log(2)])
     assert mutual_information(detections, clusters) == pytest.approx([h(0.6) - h(0.2) / 2], rel=1e-6)
+
+
+def test_votes_and_the_margin_of_sigmoids_by_hand():
+    # Favourites: class 0, none of them (0.6 against 0.4), and a miss.
+    detections, clusters = sigmoids_of([[0.8, 0.3], [0.1, 0.4]]), clusters_of([[0, 1, -1]])
+    assert variation_ratio(detections, clusters) == pytest.approx([1 / 3])
+    assert vote_entropy(detections, clusters) == pytest.approx([h(1 / 3)])
+    assert margin(detections, clusters) == pytest.approx([1 - (0.7 - 0.3)], rel=1e-6)
+    assert variation_ratio(detections, clusters, missing="ignore") == pytest.approx([0.5])
+    assert vote_entropy(detections, clusters, missing="ignore") == pytest.approx([math.log(2)])
+    assert margin(detections, clusters, missing="ignore") == pytest.approx([1 - (0.55 - 0.45)], rel=1e-6)
 
 
 def test_a_miss_says_no_to_every_class_and_counts_in_the_denominator():
@@ -283,8 +432,9 @@ def test_measures_of_sigmoids_stay_in_their_range_and_reach_its_top(e, c):
 
 def test_no_cluster_of_sigmoids_gives_no_value():
     detections, clusters = Detections.empty(4, "sigmoid"), clusters_of(np.zeros((0, 3)))
-    for measure in (entropy, expected_entropy, mutual_information):
+    for measure in CLASS_MEASURES:
         assert measure(detections, clusters).shape == (0,)
+        assert measure(detections, clusters, missing="ignore").shape == (0,)
     assert consensus_probs(detections, clusters).shape == (0, 5)
 
 
@@ -292,3 +442,9 @@ def test_no_cluster_of_sigmoids_gives_no_value():
 def test_votes_of_other_sigmoids_are_refused(measure):
     with pytest.raises(PredictionError, match="Clusters.votes must name rows below 1, the number of detections, got 2"):
         measure(sigmoids_of([[0.5, 0.4]]), clusters_of([[0, 2, -1]]))
+
+
+@pytest.mark.parametrize("measure", CLASS_MEASURES)
+def test_an_unknown_way_to_count_misses_is_answered_with_the_names(measure):
+    with pytest.raises(ConfigError, match="missing must be one of background, ignore, got 'zero'"):
+        measure(*random_case(), missing="zero")

@@ -6,10 +6,16 @@ from scipy.stats import spearmanr
 
 from detcurate.errors import ConfigError, PredictionError, SelectionError
 from detcurate.score.aggregate import AGGREGATIONS, WEIGHTED
-from detcurate.score.measures import MEASURES, SINGLE_MEMBER_MEASURES
-from detcurate.score.objects import score_objects
-from detcurate.score.pool import score_box_correlation, score_images
-from detcurate.structures import Detections, ImageScores, ObjectScores
+from detcurate.score.measures import LABEL_MEASURES, MEASURES, SINGLE_MEMBER_MEASURES
+from detcurate.score.objects import score_labelled_objects, score_objects
+from detcurate.score.pool import (
+    WITHOUT_OBJECTS,
+    combine_images,
+    image_components,
+    score_box_correlation,
+    score_images,
+)
+from detcurate.structures import Detections, ImageScores, Labels, ObjectScores
 
 ALL = tuple(MEASURES)
 
@@ -78,17 +84,17 @@ def test_one_object_by_hand():
     }
 
 
-def objects_of(image_ids, values):
+def objects_of(image_ids, values, *, name="entropy", class_index=None, **suspicions: list):
     g = len(image_ids)
     return ObjectScores(
         image_ids=np.asarray(image_ids, np.int64),
         boxes=np.zeros((g, 4), np.float32),
         num_fired=np.ones(g, np.int64),
-        class_index=np.zeros(g, np.int32),
+        class_index=np.zeros(g, np.int32) if class_index is None else np.asarray(class_index, np.int32),
         confidence=np.full(g, 0.5),
         votes=np.zeros((g, 3), np.int16),
         annotation_ids=np.full(g, -1),
-        measures={"entropy": np.asarray(values, np.float64)},
+        measures={key: np.asarray(column, np.float64) for key, column in {name: values, **suspicions}.items()},
     )
 
 
@@ -147,24 +153,170 @@ def test_members_that_say_the_same_disagree_on_nothing(name):
         assert objects.measures[name] == pytest.approx(np.zeros(len(one)), abs=1e-12)
 
 
-@pytest.mark.parametrize("name", ["mutual_information", "iou_dispersion", "box_std", "existence_entropy"])
-def test_an_image_on_which_the_members_differ_scores_higher(name):
-    """The direction of every measure of disagreement: an image of noise against an image of copies."""
-    box = np.array([0.0, 0.0, 40.0, 40.0])
-    boxes = np.concatenate((np.tile(box, (4, 1)), [box, box + 4, box - 3]))
-    class_probs = np.array([[0.8, 0.1, 0.1]] * 4 + [[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.4, 0.4, 0.2]])
+BOX, MOVED = [0, 0, 40, 40], [4, 3, 44, 43]
+RIGHT, OTHER, DOUBT = [0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.4, 0.35, 0.25]
+AGREE = [(BOX, RIGHT)] * 4
+
+# What four members say of an object of class 0 on an easy image and on a hard one; None is a miss.
+DIRECTIONS = {
+    "mutual_information": (AGREE, [(BOX, RIGHT), (BOX, OTHER)] * 2),
+    "entropy": (AGREE, [(BOX, DOUBT)] * 4),
+    "expected_entropy": (AGREE, [(BOX, DOUBT)] * 4),
+    "variation_ratio": (AGREE, [(BOX, RIGHT)] * 3 + [(BOX, OTHER)]),
+    "vote_entropy": (AGREE, [(BOX, RIGHT)] * 3 + [None]),
+    "margin": (AGREE, [(BOX, DOUBT)] * 4),
+    "iou_dispersion": (AGREE, [(BOX, RIGHT), (MOVED, RIGHT)] * 2),
+    "box_std": (AGREE, [(BOX, RIGHT), (MOVED, RIGHT)] * 2),
+    "existence_entropy": (AGREE, [(BOX, RIGHT)] * 2 + [None] * 2),
+    "error_count": ([(BOX, DOUBT)] * 4, [(BOX, RIGHT)] * 2 + [(BOX, OTHER), None]),
+    "el2n": (AGREE, [(BOX, DOUBT)] * 4),
+    "forgetting": ([None, (BOX, RIGHT)] * 2, [(BOX, RIGHT), None] * 2),  # runs of members 0 and 1, and of 2 and 3
+    "low_confidence": (AGREE, [(BOX, RIGHT)] * 3 + [None]),
+    "variability": ([(BOX, OTHER)] * 4, [(BOX, RIGHT), (BOX, OTHER)] * 2),
+    "prediction_variance": ([(MOVED, OTHER)] * 4, [(BOX, RIGHT), (MOVED, RIGHT)] * 2),
+}
+
+
+def two_images(easy, hard):
+    """Image 10 with the easy answers, image 20 with the hard ones, and the same label on both."""
+    rows = [
+        (image_id, member, *answer)
+        for image_id, answers in ((10, easy), (20, hard))
+        for member, answer in enumerate(answers)
+        if answer is not None
+    ]
+    image_ids, member, boxes, class_probs = (np.array(column) for column in zip(*rows, strict=True))
     detections = Detections(
-        image_ids=np.array([1] * 4 + [2] * 3),
-        member=np.array([0, 1, 2, 3, 0, 1, 2]),
-        boxes=boxes,
-        scores=np.linspace(0.9, 0.5, 7),
-        class_index=np.zeros(7, np.int32),
+        image_ids=image_ids,
+        member=member,
+        boxes=boxes.astype(np.float64),
+        scores=class_probs[:, :-1].max(axis=1),
+        class_index=class_probs[:, :-1].argmax(axis=1),
         class_probs=class_probs,
     )
-    objects = score_objects(detections, num_members=4, measures=[name])
-    assert len(objects) == 2
-    scores = score_images(objects, np.array([1, 2]), weights={name: 1.0}, normalization="none")
+    labels = Labels(
+        np.array([10, 20]), np.array([5, 6]), np.array([BOX] * 2) * 1.0, np.zeros(2, int), np.zeros(2, bool)
+    )
+    return detections, labels
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("name", [*MEASURES, *LABEL_MEASURES])
+def test_the_hard_image_scores_higher(name, aggregation):
+    """The direction of every measure: one that is added wants a line in ``DIRECTIONS``."""
+    detections, labels = two_images(*DIRECTIONS[name])
+    objects, labelled = score_labelled_objects(
+        detections, labels, num_members=4, measures=[name], trajectories=[(0, 1), (2, 3)]
+    )
+    assert len(objects) == len(labelled) == 2
+    scores = score_images(
+        objects,
+        np.array([10, 20]),
+        labels=labelled,
+        weights={name: 1.0},
+        aggregation=aggregation,
+        class_weights=np.ones(2) if aggregation in WEIGHTED else None,
+        normalization="none",
+    )
     assert scores.image_score[1] > scores.image_score[0] + 1e-3
+
+
+# Labels, weights, and images without objects
+
+
+def labelled_pool():
+    """Clusters on images 10 and 30, labels on 10 and 20, and 40 without either."""
+    clusters = objects_of([10, 30, 10], [0.2, 0.6, 0.4], class_index=[1, 0, 1], overlooked=[0.1, 0.5, 0.9])
+    labels = objects_of(
+        [20, 10, 10, 20], [0.3, 0.8, 0.1, 0.5], name="el2n", class_index=[0, 2, 2, 0], swapped=[0, 0.7, 0.1, 0.2]
+    )
+    return clusters, labels
+
+
+def test_components_with_labels_by_hand():
+    clusters, labels = labelled_pool()
+    components = image_components(np.array([10, 20, 30, 40]), clusters, labels, aggregation="mean")
+    assert {name: column.tolist() for name, column in components.items()} == {
+        "entropy": pytest.approx([0.3, 0, 0.6, 0]),
+        "overlooked": [0.9, 0, 0.5, 0],
+        "num_objects": [2, 0, 1, 0],
+        "el2n": pytest.approx([0.45, 0.4, 0, 0]),
+        "swapped": [0.7, 0.2, 0, 0],
+        "num_labels": [2, 2, 0, 0],
+    }
+    alone = image_components(np.array([10, 20, 30, 40]), clusters, aggregation="mean")
+    assert list(alone) == ["entropy", "overlooked", "num_objects"]
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_a_suspicion_is_that_of_the_most_suspicious_object(aggregation):
+    clusters, labels = labelled_pool()
+    class_weights = np.array([5.0, 0.1, 3.0]) if aggregation in WEIGHTED else None
+    components = image_components(
+        np.array([10, 20, 30, 40]), clusters, labels, aggregation=aggregation, k=2, class_weights=class_weights
+    )
+    assert components["overlooked"].tolist() == [0.9, 0, 0.5, 0]
+    assert components["swapped"].tolist() == [0.7, 0.2, 0, 0]
+
+
+def test_objects_and_labels_count_as_much_as_their_own_class():
+    clusters, labels = labelled_pool()
+    options = {"aggregation": "class_weighted_sum", "class_weights": np.array([5.0, 0.5, 3.0])}
+    components = image_components(np.array([10, 20, 30, 40]), clusters, labels, **options)
+    assert components["entropy"] == pytest.approx([0.6 * 0.5, 0, 0.6 * 5, 0])
+    assert components["el2n"] == pytest.approx([0.9 * 3, 0.8 * 5, 0, 0])
+
+
+def test_weights_of_classes_are_of_no_consequence_to_the_other_aggregations():
+    clusters, labels = labelled_pool()
+    expected = image_components(np.array([10, 20, 30, 40]), clusters, labels, aggregation="sum")
+    got = image_components(
+        np.array([10, 20, 30, 40]), clusters, labels, aggregation="sum", class_weights=np.array([5.0, 0.5, 3.0])
+    )
+    assert {name: column.tolist() for name, column in got.items()} == {
+        name: column.tolist() for name, column in expected.items()
+    }
+
+
+POLICIES = {"zero": 0.0, "lowest": 0.2, "median": 0.5, "highest": 0.9}
+
+
+@pytest.mark.parametrize("policy", WITHOUT_OBJECTS)
+def test_images_without_objects_score_by_the_policy(policy):
+    objects = objects_of([10, 30, 50], [0.9, 0.2, 0.5])
+    scores = score_images(
+        objects, np.arange(10, 61, 10), weights={"entropy": 2.0}, normalization="none", without_objects=policy
+    )
+    empty = POLICIES[policy]
+    assert scores.image_score == pytest.approx([0.9, empty, 0.2, empty, 0.5, empty])
+    assert scores.components["entropy"].tolist() == [0.9, 0, 0.2, 0, 0.5, 0]  # the table keeps what was measured
+
+
+@pytest.mark.parametrize("policy", WITHOUT_OBJECTS)
+def test_a_pool_of_empty_images_has_no_other_scores_to_follow(policy):
+    scores = score_images(objects_of([], []), np.array([3, 7]), weights={"entropy": 1.0}, without_objects=policy)
+    assert scores.image_score.tolist() == [0.5, 0.5]
+
+
+def test_an_image_with_labels_keeps_its_score_where_a_label_aware_measure_counts():
+    clusters, labels = labelled_pool()
+    pool = np.array([10, 20, 30, 40])
+    components = image_components(pool, clusters, labels, aggregation="max")
+
+    def scored(**weights: float):
+        return combine_images(
+            pool, components, weights=weights, normalization="none", without_objects="highest"
+        ).image_score.tolist()
+
+    assert scored(el2n=1.0) == [0.8, 0.5, 0.0, 0.8]  # 20 was missed by all, and that is what el2n is about
+    assert scored(entropy=1.0) == [0.4, 0.6, 0.6, 0.6]
+    assert scored(entropy=1.0, el2n=0.0) == [0.4, 0.6, 0.6, 0.6]  # without a weight it does not count
+    assert scored(entropy=1.0, el2n=1.0) == pytest.approx([0.6, 0.25, 0.3, 0.6])
+
+
+def test_an_unknown_policy_is_answered_with_the_names():
+    with pytest.raises(ConfigError, match="without_objects must be one of zero, lowest, median, highest, got 'mean'"):
+        score_images(objects_of([10], [0.1]), np.array([10]), weights={"entropy": 1.0}, without_objects="mean")
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)

@@ -91,7 +91,9 @@ def test_a_column_of_detections_that_does_not_fit_is_named(name, value, message)
 def test_an_empty_or_inverted_box_is_named(box):
     columns = detection_columns()
     columns["boxes"][1] = box
-    with pytest.raises(PredictionError, match=r"boxes must have x1 < x2 and y1 < y2, got \[.*\] \(row 1, image_id 7"):
+    with pytest.raises(
+        PredictionError, match=r"boxes must have x1 < x2 and y1 < y2 in float32, got \[.*\] \(row 1, image_id 7"
+    ):
         Detections(**columns)
 
 

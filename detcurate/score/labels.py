@@ -64,8 +64,8 @@ def gather_label_evidence(
             measured along a training.
 
     Raises:
-        PredictionError: A member is outside [0, E), the threshold is outside (0, 1], or a label has a class that the
-            detections do not know.
+        PredictionError: A member, of the detections or of a trajectory, is outside [0, E), the threshold is outside
+            (0, 1], or a label has a class that the detections do not know.
 
     Source:
         Answers by ground-truth box: dataset cartography (Swayamdipta et al. 2020, arXiv 2009.10795) asks per example;
@@ -74,6 +74,12 @@ def gather_label_evidence(
     validate_members(detections, num_members)
     if not 0 < iou_threshold <= 1:
         raise PredictionError(f"iou_threshold must be in (0, 1], got {iou_threshold}; 0.5 is the usual choice")
+    runs = tuple(np.asarray(members, np.int64) for members in trajectories)
+    if any(((members < 0) | (members >= num_members)).any() for members in runs):
+        raise PredictionError(
+            f"trajectories must name members in [0, {num_members}), got {[members.tolist() for members in runs]}; "
+            "number the members as the detections do"
+        )
     labels = labels.take(~labels.iscrowd)
     if len(labels) and int(labels.class_index.max()) >= detections.num_classes:
         raise PredictionError(
@@ -102,7 +108,7 @@ def gather_label_evidence(
         is_right=is_right,
         distance=distance,
         mean_probs=means,
-        trajectories=tuple(np.asarray(members, np.int64) for members in trajectories),
+        trajectories=runs,
     )
 
 

@@ -56,9 +56,11 @@ def label_suspicion(
       labelled can be overlooked. A cluster half of which lies in a crowd region is not.
     - swapped, of a label y with the consensus p̄ at its box: max_{k ≠ y} p̄_k − p̄_y over the C classes, at least 0. A
       label that the members miss has no p̄ to speak of, and is not swapped.
-    - badly_located, of a label whose own clusters (those that overlap it more than any other label) include one of
-      confidence c, mean overlap a of its members, and IoU o with the label: c a (1 − o) for the cluster with the
-      greatest c o. It is near 0 where the members agree with the label, and where they do not agree with each other.
+    - badly_located, of a label whose clusters include one of confidence c, mean overlap a of its members, and IoU o
+      with the label: c (a − o), at least 0, for the cluster with the greatest c o. Its clusters are those that overlap
+      no other label more, and those that no label explains (all IoU below t), for the place of a shifted label may be
+      nearer to its neighbour's; an IoU below 0.05 is no more than a touch. It is 0 where the label lies as near to the
+      consensus as the members themselves do, so where they do not agree with each other.
 
     Args:
         clusters: G clusters.
@@ -71,35 +73,50 @@ def label_suspicion(
         The three kinds are ObjectLab's (Tkachenko et al. 2023, arXiv 2309.00832). The formulas are [ours]: over an
         ensemble, and without ObjectLab's exclusion of every prediction that touches a label.
     """
-    nearest, overlap, in_crowd = _compare(clusters, labels)
     confidence = evidence.mean_probs[:, :-1].max(axis=1)
+    nearest, overlap, in_crowd, own, own_overlap = _compare(clusters, labels, confidence, iou_threshold)
     explained = np.minimum(overlap / iou_threshold, 1.0)
     overlooked = np.where(in_crowd >= _IN_CROWD, 0.0, confidence * (1.0 - explained))
+    excess = np.append(evidence.mean_iou, 0.0)[own] - own_overlap
     return Suspicion(
         overlooked=overlooked,
         nearest_label=nearest,
         swapped=_swapped(label_evidence, labels.class_index[~labels.iscrowd]),
-        badly_located=_badly_located(nearest, overlap, confidence, evidence.mean_iou, len(label_evidence)),
+        badly_located=np.append(confidence, 0.0)[own] * np.maximum(excess, 0.0),
     )
 
 
-def _compare(clusters: Clusters, labels: Labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each cluster's nearest label among those that are no crowds, its IoU, and the cluster's share in a crowd."""
+def _compare(
+    clusters: Clusters, labels: Labels, confidence: np.ndarray, iou_threshold: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Compare clusters and labels, whose rows may be in any order.
+
+    Returns:
+        Of each cluster: its nearest label, counted without the crowd regions, its IoU, and its share in a crowd. Of
+        each label that is no crowd region: the cluster that speaks for it, and its IoU. -1 and 0 for none.
+    """
     image_ids = np.union1d(clusters.image_ids, labels.image_ids)
     rows, starts = by_image(clusters.image_ids, image_ids)
     label_rows, label_starts = by_image(labels.image_ids, image_ids)
-    found = compare_clusters(
+    nearest, overlap, in_crowd, own, own_overlap = compare_clusters(
         starts,
         label_starts,
         kernel_array(clusters.boxes[rows], np.float32),
+        kernel_array(confidence[rows], np.float64),
         labels.boxes[label_rows].astype(np.float32),
         labels.iscrowd[label_rows],
+        float(iou_threshold),
     )
-    nearest, overlap, in_crowd = (np.empty_like(column) for column in found)
-    for column, values in zip((nearest, overlap, in_crowd), found, strict=True):
-        column[rows] = values
-    row_of = np.append(np.cumsum(~labels.iscrowd)[label_rows] - 1, -1)  # -1, for none, is the last
-    return row_of[nearest], overlap, in_crowd
+    without_crowds = np.append(np.cumsum(~labels.iscrowd)[label_rows] - 1, -1)  # the last is for -1, that is none
+    of_clusters = [_in_row_order(rows, column) for column in (without_crowds[nearest], overlap, in_crowd)]
+    of_labels = [_in_row_order(label_rows, column) for column in (np.append(rows, -1)[own], own_overlap)]
+    return (*of_clusters, *(column[~labels.iscrowd] for column in of_labels))
+
+
+def _in_row_order(rows: np.ndarray, column: np.ndarray) -> np.ndarray:
+    ordered = np.empty_like(column)
+    ordered[rows] = column
+    return ordered
 
 
 def _swapped(evidence: LabelEvidence, label_class: np.ndarray) -> np.ndarray:
@@ -108,14 +125,3 @@ def _swapped(evidence: LabelEvidence, label_class: np.ndarray) -> np.ndarray:
     others[rows, label_class] = 0.0
     lead: np.ndarray = np.maximum(others.max(axis=1) - evidence.mean_probs[rows, label_class], 0.0)
     return lead
-
-
-def _badly_located(
-    nearest: np.ndarray, overlap: np.ndarray, confidence: np.ndarray, agreement: np.ndarray, num_labels: int
-) -> np.ndarray:
-    suspicion = np.zeros(num_labels)
-    weight = confidence * overlap
-    own = np.flatnonzero(nearest >= 0)
-    order = own[np.argsort(weight[own], kind="stable")]  # the weightiest of each label is written last, and stays
-    suspicion[nearest[order]] = confidence[order] * agreement[order] * (1.0 - overlap[order])
-    return suspicion

@@ -79,10 +79,11 @@ class Detections:
         if self.num_classes < 1:
             raise PredictionError(f"Detections.class_probs must have C + 1 >= 2 columns, got {self.num_classes + 1}")
         known = (self.class_index >= 0) & (self.class_index < self.num_classes)
+        boxes = self.boxes.astype(np.float32, copy=False)  # what is measured: a size that vanishes there is no size
         posterior, constraint = is_posterior(self.class_probs, self.posterior_form)
         checks = (
             ("member", self.member >= 0, "be at least 0"),
-            ("boxes", np.all(self.boxes[:, :2] < self.boxes[:, 2:], axis=1), "have x1 < x2 and y1 < y2"),
+            ("boxes", np.all(boxes[:, :2] < boxes[:, 2:], axis=1), "have x1 < x2 and y1 < y2 in float32"),
             ("scores", (self.scores >= 0) & (self.scores <= 1), "be in [0, 1]"),
             ("class_index", known, f"be in [0, {self.num_classes})"),
             ("class_probs", posterior, constraint),

@@ -8,6 +8,8 @@ from numba import njit
 from detcurate.score.kernels.associate import compare_content, pair_iou
 from detcurate.score.kernels.evidence import most_probable
 
+_TOUCH = 0.05  # a cluster that overlaps a label by less has nothing to say about it
+
 
 @njit(cache=True, nogil=True)
 def match_answers(
@@ -109,22 +111,29 @@ def judge_answers(votes, class_probs, label_class, is_sigmoid):
 
 
 @njit(cache=True, nogil=True)
-def compare_clusters(cluster_starts, label_starts, cluster_boxes, label_boxes, is_crowd):
+def compare_clusters(cluster_starts, label_starts, cluster_boxes, confidence, label_boxes, is_crowd, iou_threshold):
     """Compare the clusters of each image with its ground truth, crowd regions included.
 
     Args:
         cluster_starts: (I + 1,) int64, where each image's clusters begin.
         label_starts: (I + 1,) int64, where each image's ground-truth boxes begin.
         cluster_boxes: (G, 4) float32, by image.
+        confidence: (G,) float64.
         label_boxes: (J, 4) float32, by image.
         is_crowd: (J,) bool.
+        iou_threshold: float.
 
     Returns:
         (G,) int64 the label that each cluster overlaps most, crowds left aside, -1 for none; (G,) float64 that IoU;
-        (G,) float64 the greatest share of the cluster's area that lies in one crowd region.
+        (G,) float64 the greatest share of the cluster's area that lies in one crowd region; (J,) int64 the cluster that
+        speaks for each label, -1 for none; (J,) float64 their IoU. The cluster is the one of the greatest product of
+        confidence and IoU among those nearest to the label and those that overlap every label by less than the
+        threshold.
     """
     nearest = np.full(len(cluster_boxes), -1, np.int64)
     overlap, in_crowd = np.zeros(len(cluster_boxes)), np.zeros(len(cluster_boxes))
+    own, own_overlap = np.full(len(label_boxes), -1, np.int64), np.zeros(len(label_boxes))
+    weight = np.zeros(len(label_boxes))
     for image in range(len(cluster_starts) - 1):
         for g in range(cluster_starts[image], cluster_starts[image + 1]):
             for j in range(label_starts[image], label_starts[image + 1]):
@@ -134,7 +143,14 @@ def compare_clusters(cluster_starts, label_starts, cluster_boxes, label_boxes, i
                 iou = pair_iou(cluster_boxes, g, label_boxes, j)
                 if iou > overlap[g]:
                     nearest[g], overlap[g] = j, iou
-    return nearest, overlap, in_crowd
+        for g in range(cluster_starts[image], cluster_starts[image + 1]):
+            for j in range(label_starts[image], label_starts[image + 1]):
+                if is_crowd[j] or (nearest[g] != j and overlap[g] >= iou_threshold):
+                    continue
+                iou = pair_iou(cluster_boxes, g, label_boxes, j)
+                if iou >= _TOUCH and confidence[g] * iou > weight[j]:
+                    own[j], own_overlap[j], weight[j] = g, iou, confidence[g] * iou
+    return nearest, overlap, in_crowd, own, own_overlap
 
 
 @njit(cache=True, nogil=True)

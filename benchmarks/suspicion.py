@@ -1,0 +1,188 @@
+#!/usr/bin/env python
+"""How well each measure and each suspicion finds the label defects that were planted in a rendered pool.
+
+Reads the OUTPUT_DIR of a finished run on a rendered pool and prints, for each kind of defect, the probability that a
+damaged label scores above a sound one (the area under the ROC curve, AUROC; 0.5 is chance, ties count half). A label
+has its own measures, and those of the clusters that are nearest to it: the highest, 0 for none. A missing box has no
+label, and is scored by the highest cluster that overlaps it at 0.5 or more, 0 for none, beside the clusters that
+overlap no defect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from detcurate.boxes import box_iou, xywh_to_xyxy
+from detcurate.score.combine import average_ranks
+from detcurate.score.measures import LABEL_MEASURES, MEASURES
+from detcurate.score.suspicion import SUSPICIONS
+
+KINDS = ("wrong_class", "shifted_boxes", "spurious_boxes", "missing_boxes")
+OF_LABELS = (*LABEL_MEASURES, "swapped", "badly_located")
+OF_CLUSTERS = (*MEASURES, "overlooked")
+COUNTS = ("num_objects", "num_labels")
+_SAME_OBJECT = 0.5
+
+Columns = dict[str, np.ndarray]
+Place = tuple[int, np.ndarray]  # image_id and (1, 4) xyxy
+
+
+def box_of(bbox: list[float]) -> np.ndarray:
+    """Return a COCO box as (1, 4) xyxy."""
+    return xywh_to_xyxy(np.array([bbox]))
+
+
+def auroc(positives: np.ndarray, negatives: np.ndarray) -> float:
+    """Return the probability that a positive is above a negative, ties counting half (Mann and Whitney 1947)."""
+    ranks = average_ranks(np.concatenate((positives, negatives)))[: len(positives)]
+    return float((ranks.mean() - (len(positives) + 1) / 2) / len(negatives))
+
+
+def read_columns(path: Path) -> Columns:
+    """Read a Parquet file's numbers, with NaN for null, and -1 for an annotation_id that is null."""
+    table = pq.read_table(path)
+    columns = {}
+    for name in table.column_names:
+        if name in ("votes", "class_name"):
+            continue
+        column = table[name].combine_chunks()
+        columns[name] = column.fill_null(-1).to_numpy() if name == "annotation_id" else np.asarray(column.to_pandas())
+    return columns
+
+
+def label_values(labels: Columns, clusters: Columns) -> Columns:
+    """Return what each label is scored: its own measures, and the highest of the clusters that are nearest to it."""
+    values = {name: labels[name] for name in OF_LABELS if name in labels}
+    order = np.argsort(labels["annotation_id"])
+    matched = clusters["annotation_id"] >= 0
+    rows = order[np.searchsorted(labels["annotation_id"], clusters["annotation_id"][matched], sorter=order)]
+    for name in (name for name in OF_CLUSTERS if name in clusters):
+        highest = np.zeros(len(order))
+        np.maximum.at(highest, rows, clusters[name][matched])
+        values[name] = highest
+    return values
+
+
+def label_table(labels: Columns, clusters: Columns, damaged: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Return measure -> kind -> AUROC of the damaged labels against the sound ones."""
+    sound = ~np.isin(labels["annotation_id"], np.concatenate(list(damaged.values())))
+    table: dict[str, dict[str, float]] = {}
+    for name, column in label_values(labels, clusters).items():
+        table[name] = {
+            kind: auroc(column[np.isin(labels["annotation_id"], ids)], column[sound]) for kind, ids in damaged.items()
+        }
+    return table
+
+
+def clusters_on(place: Place, clusters: Columns) -> np.ndarray:
+    """Return the rows of the clusters that overlap a place at 0.5 or more."""
+    here = np.flatnonzero(clusters["image_id"] == place[0])
+    boxes = np.column_stack([clusters[side][here] for side in ("x1", "y1", "x2", "y2")])
+    found: np.ndarray = here[box_iou(boxes, place[1])[:, 0] >= _SAME_OBJECT]
+    return found
+
+
+def missing_table(clusters: Columns, missing: list[np.ndarray], shifted: list[np.ndarray]) -> dict[str, float]:
+    """Return measure -> AUROC of the missing boxes against the clusters that are on no defect.
+
+    Args:
+        clusters: The columns.
+        missing: The rows of the clusters on each missing box.
+        shifted: Those on the true place of each shifted label, which has no label either, and are left out.
+    """
+    is_sound = np.ones(len(clusters["image_id"]), bool)
+    is_sound[np.concatenate([*missing, *shifted])] = False
+    return {
+        name: auroc(np.array([clusters[name][rows].max(initial=0.0) for rows in missing]), clusters[name][is_sound])
+        for name in (*OF_CLUSTERS, "confidence")
+        if name in clusters
+    }
+
+
+def image_table(images: Columns, images_with: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Return component -> kind -> AUROC of the images with such a defect against those without any."""
+    sound = ~np.isin(images["image_id"], np.concatenate(list(images_with.values())))
+    names = [name for name in ("image_score", *OF_CLUSTERS, *OF_LABELS, *COUNTS) if name in images]
+    return {
+        name: {
+            kind: auroc(images[name][np.isin(images["image_id"], ids)], images[name][sound])
+            for kind, ids in images_with.items()
+        }
+        for name in names
+    }
+
+
+def markdown(title: str, table: Mapping[str, Mapping[str, float]], counts: Mapping[str, int]) -> str:
+    """Return a table with a row a measure and a column a kind."""
+    lines = [f"| {title} | " + " | ".join(f"{kind} ({counts[kind]})" for kind in KINDS) + " |", "|---|" + "---:|" * 4]
+    for name, row in table.items():
+        cells = [f"{row[kind]:.3f}" if kind in row else "" for kind in KINDS]
+        lines.append(f"| `{name}`{' (suspicion)' if name in SUSPICIONS else ''} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def report(output: Path) -> str:
+    """Return the tables of a run, of its objects and of its images."""
+    objects = read_columns(output / "scores" / "objects.parquet")
+    images = read_columns(output / "scores" / "images.parquet")
+    defects = json.loads((output / "pool" / "train-defects.json").read_text())
+    is_label = objects["kind"] == "ground_truth"
+    labels = {name: column[is_label] for name, column in objects.items()}
+    clusters = {name: column[~is_label] for name, column in objects.items()}
+    image_of = dict(zip(labels["annotation_id"].tolist(), labels["image_id"].tolist(), strict=True))
+
+    damaged = {
+        "wrong_class": np.array([record["annotation_id"] for record in defects["wrong_class"]]),
+        "shifted_boxes": np.array([record["annotation_id"] for record in defects["shifted_boxes"]]),
+        "spurious_boxes": np.array(defects["spurious_boxes"]),
+    }
+    missing = [(record["image_id"], box_of(record["bbox"])) for record in defects["missing_boxes"]]
+    shifted = [(image_of[record["annotation_id"]], box_of(record["true_bbox"])) for record in defects["shifted_boxes"]]
+
+    of_objects = label_table(labels, clusters, damaged)
+    on_missing, on_shifted = ([clusters_on(place, clusters) for place in places] for places in (missing, shifted))
+    for name, value in missing_table(clusters, on_missing, on_shifted).items():
+        of_objects.setdefault(name, {})["missing_boxes"] = value
+    images_with = {kind: np.unique([image_of[number] for number in ids.tolist()]) for kind, ids in damaged.items()}
+    images_with["missing_boxes"] = np.unique([image_id for image_id, _ in missing])
+    counts = {kind: len(ids) for kind, ids in damaged.items()} | {"missing_boxes": len(missing)}
+    image_counts = {kind: len(ids) for kind, ids in images_with.items()}
+    return "\n".join(
+        (
+            "# Finding planted label defects",
+            "",
+            f"{len(labels['image_id']):,} labels and {len(clusters['image_id']):,} clusters on "
+            f"{len(images['image_id']):,} images. AUROC; in brackets how many there are of each kind. On "
+            f"{sum(len(rows) == 0 for rows in on_missing)} of the missing boxes there is no cluster.",
+            "",
+            markdown("object", of_objects, counts),
+            "",
+            "Images with a defect of the kind, beside images without any. More boxes are more defects, so the counts "
+            "are there to compare with.",
+            "",
+            markdown("image", image_table(images, images_with), image_counts),
+            "",
+        )
+    )
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="of a run that has been scored")
+    parser.add_argument("--output", type=Path, help="a Markdown file for the same text")
+    arguments = parser.parse_args()
+    text = report(arguments.output_dir)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
