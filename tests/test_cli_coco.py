@@ -282,11 +282,11 @@ def test_validate_camvid(camvid, said):
         (["manifest", "merge", "{}/train.json", "-o", "x", "--on-conflict", "last"], "invalid choice: 'last'"),
         (
             ["valdiate", "{}/train.json"],
-            "one of ensemble, manifest, validate, got 'valdiate' (did you mean 'validate'?)",
+            "one of ensemble, explain, manifest, validate, got 'valdiate' (did you mean 'validate'?)",
         ),
         (
             ["stats", "{}/train.json"],
-            "the first word must be an option or one of ensemble, manifest, validate, got 'stats'",
+            "the first word must be an option or one of ensemble, explain, manifest, validate, got 'stats'",
         ),
     ],
 )

@@ -32,6 +32,8 @@ examples:
       check an annotation file; verify, compare, describe and merge manifests
   %(prog)s ensemble add DIR --config-file FILE
       use the checkpoints of a training that is over; see docs/ensemble.md
+  %(prog)s explain IMAGE_ID --config-file FILE
+      why an image was selected or not; see docs/selection.md
 
 A run that was stopped goes on where it was when the same command is given again. Exit status: 0 done, 2 something
 to mend (one message says what), 130 stopped with Ctrl-C.
