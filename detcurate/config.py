@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from detcurate.coco.findings import parse_policies
 from detcurate.ensemble import AUGMENTATIONS, STORAGES
-from detcurate.errors import ConfigError
+from detcurate.errors import ConfigError, SelectionError
 from detcurate.schedule import SCHEDULES
 from detcurate.score.aggregate import AGGREGATIONS
 from detcurate.score.associate import ASSOCIATIONS
@@ -24,6 +24,8 @@ from detcurate.score.combine import NORMALIZATIONS
 from detcurate.score.evidence import MISSING
 from detcurate.score.measures import LABEL_MEASURES, MEASURES
 from detcurate.score.pool import WITHOUT_OBJECTS
+from detcurate.select.compose import GUARDS
+from detcurate.select.quotas import parse_quota
 from detcurate.select.rank import STRATEGIES
 
 ARMS = ("curated", "random", "full")
@@ -231,21 +233,64 @@ class ScoreSettings(_Settings):
 
 
 class SelectSettings(_Settings):
-    """How much is kept (``num_images`` when above 0, else ``fraction``) and by which strategy.
+    """What is kept, and in which order it is bought. docs/selection.md has the steps.
 
-    ``seconds_per_image`` and ``seconds_per_box`` are what annotating costs; the manifest says what the subset cost.
+    The budget is one of ``num_images``, ``num_boxes`` and ``cost_seconds`` (what annotating takes, by
+    ``seconds_per_image`` and ``seconds_per_box``) when it is above 0, else ``fraction`` of the images. Floors and caps
+    are texts such as ``"bicycle=200"`` (boxes) and ``"weather=rain=500"`` (images). 0 turns off
+    ``duplicate_similarity``, ``sequence_gap`` and ``empty_floor``.
     """
 
     strategy: str = "top_n"
     fraction: float = Field(0.5, gt=0, le=1)
     num_images: int = Field(0, ge=0)
+    num_boxes: int = Field(0, ge=0)
+    cost_seconds: float = Field(0.0, ge=0)
     seconds_per_image: float = Field(0.0, ge=0)
     seconds_per_box: float = Field(0.0, ge=0)
+    guard: str = "off"
+    guard_quantile: float = Field(0.95, ge=0, le=1)
+    duplicate_similarity: float = Field(0.0, ge=0, le=1)
+    sequence_gap: int = Field(0, ge=0)
+    class_floors: tuple[str, ...] = ()
+    class_caps: tuple[str, ...] = ()
+    metadata_floors: tuple[str, ...] = ()
+    metadata_caps: tuple[str, ...] = ()
+    empty_floor: int = Field(0, ge=0)
+    threshold: float = 0.0
+    num_strata: int = Field(50, ge=1)
+    oversampling: float = Field(4.0, ge=1)
 
     @field_validator("strategy")
     @classmethod
     def _validate_strategy(cls, name: str) -> str:
         return require_known("the strategy", name, STRATEGIES)
+
+    @field_validator("guard")
+    @classmethod
+    def _validate_guard(cls, name: str) -> str:
+        return require_known("the guard", name, GUARDS)
+
+    @field_validator("class_floors", "class_caps", "metadata_floors", "metadata_caps")
+    @classmethod
+    def _validate_quotas(cls, texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        num_names = 1 if str(info.field_name).startswith("class") else 2
+        for text in texts:
+            try:
+                parse_quota(text, num_names=num_names)
+            except SelectionError as error:
+                raise ValueError(str(error)) from None
+        return texts
+
+    @model_validator(mode="after")
+    def _validate_budget(self) -> SelectSettings:
+        asked = {name: getattr(self, name) for name in ("num_images", "num_boxes", "cost_seconds")}
+        given = [f"{name} {value}" for name, value in asked.items() if value]
+        if len(given) > 1:
+            raise ValueError(f"num_images, num_boxes and cost_seconds must not be above 0 together, got {given}")
+        if self.cost_seconds and not self.seconds_per_image + self.seconds_per_box:
+            raise ValueError("seconds_per_image or seconds_per_box must be above 0 for a budget of cost_seconds")
+        return self
 
 
 class ManifestSettings(_Settings):

@@ -53,7 +53,11 @@ def test_dry_run_tells_every_stage_and_writes_nothing(tiny_config, capsys):
         (("CURATE.SELECT.FRACTION", "0"), "CURATE.SELECT.FRACTION: input should be greater than 0, got 0.0"),
         (("CURATE.SELECT.FRACTION", "1.5"), "less than or equal to 1, got 1.5"),
         (("CURATE.SELECT.NUM_IMAGES", "27"), "count must be at most the pool's 26 images, got 27"),
-        (("CURATE.SELECT.STRATEGY", "topn"), "one of random, top_n, got 'topn' (did you mean 'top_n'?)"),
+        (("CURATE.SELECT.STRATEGY", "topn"), "stratified_random, threshold, top_n, got 'topn' (did you mean 'top_n'?)"),
+        (
+            ("CURATE.SELECT.STRATEGY", "k_center"),
+            "CURATE.PREDICT.EMBEDDINGS must be True for CURATE.SELECT.STRATEGY k_ce",
+        ),
         (("CURATE.SCORE.AGGREGATION", "median"), "max, mean, sqrt_sum, sum, top_k_mean, got 'median'"),
         (("CURATE.SCORE.MEASURES", "('mutual_informatoin',)"), "did you mean 'mutual_information'?"),
         (("CURATE.SCORE.WEIGHTS", "(1.0,)"), "one number a measure (3), got 1"),
@@ -106,6 +110,20 @@ def own_data(tiny_config, tmp_path):
     coco(root / "val.json", images[:1])
     config, output = tiny_config()
     return ["--config-file", config, "DATASETS.ROOT", root, "CURATE.RENDER.NUM_IMAGES", "0"], root, output
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("SEQUENCE_GAP", "5", "`sequence` must be known of some images where a gap of 5 frames is asked, got none"),
+        ("CLASS_FLOORS", "('tram=3',)", "must be of a class of the pool, got 'tram=3'; known are car"),
+        ("NUM_BOXES", "7", "num_boxes must be at most the pool's 0 boxes, got 7"),
+    ],
+)
+def test_a_selection_that_cannot_be_is_found_before_anything_is_done(own_data, refused, key, value, message):
+    arguments, _, output = own_data
+    assert message in refused(*arguments, f"CURATE.SELECT.{key}", value)
+    assert not output.exists()
 
 
 def test_missing_annotations(own_data, refused):

@@ -282,11 +282,11 @@ def test_validate_camvid(camvid, said):
         (["manifest", "merge", "{}/train.json", "-o", "x", "--on-conflict", "last"], "invalid choice: 'last'"),
         (
             ["valdiate", "{}/train.json"],
-            "one of ensemble, import-results, manifest, validate, got 'valdiate' (did you mean 'validate'?)",
+            "one of ensemble, explain, import-results, manifest, validate, got 'valdiate' (did you mean 'validate'?)",
         ),
         (
             ["stats", "{}/train.json"],
-            "the first word must be an option or one of ensemble, import-results, manifest, validate, got 'stats'",
+            "must be an option or one of ensemble, explain, import-results, manifest, validate, got 'stats'",
         ),
     ],
 )

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from detcurate.coco.findings import RULES
+from detcurate.config import SelectSettings
 from detcurate.pipeline.object_table import object_table
 from detcurate.pipeline.tables import write_columns
 from detcurate.score.aggregate import AGGREGATIONS
@@ -15,6 +16,7 @@ from detcurate.score.measures import LABEL_MEASURES, MEASURES, SINGLE_MEMBER_MEA
 from detcurate.score.objects import score_labelled_objects
 from detcurate.score.pool import score_images
 from detcurate.score.suspicion import SUSPICIONS
+from detcurate.select.rank import STRATEGIES
 from detcurate.structures import Detections, Labels
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -73,3 +75,13 @@ def test_the_queries_run(query, found, tmp_path, monkeypatch, capsys):
     exec(query, {})
     printed = capsys.readouterr().out
     assert found in printed
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_has_a_row(strategy):
+    assert f"\n| `{strategy}`" in (REPOSITORY / "docs" / "selection.md").read_text()
+
+
+@pytest.mark.parametrize("setting", SelectSettings.model_fields)
+def test_every_setting_of_the_selection_is_explained(setting):
+    assert setting.upper() in (REPOSITORY / "docs" / "selection.md").read_text()

@@ -104,10 +104,7 @@ def test_tables_of_several_shards_are_joined_and_appended(tmp_path):
     clusters, labels = parts()
     nothing = rows_of([], [], [], [], dict.fromkeys(clusters.measures, []))
     no_labels = rows_of([], [], [], [], dict.fromkeys(labels.measures, []))
-    tables = [
-        object_table(*pair, CLASSES)
-        for pair in ((clusters, no_labels), (nothing, no_labels), (nothing, labels))
-    ]
+    tables = [object_table(*pair, CLASSES) for pair in ((clusters, no_labels), (nothing, no_labels), (nothing, labels))]
     with pq.ParquetWriter(tmp_path / "objects.parquet", schema) as writer:
         for table in tables:
             writer.write_table(table)

@@ -95,6 +95,10 @@ def test_the_provenance_tells_what_was_found_and_bought(finished):
         "boxes": len(subset["annotations"]),
         "cost_seconds": 0.0,
     }
+    assert provenance["selection"] == {
+        "selected": [{"reason": "top_n", "images": 13}],
+        "removed": [{"reason": "budget", "images": 13}],
+    }
     # What the renderer wrote into each record, as a team would: counted before and after.
     assert set(provenance["histograms"]) == {
         "classes", "box_size", "sequence", "location", "timeofday", "weather",

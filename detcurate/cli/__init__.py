@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from detcurate.cli.curate import run as run_curate
 from detcurate.cli.ensemble import run as run_ensemble
+from detcurate.cli.explain import run as run_explain
 from detcurate.cli.manifest import run as run_manifest
 from detcurate.cli.results import run as run_import_results
 from detcurate.cli.validate import run as run_validate
@@ -19,6 +20,7 @@ from detcurate.files import is_disk_full, is_inaccessible
 # What the first word may be; anything else is the main job's, which begins with an option as in Detectron2.
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "ensemble": run_ensemble,
+    "explain": run_explain,
     "import-results": run_import_results,
     "manifest": run_manifest,
     "validate": run_validate,

@@ -34,6 +34,8 @@ examples:
       use the checkpoints of a training that is over; see docs/ensemble.md
   %(prog)s import-results NAME --config-file FILE --member RESULTS.json ...
       use what YOLO or any other detector answered, without Detectron2; see docs/any_detector.md
+  %(prog)s explain IMAGE_ID --config-file FILE
+      why an image was selected or not; see docs/selection.md
 
 A run that was stopped goes on where it was when the same command is given again. Exit status: 0 done, 2 something
 to mend (one message says what), 130 stopped with Ctrl-C.

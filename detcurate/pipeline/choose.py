@@ -3,58 +3,97 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from detcurate.coco.croissant import write_croissant
 from detcurate.coco.manifest import SUBSET_FILE, build_provenance, write_manifest
 from detcurate.ensemble import LEDGER, RESULTS, Member, read_ledger
 from detcurate.files import sha256_json
 from detcurate.pipeline.context import Run
+from detcurate.pipeline.pool_columns import asked_budget, asked_quotas, column_inputs, pool_columns
 from detcurate.pipeline.score import IMAGES, read_scores
 from detcurate.pipeline.tables import read_columns, write_columns
-from detcurate.select.budget import resolve_budget
-from detcurate.select.rank import select
+from detcurate.select.compose import GUARDS, PoolColumns, select
+from detcurate.select.log import SelectionLog
 from detcurate.stages import Stage, StageResult, output_digest
-from detcurate.structures import Selection
+from detcurate.structures import ImageScores, Selection
 
-SELECTION = "selection.parquet"
-_PACKAGES = ("numpy", "torch", "torchvision", "pycocotools", "pyarrow", "numba")
+SELECTION, REMOVED, RELABEL = "selection.parquet", "removed.parquet", "relabel.parquet"
+_BUDGETS = {"num_images": "images", "num_boxes": "boxes", "cost_seconds": "cost_seconds"}
+_PACKAGES = ("faiss-cpu", "numpy", "torch", "torchvision", "pycocotools", "pyarrow", "numba")
 
 
 def select_stage(run: Run) -> Stage:
     """Build the stage ``select``."""
     settings = {**run.settings.select.model_dump(mode="json"), "seed": run.cfg.SEED}
-    inputs = {"score": output_digest(run.marker("score"))}
-    return Stage("select", run.directory("select"), settings, inputs, lambda: _select(run))
-
-
-def budget(run: Run, num_images: int) -> int:
-    """Return how many of ``num_images`` to keep."""
-    settings = run.settings.select
-    if settings.num_images:
-        return resolve_budget(num_images, fraction=None, count=settings.num_images)
-    return resolve_budget(num_images, fraction=settings.fraction, count=None)
+    inputs = {name: output_digest(run.marker(name)) for name in ("score", "pool")}
+    return Stage("select", run.directory("select"), settings, {**inputs, **column_inputs(run)}, lambda: _select(run))
 
 
 def _select(run: Run) -> StageResult:
-    scores = read_scores(run)
-    selection = select(
-        scores, budget=budget(run, len(scores)), strategy=run.settings.select.strategy, seed=run.cfg.SEED
+    settings, scores = run.settings.select, read_scores(run)
+    rows = run.pool.subset_rows(scores.image_ids)
+    budget = asked_budget(settings, run.pool.boxes_per_image[rows])
+    columns, (floors, caps) = pool_columns(run, scores), asked_quotas(run, rows)
+    log = select(
+        scores,
+        budget=budget,
+        strategy=settings.strategy,
+        seed=run.cfg.SEED,
+        columns=columns,
+        guard=settings.guard,
+        guard_quantile=settings.guard_quantile,
+        duplicate_similarity=settings.duplicate_similarity,
+        sequence_gap=settings.sequence_gap,
+        floors=floors,
+        caps=caps,
+        threshold=settings.threshold,
+        num_strata=settings.num_strata,
+        oversampling=settings.oversampling,
+        num_threads=run.settings.worker_processes,
     )
-    path = run.directory("select") / SELECTION
-    columns = {
-        "rank": np.arange(1, len(selection) + 1),
-        "image_id": selection.image_ids,
-        "image_score": scores.image_score[np.searchsorted(scores.image_ids, selection.image_ids)],
-        "reason": list(selection.reasons),
+    counts = {"selected": log.counts(taken=True), "removed": log.counts(taken=False)}
+    left_out = ", ".join(f"{reason} {count:,}" for reason, count in counts["removed"].items())
+    summary = f"{len(log.taken):,} of {len(scores):,} images by {settings.strategy}, {budget.text} asked"
+    summary += f"; left out: {left_out}" if left_out else ""
+    if "budget" not in counts["removed"] and len(log.taken) < len(scores):
+        summary += "; the budget is not used up"
+    facts = {name: [list(pair) for pair in found.items()] for name, found in counts.items()}
+    return StageResult(_write_selection(run, scores, columns, log), summary, facts)
+
+
+def _write_selection(run: Run, scores: ImageScores, columns: PoolColumns, log: SelectionLog) -> list[Path]:
+    """Write who was taken, who was not and why, and the queue of images whose labels want a look."""
+    directory, selection, gone = run.directory("select"), log.selection, np.flatnonzero(log.rank == 0)
+    reasons, because = np.array(log.reasons, object), log.because[gone]
+    tables: dict[str, Mapping[str, Any]] = {
+        SELECTION: {
+            "rank": np.arange(1, len(selection) + 1),
+            "image_id": selection.image_ids,
+            "image_score": scores.image_score[log.taken],
+            "reason": list(selection.reasons),
+        },
+        REMOVED: {
+            "image_id": log.image_ids[gone],
+            "image_score": scores.image_score[gone],
+            "reason": pa.array(reasons[log.reason_index[gone]].tolist(), pa.string()),
+            "because": pa.array(because, mask=because < 0),
+        },
     }
-    write_columns(path, columns)
-    return StageResult([path], f"{len(selection):,} of {len(scores):,} images by {run.settings.select.strategy}")
+    if columns.suspicion is not None and run.settings.select.guard == "queue":
+        queued = gone[reasons[log.reason_index[gone]] == GUARDS["queue"]]
+        worst_first = queued[np.argsort(-columns.suspicion[queued], kind="stable")]
+        tables[RELABEL] = {"image_id": log.image_ids[worst_first], "suspicion": columns.suspicion[worst_first]}
+    for name, table in tables.items():
+        write_columns(directory / name, table)
+    return [directory / name for name in tables]
 
 
 def manifest_stage(run: Run) -> Stage:
@@ -73,9 +112,9 @@ def _history(run: Run) -> dict[str, Any]:
 def _write_manifest(run: Run) -> StageResult:
     selection = read_selection(run)
     members = read_ledger(run.directory("train") / LEDGER)
-    settings, history = run.settings.select, _history(run)
+    history = _history(run)
     chosen = history["select"]  # as it was done, whatever the config says by now
-    asked = {"images": chosen["num_images"]} if chosen["num_images"] else {"fraction": chosen["fraction"]}
+    asked = {name: chosen[key] for key, name in _BUDGETS.items() if chosen.get(key)} or {"fraction": chosen["fraction"]}
     provenance = build_provenance(
         dataset=run.pool,
         image_ids=selection.image_ids,
@@ -86,10 +125,12 @@ def _write_manifest(run: Run) -> StageResult:
         members=[_describe_member(member) for member in members],
         scores_sha256=run.marker("score")["outputs"][IMAGES]["sha256"],
         versions=_versions(),
-        seconds_per_image=settings.seconds_per_image,
-        seconds_per_box=settings.seconds_per_box,
+        seconds_per_image=chosen["seconds_per_image"],
+        seconds_per_box=chosen["seconds_per_box"],
     )
-    provenance = {**provenance, "settings": history, "quarantined": run.pool_facts["quarantined"]}
+    facts = run.marker("select")["facts"]
+    steps = {name: [{"reason": reason, "images": count} for reason, count in facts[name]] for name in facts}
+    provenance |= {"settings": history, "selection": steps, "quarantined": run.pool_facts["quarantined"]}
     directory = run.directory("manifest")
     written = write_manifest(
         directory, run.pool, selection.image_ids, provenance, compress=run.settings.manifest.compress

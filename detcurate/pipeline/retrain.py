@@ -17,7 +17,7 @@ from detcurate.pipeline.context import Run
 from detcurate.pipeline.ensemble import last_weights
 from detcurate.pipeline.score import read_scores
 from detcurate.pipeline.train import train_jobs, training_job, training_settings
-from detcurate.select.rank import select
+from detcurate.select.compose import select
 from detcurate.stages import Stage, StageResult, output_digest
 from detcurate.structures import ImageScores
 
@@ -35,7 +35,7 @@ def arm_images(run: Run, arm: str, seed: int, scores: ImageScores, curated: np.n
     if arm == "full":
         return run.usable_image_ids
     if arm == "random":
-        return np.sort(select(scores, budget=len(curated), strategy="random", seed=seed).image_ids)
+        return np.sort(select(scores, budget=len(curated), strategy="random", seed=seed).selection.image_ids)
     return np.sort(curated)
 
 

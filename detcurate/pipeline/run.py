@@ -13,7 +13,7 @@ import orjson
 from detcurate.coco.croissant import require_mlcroissant
 from detcurate.errors import ConfigError, DetcurateError
 from detcurate.files import write_bytes, write_json
-from detcurate.pipeline.choose import budget, manifest_stage, select_stage, subset_file
+from detcurate.pipeline.choose import manifest_stage, select_stage, subset_file
 from detcurate.pipeline.context import ADDED, CACHE, DIRECTORIES, IMPORTED, Run
 from detcurate.pipeline.ensemble import (
     added_members,
@@ -26,6 +26,7 @@ from detcurate.pipeline.ensemble import (
 from detcurate.pipeline.imported import imported_plans, require_imported
 from detcurate.pipeline.modes import require_mode, score_settings
 from detcurate.pipeline.pool import pool_stage, require_same_classes
+from detcurate.pipeline.pool_columns import planned_amount, require_selectable
 from detcurate.pipeline.predict import evaluate_stage, predict_stage
 from detcurate.pipeline.report import report_stage
 from detcurate.pipeline.retrain import retrain_seeds, retrain_stage
@@ -149,9 +150,8 @@ def _validate(run: Run, names: list[str]) -> None:
         require_mlcroissant()
     if run.cfg.SEED < 0:
         raise ConfigError(f"SEED must be at least 0, so that a run can be repeated, got {run.cfg.SEED}")
-    if run.is_rendered:
-        budget(run, run.settings.render.num_images)
-    else:
+    require_selectable(run, predicts="predict" in names)
+    if not run.is_rendered:
         for part in ("pool", "evaluation"):
             if part == "pool" or set(names) & {"pool", "evaluate"}:
                 root = run.image_root(part)
@@ -160,7 +160,6 @@ def _validate(run: Run, names: list[str]) -> None:
                         f"the image root of the {part} must be a directory, got {root}; "
                         f"set DATASETS.ROOT and CURATE.{part.upper()}.IMAGE_ROOT"
                     )
-        budget(run, len(run.pool))
         if "pool" in names:
             require_same_classes(run.pool, run.evaluation)
     needing = [name for name in names if name in _NEED_DETECTRON2]
@@ -187,11 +186,11 @@ def _plans(run: Run) -> dict[str, str]:
     score = score_settings(settings, mode)
     num_images = settings.render.num_images if run.is_rendered else len(run.pool)
     num_evaluation = settings.render.num_evaluation_images if run.is_rendered else len(run.evaluation)
-    kept = budget(run, num_images)
+    amount = planned_amount(settings.select, num_images)
     plans = {
         "pool": f"{'render' if run.is_rendered else 'read'} and decode {num_images:,} + {num_evaluation:,} images",
         "score": f"{', '.join(score.measures)}; {score.aggregation} over the {_SCORED[mode]} of an image",
-        "select": f"{kept:,} of {num_images:,} images by {settings.select.strategy}",
+        "select": f"{amount} of {num_images:,} images by {settings.select.strategy}",
         "manifest": f"{subset_file(run)} and its provenance",
         "report": f"{run.directory('report') / 'summary.md'} and results.json",
     }

@@ -1,0 +1,304 @@
+#!/usr/bin/env python
+"""Does the subset train a better detector than all of the pool? Arms, seeds and intervals on the rendered pool.
+
+Each part trains its arms with the same seeds for the same number of iterations, and evaluates the average of each
+training's last fifth on images that no arm has seen. Parts are resumable: what is trained is not trained again, and a
+part that shares arms with another shares their trainings. Which arms and how many seeds there are stands in ``PARTS``
+below, before any result is known; every arm that was trained is in the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detcurate.d2.config import load_config
+from detcurate.d2.runner import run_pass
+from detcurate.ensemble import AVERAGE, RUN_LEDGER, read_ledger
+from detcurate.evaluate.bootstrap import image_weights, paired_interval, weighted_ap
+from detcurate.evaluate.coco_eval import evaluate_coco
+from detcurate.evaluate.compare import summarise
+from detcurate.passes import prepare_passes, read_predictions
+from detcurate.pipeline import Run, run_pipeline
+from detcurate.pipeline.asking import answers_digest, count_shards, make_missing_shards, prediction_job
+from detcurate.pipeline.pool_columns import read_pool_embeddings
+from detcurate.pipeline.score import read_scores
+from detcurate.pipeline.train import train_jobs, training_job
+from detcurate.score.pool import combine_images
+from detcurate.score.suspicion import SUSPICIONS
+from detcurate.select.compose import PoolColumns, select
+from detcurate.structures import Detections, ImageScores
+
+CONFIG = Path(__file__).with_suffix(".yaml")
+REPLICATES = 1000
+SIMILARITY = 0.9997
+GUARD_QUANTILE = 0.8
+POOLS = {
+    "planted": (),
+    "clean": ("CURATE.RENDER.NEAR_DUPLICATE_FRACTION", "0.0", "CURATE.RENDER.LABEL_NOISE_FRACTION", "0.0"),
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A training set.
+
+    Args:
+        name: Of the arm.
+        fraction: Of the pool.
+        rule: A name in ``RULES``.
+        options: Of the rule.
+    """
+
+    name: str
+    fraction: float
+    rule: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+def full(run: Run, scores: ImageScores, fraction: float, seed: int) -> np.ndarray:
+    """Keep everything."""
+    return scores.image_ids
+
+
+def random(run: Run, scores: ImageScores, fraction: float, seed: int) -> np.ndarray:
+    """Draw anew for each seed."""
+    return select(scores, budget=round(fraction * len(scores)), strategy="random", seed=seed).selection.image_ids
+
+
+def curated(
+    run: Run,
+    scores: ImageScores,
+    fraction: float,
+    seed: int,
+    *,
+    measures: Sequence[str] = ("mutual_information", "iou_dispersion", "existence_entropy"),
+    guard: str = "drop",
+    similarity: float = SIMILARITY,
+    strategy: str = "top_n",
+) -> np.ndarray:
+    """Guard against noise, drop near-duplicates, take the best-scored: the same images for every seed."""
+    weights = dict.fromkeys(measures, 1.0)
+    ranked = combine_images(scores.image_ids, scores.components, weights=weights)
+    columns = PoolColumns(
+        suspicion=np.maximum.reduce([scores.components[name] for name in SUSPICIONS]),
+        embeddings=read_pool_embeddings(run, scores.image_ids),
+    )
+    log = select(
+        ranked,
+        budget=round(fraction * len(scores)),
+        strategy=strategy,
+        columns=columns,
+        guard=guard,
+        guard_quantile=GUARD_QUANTILE,
+        duplicate_similarity=similarity,
+    )
+    return log.selection.image_ids
+
+
+RULES: dict[str, Callable[..., np.ndarray]] = {"full": full, "random": random, "curated": curated}
+
+# Below 30 % the hardest images alone are known to lose: there the score range is covered. At 80 % there is no room for
+# thinning: guard and thinning leave half of the planted pool.
+CURATED = [
+    Arm("curated 50%", 0.5, "curated"),
+    Arm("curated 25%", 0.25, "curated", (("strategy", "strata"),)),
+    Arm("curated 80%", 0.8, "curated", (("similarity", 0.0),)),
+]
+HEADLINE = [
+    Arm("full", 1.0, "full"),
+    *(arm for c in CURATED for arm in (c, Arm(c.name.replace("curated", "random"), c.fraction, "random"))),
+]
+PARTS: dict[str, tuple[str, int, list[Arm]]] = {
+    "headline": ("planted", 5, HEADLINE),
+    "control": ("clean", 5, [arm for arm in HEADLINE if arm.fraction in (1.0, 0.5)]),
+    "steps": (
+        "planted",
+        5,
+        [
+            Arm("full", 1.0, "full"),
+            Arm("curated 50%", 0.5, "curated"),
+            Arm("without guard 50%", 0.5, "curated", (("guard", "off"),)),
+            Arm("without thinning 50%", 0.5, "curated", (("similarity", 0.0),)),
+            Arm("scores alone 50%", 0.5, "curated", (("guard", "off"), ("similarity", 0.0))),
+            Arm("guard and thinning, random order 50%", 0.5, "curated", (("strategy", "random"),)),
+            Arm("random 50%", 0.5, "random"),
+        ],
+    ),
+    "measures": (
+        "planted",
+        3,
+        [
+            Arm(f"{name} 50%", 0.5, "curated", (("measures", (name,)),))
+            for name in ("mutual_information", "entropy", "existence_entropy", "iou_dispersion", "el2n", "variability")
+        ],
+    ),
+}
+
+
+def load_run(output_dir: Path, pool: str, overrides: Sequence[str]) -> Run:
+    """Return the run of a pool, scored."""
+    cfg = load_config(CONFIG, [*POOLS[pool], "OUTPUT_DIR", str(output_dir / pool), *overrides])
+    run = Run(cfg, CONFIG)
+    run_pipeline(run, until="score")
+    return run
+
+
+def train(run: Run, arms: Sequence[Arm], num_seeds: int) -> list[dict[str, Any]]:
+    """Train every arm with every seed, and return a row a detector."""
+    scores, last = read_scores(run), run.cfg.SOLVER.MAX_ITER - 1
+    window = {last: tuple(range(last - run.cfg.SOLVER.MAX_ITER // 5, last + 1, 5))}
+    rows, jobs = [], []
+    for seed in range(num_seeds):  # seed by seed: what is there when it is cut short is paired
+        for arm in arms:
+            images = np.sort(RULES[arm.rule](run, scores, arm.fraction, seed, **dict(arm.options)))
+            folder = arm.name.replace(" ", "_").replace("%", "").replace(",", "")
+            job = training_job(run, run.output_dir / "arms" / folder, f"seed-{seed}", 0, seed, ())
+            images_of_job = dataclasses.replace(job.images, image_ids=tuple(images.tolist()))
+            jobs.append(dataclasses.replace(job, images=images_of_job, windows=window))
+            rows.append({"arm": arm.name, "seed": seed, "images": images, "directory": jobs[-1].directory})
+    train_jobs(run, [job for job in jobs if not job.is_complete], desc="train arms")
+    for row, job in zip(rows, jobs, strict=True):
+        members = read_ledger(job.run_directory / RUN_LEDGER)
+        row["member"] = next(member for member in members if member.kind == AVERAGE)
+    return rows
+
+
+def evaluate(run: Run, rows: Sequence[dict[str, Any]]) -> None:
+    """Add to each row its figures, and its AP on resampled images."""
+    image_ids, directory = run.evaluation.image_ids, run.output_dir / "arm_predictions"
+    weights = {
+        f"{row['directory'].name}/{row['member'].file}@{row['member'].sha256}": (
+            row["directory"] / row["member"].file,
+            row["member"].sha256,
+        )
+        for row in rows
+    }
+    passes = prepare_passes(
+        directory, answers_digest(run, image_ids), list(weights), num_shards=count_shards(run, image_ids)
+    )
+    for found in passes:
+        asked = [weights[name] for name in found.members if name in weights]
+        make_missing_shards(
+            run, run_pass, prediction_job(run, "evaluation", found.directory, asked, image_ids), desc="predict arms"
+        )
+    detections = Detections.concatenate([shard for shard, _ in read_predictions(directory, list(weights))])
+    resampled = image_weights(len(image_ids), REPLICATES)
+    for number, row in enumerate(rows):
+        row["figures"], table = evaluate_coco(run.evaluation, detections.take(detections.member == number))
+        row["replicates"] = weighted_ap(table, resampled)
+
+
+def planted(run: Run) -> dict[str, set[int]]:
+    """Return the images with a damaged label, and those that repeat an earlier image of the pool."""
+    defects = json.loads((run.directory("pool") / "train-defects.json").read_bytes())
+    image_of = dict(
+        zip(run.pool.annotation_ids.tolist(), run.pool.image_ids[run.pool.image_index].tolist(), strict=True)
+    )
+    damaged = {image_of[d["annotation_id"]] for kind in ("wrong_class", "shifted_boxes") for d in defects[kind]}
+    damaged |= {image_of[number] for number in defects["spurious_boxes"]}
+    damaged |= {box["image_id"] for box in defects["missing_boxes"]}
+    return {"damaged": damaged, "groups": [set(group) for group in defects["near_duplicates"]]}
+
+
+def table(run: Run, rows: Sequence[dict[str, Any]], arms: Sequence[Arm]) -> list[str]:
+    """Return the arms side by side: what they hold, their AP, and the difference from full and from random."""
+    truth, by_arm = planted(run), {arm.name: [row for row in rows if row["arm"] == arm.name] for arm in arms}
+    summary = summarise({name: [row["figures"] for row in found] for name, found in by_arm.items()})["arms"]
+    lines = [
+        "| arm | images | boxes | damaged | repeated | AP | AP50 | AP rare class | − full | − random |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for arm in arms:
+        found = by_arm[arm.name]
+        images = set(found[0]["images"].tolist())
+        repeats = sum(max(0, len(images & group) - 1) for group in truth["groups"])
+        boxes = int(run.pool.boxes_per_image[np.isin(run.pool.image_ids, found[0]["images"])].sum())
+        figures, rare = summary[arm.name]["figures"], summary[arm.name]["per_class"].get("bus")
+        random_arm = next((a.name for a in arms if a.rule == "random" and a.fraction == arm.fraction), None)
+        lines.append(
+            f"| {arm.name} | {len(images):,} | {boxes:,} | {len(images & truth['damaged']) / len(images):.0%} | "
+            f"{repeats / len(images):.0%} | {_figure(figures['AP'])} | {_figure(figures['AP50'])} | "
+            f"{_figure(rare) if rare else '–'} | {_difference(found, by_arm.get('full'))} | "
+            f"{_difference(found, by_arm.get(random_arm))} |"
+        )
+    return lines
+
+
+def _figure(figure: dict[str, Any]) -> str:
+    return f"{figure['mean']:.1f}" + (f" ± {figure['std']:.1f}" if figure["std"] is not None else "")
+
+
+def _difference(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]] | None) -> str:
+    """Say the mean difference with both intervals: Student's over the seeds, and the bootstrap's."""
+    if not second or first is second or first[0]["arm"] == second[0]["arm"]:
+        return "–"
+    differences = np.array([a["figures"].AP - b["figures"].AP for a, b in zip(first, second, strict=True)])
+    low, high = paired_interval(*(np.column_stack([row["replicates"] for row in rows]) for rows in (first, second)))
+    text, n = f"{differences.mean():+.1f}", len(differences)
+    if n > 1:
+        half = T_95[n - 1] * differences.std(ddof=1) / math.sqrt(n)
+        text += f" (seeds {differences.mean() - half:+.1f} to {differences.mean() + half:+.1f};"
+    return f"{text} both {low:+.1f} to {high:+.1f})"
+
+
+T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+def main() -> None:
+    """Run the parts asked for, and write a table each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS), help="(default: all)")
+    parser.add_argument("--seeds", type=int, help="fewer seeds than the parts have (default: theirs)")
+    parser.add_argument("--output-dir", type=Path, default=Path("output/subset_search"), help="(default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="a folder: write subset_search_<part>.md and .json there too")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
+    arguments = parser.parse_args()
+    for part in arguments.parts:
+        pool, num_seeds, arms = PARTS[part]
+        num_seeds = min(num_seeds, arguments.seeds or num_seeds)
+        run = load_run(arguments.output_dir, pool, arguments.opts)
+        rows = train(run, arms, num_seeds)
+        evaluate(run, rows)
+        solver = run.cfg.SOLVER
+        lines = [
+            f"# Subset search: {part}",
+            "",
+            f"Pool: {len(run.usable_image_ids):,} rendered images, {run.pool.num_boxes:,} boxes ({pool}). Evaluation: "
+            f"{len(run.evaluation):,} images, {run.evaluation.num_boxes:,} boxes. Every arm: {num_seeds} seeds, "
+            f"{solver.MAX_ITER:,} iterations of {solver.IMS_PER_BATCH} images, average of the last fifth. Differences: "
+            "95 % intervals over the paired seeds (Student), and over seeds and evaluation images (bootstrap).",
+            "",
+            *table(run, rows, arms),
+            "",
+            f"- Machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+            f"- Python {platform.python_version()}",
+            f"- Date: {datetime.date.today()}",
+            f"- Command: `python benchmarks/subset_search.py --parts {part}`",
+        ]
+        text = "\n".join(lines) + "\n"
+        print(text)
+        if arguments.output:
+            (arguments.output / f"subset_search_{part}.md").write_text(text)
+            values = [
+                {"arm": row["arm"], "seed": row["seed"], "num_images": len(row["images"]), **row["figures"].to_dict()}
+                for row in rows
+            ]
+            (arguments.output / f"subset_search_{part}.json").write_text(json.dumps(values, indent=1) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Perceptual hashes of the pool's images, computed in worker processes and remembered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from detcurate.coco.images import image_fingerprint
+from detcurate.errors import DatasetError
+from detcurate.parallel import Progress, run_jobs
+from detcurate.parquet import DAMAGES, read_table, write_table
+from detcurate.pipeline.context import CACHE, Run
+from detcurate.select.thin import difference_hash
+
+HASHES = "hashes.parquet"
+_BLOCK = 64
+_FEWEST_FOR_WORKERS = 2_000  # a worker takes a second to start
+
+
+@dataclass(frozen=True)
+class _Block:
+    paths: tuple[Path, ...]
+
+
+def pool_hashes(run: Run, rows: np.ndarray) -> np.ndarray:
+    """Return the hashes of some of the pool's images, from the cache when the files are as they were.
+
+    Args:
+        run: The run.
+        rows: (n,) int64 rows of the pool.
+
+    Returns:
+        (n,) uint64.
+
+    Raises:
+        DatasetError: An image cannot be read.
+    """
+    path = run.output_dir / CACHE / HASHES
+    fingerprint = image_fingerprint(run.pool, run.image_root("pool"))
+    image_ids = run.pool.image_ids[rows]
+    known = _read_cache(path, fingerprint, image_ids)
+    if known is not None:
+        return known
+    paths = [run.image_root("pool") / run.pool.file_names[row] for row in rows.tolist()]
+    blocks = [_Block(tuple(paths[start : start + _BLOCK])) for start in range(0, len(paths), _BLOCK)]
+    num_processes = run.settings.worker_processes if len(paths) > _FEWEST_FOR_WORKERS else 1
+    parts = run_jobs(_hash_block, blocks, num_processes=num_processes, total=len(paths), desc="hash pool", unit="image")
+    hashes = np.array([found for part in parts for found in part], np.uint64)
+    write_table(path, {"image_id": pa.array(image_ids), "hash": pa.array(hashes)}, {"images": fingerprint})
+    return hashes
+
+
+def _read_cache(path: Path, fingerprint: str, image_ids: np.ndarray) -> np.ndarray | None:
+    try:
+        table, described = read_table(path)
+        fits = described["images"] == fingerprint and np.array_equal(table["image_id"].to_numpy(), image_ids)
+        hashes: np.ndarray = table["hash"].to_numpy()
+    except DAMAGES:  # absent or damaged: it only saves time
+        return None
+    return hashes if fits else None
+
+
+def _hash_block(block: _Block, progress: Progress) -> list[int]:
+    hashes = []
+    for path in block.paths:
+        gray = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        if gray is None:
+            raise DatasetError(f"an image must decode, got one that does not ({path}); mend it")
+        hashes.append(difference_hash(cv2.resize(gray, (9, 8), interpolation=cv2.INTER_AREA)))
+    progress(len(hashes))
+    return hashes

@@ -1,0 +1,201 @@
+"""What the stage ``select`` reads of the pool beside the scores, as far as its settings want it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from detcurate.coco.images import image_fingerprint
+from detcurate.coco.metadata import image_metadata
+from detcurate.config import SelectSettings
+from detcurate.embeddings import read_embeddings
+from detcurate.errors import ConfigError, SelectionError
+from detcurate.files import sha256_json
+from detcurate.pipeline.asking import EMBEDDINGS
+from detcurate.pipeline.context import Run
+from detcurate.pipeline.hashes import pool_hashes
+from detcurate.score.suspicion import SUSPICIONS
+from detcurate.select.budget import Budget, box_budget, image_budget, resolve_budget, time_budget
+from detcurate.select.compose import PoolColumns
+from detcurate.select.neighbours import require_same_images
+from detcurate.select.quotas import Quota, parse_quota
+from detcurate.select.rank import BY_EMBEDDING
+from detcurate.select.thin import require_sequences
+from detcurate.structures import ImageScores
+
+
+def asked_budget(settings: SelectSettings, boxes_per_image: np.ndarray) -> Budget:
+    """Return the budget that the settings ask for, of a pool with so many boxes on each image."""
+    if settings.num_boxes:
+        return box_budget(boxes_per_image, num_boxes=settings.num_boxes)
+    if settings.cost_seconds:
+        return time_budget(
+            boxes_per_image,
+            seconds=settings.cost_seconds,
+            seconds_per_image=settings.seconds_per_image,
+            seconds_per_box=settings.seconds_per_box,
+        )
+    count = settings.num_images or None
+    return image_budget(len(boxes_per_image), fraction=None if count else settings.fraction, count=count)
+
+
+def planned_amount(settings: SelectSettings, num_images: int) -> str:
+    """Say what will be kept of a pool of which only the size is known.
+
+    Raises:
+        SelectionError: The pool is smaller than the number of images that is asked for.
+    """
+    if settings.num_boxes:
+        return f"{settings.num_boxes:,} boxes"
+    if settings.cost_seconds:
+        return f"{settings.cost_seconds:,g} s of annotation"
+    count = settings.num_images or None
+    return f"{resolve_budget(num_images, fraction=None if count else settings.fraction, count=count):,}"
+
+
+def require_selectable(run: Run, *, predicts: bool) -> None:
+    """Find before the first long stage what the selection would stop at after it.
+
+    Args:
+        run: The run.
+        predicts: Whether the stage ``predict`` is to run, and so decides whether there are embeddings.
+
+    Raises:
+        ConfigError: The strategy wants embeddings, and none will be kept.
+        SelectionError: The budget exceeds the pool, a quota names what does not exist, or no image has a sequence.
+    """
+    settings = run.settings.select
+    if predicts and settings.strategy in BY_EMBEDDING and not run.settings.predict.embeddings:
+        raise ConfigError(
+            f"CURATE.PREDICT.EMBEDDINGS must be True for CURATE.SELECT.STRATEGY {settings.strategy}, got False"
+        )
+    if run.is_rendered:
+        planned_amount(settings, run.settings.render.num_images)
+        return
+    asked_budget(settings, run.pool.boxes_per_image)
+    asked_quotas(run, np.arange(len(run.pool)))
+    if settings.sequence_gap:
+        require_sequences(sequence_codes(run.pool.sequences), gap=settings.sequence_gap)
+
+
+def column_inputs(run: Run) -> dict[str, str]:
+    """Return the digests of what the columns are made of, beside the pool's records and the scores."""
+    if not _wants_vectors(run):
+        return {}
+    shards = embedding_shards(run)
+    if shards:
+        return {"embeddings": sha256_json(shards)}
+    return {"images": image_fingerprint(run.pool, run.image_root("pool"))}
+
+
+def pool_columns(run: Run, scores: ImageScores) -> PoolColumns:
+    """Read the columns that the settings want, by the rows of the scores.
+
+    Raises:
+        SelectionError: The embeddings are of another pool.
+    """
+    settings, rows = run.settings.select, run.pool.subset_rows(scores.image_ids)
+    suspicions = [scores.components[name] for name in SUSPICIONS if name in scores.components]
+    embeddings = hashes = None
+    if _wants_vectors(run):
+        embeddings = read_pool_embeddings(run, scores.image_ids)
+        if embeddings is None and settings.strategy not in BY_EMBEDDING:
+            hashes = pool_hashes(run, rows)
+    return PoolColumns(
+        suspicion=np.maximum.reduce(suspicions) if suspicions and settings.guard != "off" else None,
+        embeddings=embeddings,
+        hashes=hashes,
+        sequences=sequence_codes(run.pool.sequences)[rows] if settings.sequence_gap else None,
+        frame_index=run.pool.frame_index[rows] if settings.sequence_gap else None,
+        boxes_per_class=_boxes_per_class(run)[rows] if settings.strategy == "stratified_random" else None,
+    )
+
+
+def read_pool_embeddings(run: Run, image_ids: np.ndarray) -> np.ndarray | None:
+    """Read the embeddings that the stage ``predict`` left, (I, D) float16 by ascending id; None when it left none."""
+    names = sorted(embedding_shards(run))
+    if not names:
+        return None
+    parts = [read_embeddings(run.directory("predict") / name) for name in names]
+    ids = np.concatenate([part[0] for part in parts])
+    require_same_images(image_ids, ids)
+    return np.concatenate([part[1] for part in parts])
+
+
+def embedding_shards(run: Run) -> dict[str, str]:
+    """Return file -> digest of the embeddings that the stage ``predict`` left."""
+    outputs = run.marker("predict")["outputs"]
+    return {name: output["sha256"] for name, output in outputs.items() if name.startswith(f"{EMBEDDINGS}/")}
+
+
+def sequence_codes(sequences: Sequence[str | None]) -> np.ndarray:
+    """Number the sequences, -1 for none: (I,) int64.
+
+    Example:
+        >>> sequence_codes(("b", None, "a", "b")).tolist()
+        [1, -1, 0, 1]
+    """
+    number_of = {name: number for number, name in enumerate(sorted({name for name in sequences if name is not None}))}
+    return np.array([-1 if name is None else number_of[name] for name in sequences], np.int64)
+
+
+def asked_quotas(run: Run, rows: np.ndarray) -> tuple[list[Quota], list[Quota]]:
+    """Return the floors, in the order in which they are met, and the caps, for the pool's rows that were scored.
+
+    Raises:
+        SelectionError: A class or a metadata field does not exist, or a floor's metadata value does not.
+    """
+    settings = run.settings.select
+    wants_metadata = settings.metadata_floors or settings.metadata_caps
+    metadata = {"sequence": run.pool.sequences, **image_metadata(run.pool)} if wants_metadata else {}
+    floors = [_class_quota(run, text, rows) for text in settings.class_floors]
+    floors += [_metadata_quota(metadata, text, rows) for text in settings.metadata_floors]
+    if settings.empty_floor:
+        empty = (run.pool.boxes_per_image[rows] == 0).astype(np.int64)
+        floors.append(Quota("empty images", empty, settings.empty_floor))
+    caps = [_class_quota(run, text, rows) for text in settings.class_caps]
+    return floors, caps + [_metadata_quota(metadata, text, rows) for text in settings.metadata_caps]
+
+
+def _class_quota(run: Run, text: str, rows: np.ndarray) -> Quota:
+    (name,), limit = parse_quota(text, num_names=1)
+    names = run.pool.class_names
+    if name not in names:
+        raise SelectionError(f"a floor or a cap must be of a class of the pool, got {text!r}; {_known(name, names)}")
+    of_class = run.pool.image_index[run.pool.class_index == names.index(name)]
+    return Quota(f"class {name}", np.bincount(of_class, minlength=len(run.pool))[rows], limit)
+
+
+def _metadata_quota(metadata: Mapping[str, Sequence[object]], text: str, rows: np.ndarray) -> Quota:
+    (field, value), limit = parse_quota(text, num_names=2)
+    if field not in metadata:
+        raise SelectionError(
+            f"a floor or a cap must be of a field of the images, got {text!r}; {_known(field, metadata)}"
+        )
+    column = [None if entry is None else str(entry) for entry in metadata[field]]
+    if value not in column:
+        values = sorted({entry for entry in column if entry is not None})
+        raise SelectionError(f"a floor or a cap must be of a value of {field}, got {text!r}; {_known(value, values)}")
+    holds = np.array([entry == value for entry in column], np.int64)
+    return Quota(f"{field} {value}", holds[rows], limit)
+
+
+def _known(name: str, names: Sequence[str] | Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1)
+    shown = ", ".join(list(names)[:12]) + (", …" if len(names) > 12 else "")
+    return f"known are {shown}" + (f" (did you mean {near[0]!r}?)" if near else "")
+
+
+def _wants_vectors(run: Run) -> bool:
+    settings = run.settings.select
+    return settings.strategy in BY_EMBEDDING or settings.duplicate_similarity > 0
+
+
+def _boxes_per_class(run: Run) -> np.ndarray:
+    """(I, C) int32: the boxes of each class on each image of the annotation file."""
+    num_classes = len(run.pool.class_names)
+    cells = run.pool.image_index * num_classes + run.pool.class_index
+    counts = np.bincount(cells, minlength=len(run.pool) * num_classes).astype(np.int32)
+    return counts.reshape(len(run.pool), num_classes)
