@@ -28,7 +28,16 @@ from detcurate.select.compose import GUARDS
 from detcurate.select.quotas import parse_quota
 from detcurate.select.rank import STRATEGIES
 
-ARMS = ("curated", "random", "full")
+ARMS = (
+    "curated",
+    "random",
+    "full",
+    "random_boxes",
+    "stratified_random",
+    "most_boxes",
+    "without_duplicates",
+    "single_model_entropy",
+)
 
 
 def require_known(name: str, value: str, known: Iterable[str]) -> str:
@@ -303,11 +312,11 @@ class ManifestSettings(_Settings):
 class RetrainSettings(_Settings):
     """Which arms are trained from scratch and compared, each with seeds ``SEED, SEED + 1, …``.
 
-    ``equal`` says what the arms have in common: ``iterations``, so that a smaller subset is seen more often, or
-    ``epochs``, so that its training is shorter, and cheaper, in proportion.
+    docs/evidence.md says what each arm is. ``equal`` says what they have in common: ``iterations``, so that a smaller
+    subset is seen more often, or ``epochs``, so that its training is shorter, and cheaper, in proportion.
     """
 
-    arms: tuple[str, ...] = ARMS
+    arms: tuple[str, ...] = ("curated", "random", "full")
     num_seeds: int = Field(2, ge=1)
     equal: Literal["iterations", "epochs"] = "iterations"
 

@@ -61,7 +61,10 @@ def test_dry_run_tells_every_stage_and_writes_nothing(tiny_config, capsys):
         (("CURATE.SCORE.AGGREGATION", "median"), "max, mean, sqrt_sum, sum, top_k_mean, got 'median'"),
         (("CURATE.SCORE.MEASURES", "('mutual_informatoin',)"), "did you mean 'mutual_information'?"),
         (("CURATE.SCORE.WEIGHTS", "(1.0,)"), "one number a measure (3), got 1"),
-        (("CURATE.RETRAIN.ARMS", "('best',)"), "one of curated, full, random, got 'best'"),
+        (
+            ("CURATE.RETRAIN.ARMS", "('best',)"),
+            "an arm must be one of curated, full, most_boxes, random",
+        ),
         (("CURATE.ENSEMBLE.ITERATIONS", "(1, 4)"), "from 0 to SOLVER.MAX_ITER - 1 = 3, got [1, 4]"),
         (("CURATE.ENSEMBLE.MEMBERS_PER_RUN", "3"), "at most the 2 iterations of the last fraction, got 3"),
         (("SEED", "-1"), "SEED must be at least 0"),

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from detcurate import config as settings
-from detcurate.config import ARMS, CurateSettings, curate_defaults, curate_settings
+from detcurate.config import CurateSettings, curate_defaults, curate_settings
 from detcurate.d2 import config as d2_config
 from detcurate.d2.config import add_curate_config, default_config, load_config
 from detcurate.errors import ConfigError
@@ -67,7 +67,7 @@ def test_the_curate_keys_are_the_settings_and_their_defaults():
     assert dict(leaves(declared)) == dict(leaves(curate_defaults()))
     assert curate_settings(declared) == CurateSettings()
     assert declared.SELECT.FRACTION == 0.5
-    assert declared.RETRAIN.ARMS == ARMS
+    assert declared.RETRAIN.ARMS == ("curated", "random", "full")
 
 
 def test_a_config_is_of_one_kind_throughout_and_comes_back_from_its_dump():
@@ -262,7 +262,7 @@ def test_settings_by_hand():
         ({"SCORE": {"WEIGHTS": [0, 0, 0]}}, r"CURATE.SCORE: weights must be at least 0 with a sum above 0"),
         ({"SCORE": {"WEIGHTS": [2, -1, 0]}}, r"CURATE.SCORE: weights must be at least 0 with a sum above 0"),
         ({"RETRAIN": {"ARMS": ["full", "full"]}}, r"CURATE.RETRAIN.ARMS: arms must be one or more different names"),
-        ({"RETRAIN": {"ARMS": ["ful"]}}, r"an arm must be one of curated, full, random, got 'ful' \(did you mean"),
+        ({"RETRAIN": {"ARMS": ["ful"]}}, r"an arm must be one of curated, full, .*, got 'ful' \(did you mean"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be(tree, message):

@@ -59,7 +59,7 @@ def scored(tmp_path_factory):
     write_columns(scores / "images.parquet", columns)
     clusters = objects_of(np.repeat(ids[:20], 14), {"mutual_information": 0.4, "overlooked": 0.2}, np.full(280, -1))
     labels = objects_of(ids[:20], {"swapped": 0.0, "badly_located": 0.1}, np.arange(20))
-    table = object_table(clusters, labels, pool.class_names, ("mutual_information",))
+    table = object_table(clusters, labels, pool.class_names)
     pq.write_table(table, scores / "objects.parquet")
     finish(scores, "images.parquet", "objects.parquet")
     shards = [f"embeddings/shard-{number:05d}.parquet" for number in range(2)]

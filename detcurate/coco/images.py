@@ -142,7 +142,9 @@ def _look(path: Path) -> _Look:
                 is_rotated = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
                 width, height = ImageOps.exif_transpose(image).size
     except Exception as error:  # broken bytes make a decoder raise TypeError and worse
-        return _Look(num_bytes, mtime_ns, error=str(error) or type(error).__name__)
+        # Without the folder: what is said of an image goes into the provenance, which is the same on every machine.
+        reason = str(error).replace(str(path), path.name) or type(error).__name__
+        return _Look(num_bytes, mtime_ns, error=reason)
     return _Look(num_bytes, mtime_ns, width, height, is_rotated)
 
 

@@ -109,7 +109,7 @@ def pool_columns(run: Run, scores: ImageScores) -> PoolColumns:
         hashes=hashes,
         sequences=sequence_codes(run.pool.sequences)[rows] if settings.sequence_gap else None,
         frame_index=run.pool.frame_index[rows] if settings.sequence_gap else None,
-        boxes_per_class=_boxes_per_class(run)[rows] if settings.strategy == "stratified_random" else None,
+        boxes_per_class=boxes_per_class(run)[rows] if settings.strategy == "stratified_random" else None,
     )
 
 
@@ -193,8 +193,8 @@ def _wants_vectors(run: Run) -> bool:
     return settings.strategy in BY_EMBEDDING or settings.duplicate_similarity > 0
 
 
-def _boxes_per_class(run: Run) -> np.ndarray:
-    """(I, C) int32: the boxes of each class on each image of the annotation file."""
+def boxes_per_class(run: Run) -> np.ndarray:
+    """Return (I, C) int32: the boxes of each class on each image of the annotation file."""
     num_classes = len(run.pool.class_names)
     cells = run.pool.image_index * num_classes + run.pool.class_index
     counts = np.bincount(cells, minlength=len(run.pool) * num_classes).astype(np.int32)

@@ -12,31 +12,12 @@ from detcurate.config import CurateSettings
 from detcurate.d2.environment import require_detectron2
 from detcurate.ensemble import RUN_LEDGER, Member, read_ledger
 from detcurate.files import write_bytes
-from detcurate.pipeline.choose import read_selection, subset_file
+from detcurate.pipeline.arms import ARMS, Pool
+from detcurate.pipeline.choose import subset_file
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.ensemble import last_weights
-from detcurate.pipeline.score import read_scores
 from detcurate.pipeline.train import train_jobs, training_job, training_settings
-from detcurate.select.compose import select
 from detcurate.stages import Stage, StageResult, output_digest
-from detcurate.structures import ImageScores
-
-
-def arm_images(run: Run, arm: str, seed: int, scores: ImageScores, curated: np.ndarray) -> np.ndarray:
-    """Return the image ids that an arm trains on with a seed; the random arm draws anew for each seed.
-
-    Args:
-        run: The run.
-        arm: ``"curated"``, ``"random"`` (as many images) or ``"full"``.
-        seed: The training seed.
-        scores: Of the pool.
-        curated: (K,) int64, the selection.
-    """
-    if arm == "full":
-        return run.usable_image_ids
-    if arm == "random":
-        return np.sort(select(scores, budget=len(curated), strategy="random", seed=seed).selection.image_ids)
-    return np.sort(curated)
 
 
 def retrain_stage(run: Run) -> Stage:
@@ -56,12 +37,12 @@ def retrain_stage(run: Run) -> Stage:
 
 
 def _retrain(run: Run) -> StageResult:
-    scores, curated = read_scores(run), read_selection(run).image_ids
+    pool = Pool(run)
     jobs, reused = [], 0
     models: list[dict[str, Any]] = []
     for arm in run.settings.retrain.arms:
         for seed in retrain_seeds(run.settings, run.cfg.SEED):
-            images = arm_images(run, arm, seed, scores, curated)
+            images = np.sort(ARMS[arm](pool, seed))
             job = _job(run, arm, images, len(models), seed)
             models.append({"arm": arm, "seed": seed, **_counts(run, images), **_cost(run, job)})
             if arm == "full" and _reuse(run, job):

@@ -1,0 +1,148 @@
+"""The arms: which images of the pool each of the compared detectors is trained on."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from detcurate.errors import ConfigError
+from detcurate.passes import open_predictions, read_members
+from detcurate.pipeline.choose import read_selection
+from detcurate.pipeline.context import Run
+from detcurate.pipeline.hashes import pool_hashes
+from detcurate.pipeline.pool_columns import boxes_per_class, read_pool_embeddings
+from detcurate.pipeline.score import read_scores
+from detcurate.pipeline.score_blocks import score_predictions
+from detcurate.score.pool import combine_images
+from detcurate.select.budget import Budget, box_budget
+from detcurate.select.compose import PoolColumns, select
+from detcurate.structures import ImageScores
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What the arms choose from: a scored pool, and the images that were selected from it."""
+
+    run: Run
+
+    @cached_property
+    def scores(self) -> ImageScores:
+        """The pool's scores."""
+        return read_scores(self.run)
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """(I,) int64: the scored images' rows in the annotation file."""
+        return self.run.pool.subset_rows(self.scores.image_ids)
+
+    @cached_property
+    def curated(self) -> np.ndarray:
+        """(K,) int64: the selected images, best first."""
+        return read_selection(self.run).image_ids
+
+    @cached_property
+    def boxes(self) -> np.ndarray:
+        """(I,) int64: the labelled boxes of each image."""
+        counts: np.ndarray = self.run.pool.boxes_per_image[self.rows]
+        return counts
+
+    @cached_property
+    def entropy(self) -> np.ndarray:
+        """(I,) float64: the score by the entropy of the last member alone."""
+        run, settings = self.run, self.run.settings.score
+        last = read_members(run.directory("predict"))[-1:]
+        with tempfile.TemporaryDirectory() as folder:
+            components, _ = score_predictions(
+                open_predictions(run.directory("predict"), last),
+                run.pool,
+                self.scores.image_ids,
+                settings=settings,
+                shard_size=run.settings.predict.shard_size,
+                trajectories=(),
+                objects_path=Path(folder) / "objects.parquet",
+                num_processes=run.settings.worker_processes,
+            )
+        weights = {"entropy": 1.0}
+        return combine_images(self.scores.image_ids, components, weights=weights).image_score
+
+    def ranked_by(self, values: np.ndarray) -> ImageScores:
+        """Return the pool with other scores."""
+        return ImageScores(self.scores.image_ids, values.astype(np.float64), {})
+
+
+def _curated(pool: Pool, seed: int) -> np.ndarray:
+    """The selection itself."""
+    return pool.curated
+
+
+def _full(pool: Pool, seed: int) -> np.ndarray:
+    """The whole pool."""
+    return pool.scores.image_ids
+
+
+def _random(pool: Pool, seed: int) -> np.ndarray:
+    """As many images as the selection, drawn anew for each seed."""
+    return select(pool.scores, budget=len(pool.curated), strategy="random", seed=seed).selection.image_ids
+
+
+def _random_boxes(pool: Pool, seed: int) -> np.ndarray:
+    """As many boxes as the selection, on images drawn anew for each seed."""
+    budget: Budget = box_budget(
+        pool.boxes, num_boxes=int(pool.boxes[np.isin(pool.scores.image_ids, pool.curated)].sum())
+    )
+    return select(pool.scores, budget=budget, strategy="random", seed=seed).selection.image_ids
+
+
+def _stratified_random(pool: Pool, seed: int) -> np.ndarray:
+    """As many images, drawn anew for each seed with each class in the pool's proportions."""
+    columns = PoolColumns(boxes_per_class=boxes_per_class(pool.run)[pool.rows])
+    budget = len(pool.curated)
+    return select(
+        pool.scores, budget=budget, strategy="stratified_random", seed=seed, columns=columns
+    ).selection.image_ids
+
+
+def _most_boxes(pool: Pool, seed: int) -> np.ndarray:
+    """As many images, those with the most labelled boxes."""
+    return select(pool.ranked_by(pool.boxes), budget=len(pool.curated)).selection.image_ids
+
+
+def _without_duplicates(pool: Pool, seed: int) -> np.ndarray:
+    """The whole pool without its near-duplicates, and nothing else removed."""
+    similarity = pool.run.settings.select.duplicate_similarity
+    if similarity == 0:
+        raise ConfigError(
+            "CURATE.SELECT.DUPLICATE_SIMILARITY must be above 0 for the arm without_duplicates, got 0; it says what a "
+            "near-duplicate is"
+        )
+    embeddings = read_pool_embeddings(pool.run, pool.scores.image_ids)
+    hashes = pool_hashes(pool.run, pool.rows) if embeddings is None else None
+    return select(
+        pool.scores,
+        budget=len(pool.scores),
+        columns=PoolColumns(embeddings=embeddings, hashes=hashes),
+        duplicate_similarity=similarity,
+    ).selection.image_ids
+
+
+def _single_model_entropy(pool: Pool, seed: int) -> np.ndarray:
+    """As many images, by the entropy of the last member alone: what an ensemble has to beat."""
+    return select(pool.ranked_by(pool.entropy), budget=len(pool.curated)).selection.image_ids
+
+
+ARMS: Mapping[str, Callable[[Pool, int], np.ndarray]] = {
+    "curated": _curated,
+    "random": _random,
+    "full": _full,
+    "random_boxes": _random_boxes,
+    "stratified_random": _stratified_random,
+    "most_boxes": _most_boxes,
+    "without_duplicates": _without_duplicates,
+    "single_model_entropy": _single_model_entropy,
+}
+"""Name -> what gives the image ids that an arm is trained on with a seed, in any order."""
