@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from detcurate.score.kernels.associate import associate_images
-from detcurate.score.kernels.evidence import favourites, gather_answers
+from detcurate.score.kernels.evidence import gather_answers
 from detcurate.score.kernels.labels import compare_clusters, judge_answers, match_answers
 from detcurate.score.measures import available_measures
 from detcurate.score.objects import score_labelled_objects
 from detcurate.structures import Detections, Labels
 
-KERNELS = (associate_images, gather_answers, favourites, match_answers, judge_answers, compare_clusters)
+KERNELS = (associate_images, gather_answers, match_answers, judge_answers, compare_clusters)
 
 
 def read_only(values):

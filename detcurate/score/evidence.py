@@ -29,6 +29,7 @@ class Evidence:
         own_entropies: (G, 1) float64 for softmax, (G, C) for sigmoid: the mean of the members' own entropies, of the
             whole distribution or of each class's yes or no, nats.
         outcomes: (G, C + 1) int64, how many members find each outcome the most probable, background last.
+        favourites: (G, E) int16, these outcomes member by member, -1 for a miss.
         mean_iou: (G,) float64 in [0, 1], the mean overlap of the members' boxes with the consensus box.
         box_deviation: (G,) float64, 0 or more: the root of the mean variance of (cx/w̄, cy/h̄, ln w, ln h).
     """
@@ -40,6 +41,7 @@ class Evidence:
     mean_probs: np.ndarray
     own_entropies: np.ndarray
     outcomes: np.ndarray
+    favourites: np.ndarray
     mean_iou: np.ndarray
     box_deviation: np.ndarray
 
@@ -88,7 +90,7 @@ def gather_evidence(detections: Detections, clusters: Clusters, *, missing: str 
     clusters.validate_rows(detections)
     counts_misses = missing == "background"
     _, boxes, _, _, class_probs = kernel_columns(detections)
-    means, own, outcomes, overlap, deviation = gather_answers(
+    means, own, outcomes, favourites, overlap, deviation = gather_answers(
         kernel_array(clusters.votes, np.int64),
         class_probs,
         boxes,
@@ -105,6 +107,7 @@ def gather_evidence(detections: Detections, clusters: Clusters, *, missing: str 
         mean_probs=means,
         own_entropies=own,
         outcomes=outcomes,
+        favourites=favourites,
         mean_iou=overlap,
         box_deviation=deviation,
     )

@@ -22,7 +22,8 @@ class LabelEvidence:
         votes: (J, E) int64, the row of each member's answer in the detections, -1 where it missed the box.
         probability: (J, E) float64 in [0, 1], q: what each member gives the label's class at the box, 0 when missed.
         iou: (J, E) float64 in [0, 1], u: the overlap of each member's answer with the box, 0 when missed.
-        is_right: (J, E) bool, whether the label's class is the answer's most probable outcome.
+        favourites: (J, E) int16, the most probable outcome of each answer, C for background, -1 where it missed.
+        is_right: (J, E) bool, whether that is the label's class.
         distance: (J,) float64, the mean over members of the Euclidean distance of the posterior from the label.
         mean_probs: (J, C + 1) float64, the consensus posterior, a miss counting as background.
         trajectories: The members of each run in iteration order, for what happens along a training.
@@ -32,6 +33,7 @@ class LabelEvidence:
     votes: np.ndarray
     probability: np.ndarray
     iou: np.ndarray
+    favourites: np.ndarray
     is_right: np.ndarray
     distance: np.ndarray
     mean_probs: np.ndarray
@@ -97,7 +99,7 @@ def gather_label_evidence(
     votes, iou = np.empty_like(sorted_votes), np.empty_like(sorted_iou)
     votes[label_rows], iou[label_rows] = sorted_votes, sorted_iou
     is_sigmoid = detections.posterior_form == "sigmoid"
-    probability, is_right, distance, means = judge_answers(
+    probability, favourites, distance, means = judge_answers(
         votes, columns[-1], kernel_array(labels.class_index, np.int64), is_sigmoid
     )
     return LabelEvidence(
@@ -105,7 +107,8 @@ def gather_label_evidence(
         votes=votes,
         probability=probability,
         iou=iou,
-        is_right=is_right,
+        favourites=favourites,
+        is_right=favourites == labels.class_index[:, None],
         distance=distance,
         mean_probs=means,
         trajectories=runs,

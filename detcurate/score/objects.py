@@ -8,9 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from detcurate.errors import ConfigError
-from detcurate.score.associate import associate, kernel_array
+from detcurate.score.associate import associate
 from detcurate.score.evidence import Evidence, gather_evidence
-from detcurate.score.kernels.evidence import favourites
 from detcurate.score.labels import LabelEvidence, gather_label_evidence
 from detcurate.score.measures import LABEL_MEASURES, MEASURES, SINGLE_MEMBER_MEASURES
 from detcurate.score.suspicion import label_suspicion
@@ -75,7 +74,7 @@ def score_clusters(
     evidence = gather_evidence(detections, clusters, missing=missing)
     if num_fired is not None:
         evidence = replace(evidence, num_fired=num_fired)
-    return _cluster_scores(detections, clusters, evidence, measures)
+    return _cluster_scores(clusters, evidence, measures)
 
 
 def score_labelled_objects(
@@ -125,11 +124,9 @@ def score_labelled_objects(
     suspicion = label_suspicion(clusters, counted, labels, answers, iou_threshold=iou_threshold)
     objects = labels.take(~labels.iscrowd)
     matched = np.append(objects.annotation_ids, -1)[suspicion.nearest_label]
-    of_clusters = _cluster_scores(
-        detections, clusters, evidence, measures, annotation_ids=matched, overlooked=suspicion.overlooked
-    )
+    of_clusters = _cluster_scores(clusters, evidence, measures, annotation_ids=matched, overlooked=suspicion.overlooked)
     of_labels = _label_scores(
-        detections, objects, answers, measures, swapped=suspicion.swapped, badly_located=suspicion.badly_located
+        objects, answers, measures, swapped=suspicion.swapped, badly_located=suspicion.badly_located
     )
     return of_clusters, of_labels
 
@@ -150,7 +147,6 @@ def validate_measures(measures: Sequence[str], num_members: int, *, known: Seque
 
 
 def _cluster_scores(
-    detections: Detections,
     clusters: Clusters,
     evidence: Evidence,
     measures: Sequence[str],
@@ -166,14 +162,14 @@ def _cluster_scores(
         num_fired=evidence.num_fired,
         class_index=foreground.argmax(axis=1).astype(np.int32),
         confidence=foreground.max(axis=1),
-        votes=_favourites(detections, clusters.votes),
+        votes=evidence.favourites,
         annotation_ids=np.full(len(clusters), -1) if annotation_ids is None else annotation_ids,
         measures=columns if overlooked is None else {**columns, "overlooked": overlooked},
     )
 
 
 def _label_scores(
-    detections: Detections, labels: Labels, evidence: LabelEvidence, measures: Sequence[str], **suspicions: np.ndarray
+    labels: Labels, evidence: LabelEvidence, measures: Sequence[str], **suspicions: np.ndarray
 ) -> ObjectScores:
     rows = np.arange(len(labels))
     return ObjectScores(
@@ -182,13 +178,7 @@ def _label_scores(
         num_fired=(evidence.votes >= 0).sum(axis=1),
         class_index=labels.class_index.astype(np.int32),
         confidence=evidence.mean_probs[rows, labels.class_index],
-        votes=_favourites(detections, evidence.votes),
+        votes=evidence.favourites,
         annotation_ids=labels.annotation_ids,
         measures={name: LABEL_MEASURES[name](evidence) for name in measures if name in LABEL_MEASURES} | suspicions,
     )
-
-
-def _favourites(detections: Detections, votes: np.ndarray) -> np.ndarray:
-    """(G, E) int16: the most probable outcome of each vote, -1 for a miss."""
-    classes: np.ndarray = favourites(votes, kernel_array(detections.class_probs, np.float32))
-    return classes

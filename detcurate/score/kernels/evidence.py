@@ -25,7 +25,8 @@ def gather_answers(votes, class_probs, boxes, consensus_boxes, is_sigmoid, count
 
     Returns:
         (G, C + 1) mean posterior, (G, 1) for softmax or (G, C) mean of the members' own entropies, (G, C + 1) int64
-        members by their most probable outcome, (G,) mean IoU with the consensus box, (G,) box deviation.
+        members by their most probable outcome, (G, E) int16 these outcomes, -1 for a miss, (G,) mean IoU with the
+        consensus box, (G,) box deviation.
     """
     num_clusters, num_members = votes.shape
     num_columns = class_probs.shape[1]
@@ -33,6 +34,7 @@ def gather_answers(votes, class_probs, boxes, consensus_boxes, is_sigmoid, count
     means = np.zeros((num_clusters, num_columns))
     own = np.zeros((num_clusters, background if is_sigmoid else 1))
     outcomes = np.zeros((num_clusters, num_columns), np.int64)
+    favourites = np.full(votes.shape, -1, np.int16)
     overlap, deviation = np.zeros(num_clusters), np.zeros(num_clusters)
     for g in range(num_clusters):
         fired = 0
@@ -41,7 +43,8 @@ def gather_answers(votes, class_probs, boxes, consensus_boxes, is_sigmoid, count
             if row < 0:
                 continue
             fired += 1
-            outcomes[g, most_probable(class_probs, row)] += 1
+            favourites[g, e] = most_probable(class_probs, row)
+            outcomes[g, favourites[g, e]] += 1
             overlap[g] += pair_iou(boxes, row, consensus_boxes, g)
             if is_sigmoid:
                 for column in range(background):
@@ -61,7 +64,7 @@ def gather_answers(votes, class_probs, boxes, consensus_boxes, is_sigmoid, count
             means[g, background] = 1.0 - means[g, :background].max()
         overlap[g] /= fired
         deviation[g] = _box_deviation(votes, g, boxes, fired)
-    return means, own, outcomes, overlap, deviation
+    return means, own, outcomes, favourites, overlap, deviation
 
 
 @njit(cache=True, nogil=True)
@@ -132,14 +135,3 @@ def _centre_and_size(boxes, row):
         np.float64(boxes[row, 3]),
     )
     return (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
-
-
-@njit(cache=True, nogil=True)
-def favourites(votes, class_probs):
-    """Return (G, E) int16: the most probable column of the row that each vote names, -1 for a miss."""
-    classes = np.full(votes.shape, -1, np.int16)
-    for g in range(votes.shape[0]):
-        for e in range(votes.shape[1]):
-            if votes[g, e] >= 0:
-                classes[g, e] = most_probable(class_probs, votes[g, e])
-    return classes

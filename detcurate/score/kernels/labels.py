@@ -74,14 +74,14 @@ def judge_answers(votes, class_probs, label_class, is_sigmoid):
         is_sigmoid: bool.
 
     Returns:
-        (J, E) float64 probability of the label, 0 for a miss; (J, E) bool, whether the label is the answer's most
-        probable outcome; (J,) float64 mean distance of the posterior from the label; (J, C + 1) mean posterior.
+        (J, E) float64 probability of the label, 0 for a miss; (J, E) int16 most probable outcome of each answer, -1
+        for a miss; (J,) float64 mean distance of the posterior from the label; (J, C + 1) mean posterior.
     """
     num_labels, num_members = votes.shape
     num_columns = class_probs.shape[1]
     background = num_columns - 1
     probability = np.zeros((num_labels, num_members))
-    is_right = np.zeros((num_labels, num_members), np.bool_)
+    favourites = np.full((num_labels, num_members), -1, np.int16)
     distance, means = np.zeros(num_labels), np.zeros((num_labels, num_columns))
     last = background if is_sigmoid else num_columns
     for j in range(num_labels):
@@ -102,12 +102,12 @@ def judge_answers(votes, class_probs, label_class, is_sigmoid):
                 means[j, column] += p
                 squares += (p - 1.0) ** 2 if column == y else p**2
             probability[j, e] = class_probs[row, y] / total
-            is_right[j, e] = most_probable(class_probs, row) == y
+            favourites[j, e] = most_probable(class_probs, row)
             distance[j] += np.sqrt(squares)
         means[j] /= num_members
         if is_sigmoid:
             means[j, background] = 1.0 - means[j, :background].max()
-    return probability, is_right, distance / num_members, means
+    return probability, favourites, distance / num_members, means
 
 
 @njit(cache=True, nogil=True)
