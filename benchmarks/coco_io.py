@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import io
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -23,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from footer import footer
 
 _BOXES_AN_IMAGE = 15
 _CHUNK = 100_000
@@ -207,24 +206,12 @@ def main() -> None:
     lines = ["# Reading and writing COCO files", "", *compare(arguments.num_images, arguments.repeats, list(WORK))]
     for num_images in arguments.growth:
         lines += compare(num_images, 1, ["detcurate read + validate", "detcurate write 50 % subset"])
-    lines += [
-        f"- Machine: {_cpu()}, {os.cpu_count()} cores, one thread, digests in a second one; load average {load:.1f} at "
-        "the start",
-        f"- {platform.system()}, Python {platform.python_version()}",
-        f"- Date: {datetime.date.today().isoformat()}",
-        f"- Command: `python benchmarks/coco_io.py --repeats {arguments.repeats}`",
-    ]
+    command = f"python benchmarks/coco_io.py --repeats {arguments.repeats}"
+    lines += footer(command, load=load, note="one thread, digests in a second one")
     text = "\n".join(lines) + "\n"
     print(text)
     if arguments.output:
         arguments.output.write_text(text)
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

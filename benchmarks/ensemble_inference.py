@@ -8,11 +8,9 @@ and the same images. Peak memory is that of the largest process.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import logging
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from footer import footer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -292,19 +291,10 @@ def report(arguments: argparse.Namespace) -> list[str]:
         lines.append("")
     return [
         *lines,
-        f"- Machine: {machine()}, {os.cpu_count()} cores; load average {load:.1f} at the start",
-        f"- {platform.system()}, Python {platform.python_version()}",
-        f"- Date: {datetime.date.today().isoformat()}",
-        f"- Command: `python benchmarks/ensemble_inference.py --repeats {arguments.repeats}`",
+        *footer(
+            f"python benchmarks/ensemble_inference.py --repeats {arguments.repeats}", load=load, packages=("torch",)
+        ),
     ]
-
-
-def machine() -> str:
-    """Return the processor's name."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def main() -> None:

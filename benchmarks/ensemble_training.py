@@ -9,16 +9,16 @@ trainings on a shared machine differ by more than the hook costs.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from footer import footer
 
 _CONFIG = Path(__file__).resolve().parent.parent / "configs" / "Base-CPU-Tiny.yaml"
 _ARMS = ("none", "fp32", "bf16")
@@ -202,23 +202,10 @@ def _sizes(found: list[tuple[str, int]]) -> list[str]:
 
 
 def _facts(arguments: argparse.Namespace, load: list[float]) -> list[str]:
-    from importlib.metadata import version
-
-    return [
-        f"- Machine: {_cpu()}, {os.cpu_count()} cores, of which one was used; load average {load[0]:.1f} at the start, "
-        f"{load[1]:.1f} at the end",
-        f"- {platform.system()}, Python {platform.python_version()}, torch {version('torch')}",
-        f"- Date: {datetime.date.today().isoformat()}",
-        f"- Command: `python benchmarks/ensemble_training.py --repeats {arguments.repeats} "
-        "--output benchmarks/results/ensemble_training.md`",
-    ]
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
+    output = "--output benchmarks/results/ensemble_training.md"
+    command = f"python benchmarks/ensemble_training.py --repeats {arguments.repeats} {output}"
+    note = f"of which one was used; load average {load[1]:.1f} at the end"
+    return footer(command, load=load[0], note=note, packages=("torch",))
 
 
 if __name__ == "__main__":

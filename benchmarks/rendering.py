@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -17,7 +15,7 @@ from statistics import median
 os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and OpenCV are there
 
 import cv2
-import numpy as np
+from footer import footer
 
 from detcurate.coco.synthetic import SyntheticConfig, render_sequence, write_dataset
 from detcurate.coco.synthetic.dataset import _write_image
@@ -101,22 +99,14 @@ def _report(table: list[str], slowest: float, load: float, repeats: int) -> str:
         f"Target, at least {TARGET_PER_SECOND} images/s at {TARGET_SIZE[0]}x{TARGET_SIZE[1]} for all of "
         f"`write_dataset`: {verdict}, {slowest:.0f} in the slowest repetition.",
         "",
-        f"- Machine: {_processor()}, {os.cpu_count()} cores, of which one was used; "
-        f"load average {load:.1f} at the start",
-        f"- {platform.system()}, Python {platform.python_version()}, NumPy {np.__version__}, OpenCV {cv2.__version__}",
-        f"- Date: {datetime.date.today().isoformat()}",
-        "- Command: `python benchmarks/rendering.py --output benchmarks/results/rendering.md`",
+        *footer(
+            "python benchmarks/rendering.py --output benchmarks/results/rendering.md",
+            load=load,
+            note="of which one was used",
+            packages=("numpy", "opencv-python-headless"),
+        ),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

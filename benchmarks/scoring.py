@@ -10,10 +10,8 @@ is left out. Peak memory is the largest resident set of any one process.
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -25,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from footer import footer
 
 from detcurate.structures import Detections
 
@@ -311,11 +310,7 @@ def main() -> None:
             "## From Parquet shards to objects.parquet and images.parquet, two processes, labels included",
             "",
             *whole_pools(arguments.pools, arguments.members),
-            f"- Machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores; load average {load:.1f} "
-            "at the start",
-            f"- {platform.system()}, Python {platform.python_version()}",
-            f"- Date: {datetime.date.today()}",
-            f"- Command: `python benchmarks/scoring.py --repeats {arguments.repeats}`",
+            *footer(f"python benchmarks/scoring.py --repeats {arguments.repeats}", load=load),
         ]
         text = "\n".join(lines) + "\n"
         print(text)

@@ -9,10 +9,8 @@ largest resident set of the process.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from footer import footer
 
 _NUM_FEATURES, _NUM_CLASSES, _FRAMES = 128, 10, 200
 _SIMILARITY = 0.97
@@ -264,20 +263,13 @@ def report(arguments: argparse.Namespace) -> list[str]:
         "",
         *center_rows(threads, [(20_000, 5_000), (50_000, 5_000)], arguments.repeats),
         "",
-        f"- Machine: {machine()}, {os.cpu_count()} cores, shared with others; load average {load:.1f} at the start",
-        f"- {platform.system()}, Python {platform.python_version()}, NumPy {np.__version__}, "
-        f"faiss-cpu {version('faiss-cpu')}",
-        f"- Date: {datetime.date.today().isoformat()}",
-        f"- Command: `python benchmarks/selection.py --repeats {arguments.repeats}`",
+        *footer(
+            f"python benchmarks/selection.py --repeats {arguments.repeats}",
+            load=load,
+            note="shared with others",
+            packages=("numpy", "faiss-cpu"),
+        ),
     ]
-
-
-def machine() -> str:
-    """Return the processor's name."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def main() -> None:

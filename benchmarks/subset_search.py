@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
 import math
-import os
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from footer import footer
 
 from detcurate.d2.config import load_config
 from detcurate.d2.runner import run_pass
@@ -283,10 +281,7 @@ def main() -> None:
             "",
             *table(run, rows, arms),
             "",
-            f"- Machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-            f"- Python {platform.python_version()}",
-            f"- Date: {datetime.date.today()}",
-            f"- Command: `python benchmarks/subset_search.py --parts {part}`",
+            *footer(f"python benchmarks/subset_search.py --parts {part}", packages=("torch",)),
         ]
         text = "\n".join(lines) + "\n"
         print(text)
