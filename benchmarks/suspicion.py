@@ -11,6 +11,7 @@ overlap no defect.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,9 +20,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from detcurate.boxes import box_iou, xywh_to_xyxy
+from detcurate.passes import read_members, read_predictions
 from detcurate.score.combine import average_ranks
 from detcurate.score.measures import LABEL_MEASURES, MEASURES
 from detcurate.score.suspicion import SUSPICIONS
+from detcurate.structures import Detections
 
 KINDS = ("wrong_class", "shifted_boxes", "spurious_boxes", "missing_boxes")
 OF_LABELS = (*LABEL_MEASURES, "swapped", "badly_located")
@@ -118,6 +121,40 @@ def image_table(images: Columns, images_with: Mapping[str, np.ndarray]) -> dict[
     }
 
 
+def objectlab(output: Path, labels: Columns, damaged: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Return the same for cleanlab's ObjectLab, given the last member's detections: it judges by one detector.
+
+    Its score of a label that is overlooked is of the detector's boxes, so only its other two are of labels.
+    """
+    from cleanlab.object_detection import rank
+
+    predictions_directory = output / "predictions"
+    last = read_members(predictions_directory)[-1:]
+    detections = Detections.concatenate([part for part, _ in read_predictions(predictions_directory, last)])
+    image_ids, order = np.unique(labels["image_id"]), np.argsort(labels["image_id"], kind="stable")
+    truth, found = [], []
+    for image_id in image_ids.tolist():
+        rows = order[labels["image_id"][order] == image_id]
+        boxes = np.column_stack([labels[side][rows] for side in ("x1", "y1", "x2", "y2")]).astype(np.float64)
+        truth.append({"bboxes": boxes, "labels": labels["class_index"][rows]})
+        own = detections.take(detections.image_ids == image_id)
+        by_class = np.empty(detections.num_classes, dtype=object)
+        for c in range(detections.num_classes):
+            of_class = own.take(own.class_index == c)
+            by_class[c] = np.column_stack((of_class.boxes, of_class.scores)).astype(np.float64)
+        found.append(by_class)
+    sound = ~np.isin(labels["annotation_id"], np.concatenate(list(damaged.values())))
+    table: dict[str, dict[str, float]] = {}
+    for name, score in (("swapped", rank.compute_swap_box_scores), ("badly_located", rank.compute_badloc_box_scores)):
+        suspicion = np.zeros(len(order))
+        suspicion[order] = -np.nan_to_num(np.concatenate(score(labels=truth, predictions=found)), nan=1.0)
+        table[f"ObjectLab {name}"] = {
+            kind: auroc(suspicion[np.isin(labels["annotation_id"], ids)], suspicion[sound])
+            for kind, ids in damaged.items()
+        }
+    return table
+
+
 def markdown(title: str, table: Mapping[str, Mapping[str, float]], counts: Mapping[str, int]) -> str:
     """Return a table with a row a measure and a column a kind."""
     lines = [f"| {title} | " + " | ".join(f"{kind} ({counts[kind]})" for kind in KINDS) + " |", "|---|" + "---:|" * 4]
@@ -146,6 +183,8 @@ def report(output: Path) -> str:
     shifted = [(image_of[record["annotation_id"]], box_of(record["true_bbox"])) for record in defects["shifted_boxes"]]
 
     of_objects = label_table(labels, clusters, damaged)
+    if importlib.util.find_spec("cleanlab"):
+        of_objects |= objectlab(output, labels, damaged)
     on_missing, on_shifted = ([clusters_on(place, clusters) for place in places] for places in (missing, shifted))
     for name, value in missing_table(clusters, on_missing, on_shifted).items():
         of_objects.setdefault(name, {})["missing_boxes"] = value
