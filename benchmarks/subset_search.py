@@ -121,6 +121,8 @@ HEADLINE = [
 ]
 PARTS: dict[str, tuple[str, int, list[Arm]]] = {
     "headline": ("planted", 5, HEADLINE),
+    # Decided on after the headline was known, and so beside it, not instead of it: its seeds 0 to 4, and 5 to 9.
+    "more_seeds": ("planted", 10, [HEADLINE[0], CURATED[0]]),
     "control": ("clean", 5, [arm for arm in HEADLINE if arm.fraction in (1.0, 0.5)]),
     "steps": (
         "planted",
