@@ -204,7 +204,7 @@ class ScoreSettings(_Settings):
     """Which disagreement is measured, and how it becomes one score an image.
 
     Every measure is in the tables; ``measures`` and ``weights`` say which of them make the image score. docs/scoring.md
-    has a page on each setting.
+    says what each setting does.
     """
 
     measures: tuple[str, ...] = ("mutual_information", "iou_dispersion", "existence_entropy")
@@ -342,6 +342,20 @@ class CurateSettings(_Settings):
     select: SelectSettings = SelectSettings()
     manifest: ManifestSettings = ManifestSettings()
     retrain: RetrainSettings = RetrainSettings()
+
+    @model_validator(mode="after")
+    def _validate_arms(self) -> CurateSettings:
+        if "without_duplicates" in self.retrain.arms and not self.select.duplicate_similarity:
+            raise ValueError(
+                "SELECT.DUPLICATE_SIMILARITY must be above 0 for the arm without_duplicates, got 0: it says what a "
+                "near-duplicate is"
+            )
+        if "single_model_entropy" in self.retrain.arms and self.predict.mode == "dense":
+            raise ValueError(
+                "RETRAIN.ARMS must not hold single_model_entropy with PREDICT.MODE dense: no member's detections are "
+                "kept"
+            )
+        return self
 
     @property
     def worker_processes(self) -> int:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from detcurate.cli import main
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -56,3 +58,30 @@ def tiny_config(
 ) -> Callable[[], tuple[Path, Path]]:
     """Return a function that writes the smallest config into this test's folder; see ``write_tiny_config``."""
     return lambda: write_tiny_config(tmp_path)
+
+
+@pytest.fixture
+def done(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Return a function that runs the command line, expects exit status 0, and returns what it printed."""
+
+    def run(*arguments: object) -> str:
+        status = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert status == 0, captured.err
+        return captured.out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Return a function that runs the command line, expects exit status 2, and returns its one message."""
+
+    def run(*arguments: object) -> str:
+        status = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert status == 2, captured.out
+        assert "Traceback" not in captured.err
+        return captured.err
+
+    return run

@@ -8,9 +8,8 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed: `make set
 from detcurate import config as settings
 from detcurate.cli import main
 from detcurate.d2.config import load_config
-from detcurate.errors import ConfigError
 from detcurate.pipeline import Run
-from detcurate.pipeline.arms import ARMS, Pool
+from detcurate.pipeline.arms import ARMS, Pool, arm_inputs
 
 OPTIONS = ["CURATE.SELECT.DUPLICATE_SIMILARITY", "0.95", "CURATE.SELECT.FRACTION", "0.3"]
 
@@ -63,8 +62,17 @@ def test_without_duplicates_is_the_pool_but_for_them(pool):
     images = ARMS["without_duplicates"](pool, 0)
     assert len(pool.curated) < len(images) < len(pool.scores)
     assert ARMS["full"](pool, 0).tolist() == pool.scores.image_ids.tolist()
-    off = Pool(
-        Run(load_config(pool.run.config_file, ["CURATE.SELECT.DUPLICATE_SIMILARITY", "0.0"]), pool.run.config_file)
-    )
-    with pytest.raises(ConfigError, match="DUPLICATE_SIMILARITY must be above 0 for the arm without_duplicates, got 0"):
-        ARMS["without_duplicates"](off, 0)
+
+
+def test_what_an_arm_reads_is_an_input_of_the_stage(pool):
+    config = pool.run.config_file
+
+    def inputs(*arms: str, similarity: str = "0.95"):
+        options = [*OPTIONS, "CURATE.RETRAIN.ARMS", repr(arms), "CURATE.SELECT.DUPLICATE_SIMILARITY", similarity]
+        return arm_inputs(Run(load_config(config, options), config))
+
+    assert inputs("curated", "random", "full", "most_boxes") == {}
+    thinned = inputs("curated", "without_duplicates")
+    assert thinned != inputs("curated", "without_duplicates", similarity="0.9")
+    assert thinned == inputs("without_duplicates", "random")
+    assert sorted(inputs("single_model_entropy")) == ["predict", "score"]

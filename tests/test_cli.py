@@ -12,20 +12,6 @@ from detcurate.cli.curate import build_parser
 pytest.importorskip("detectron2", reason="Detectron2 is not installed: `make setup` installs it")
 
 
-@pytest.fixture
-def refused(capsys):
-    """Run the command line, expect exit status 2, and return its one message."""
-
-    def run(*arguments: object) -> str:
-        status = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert status == 2, captured.out
-        assert "Traceback" not in captured.err
-        return captured.err
-
-    return run
-
-
 def test_help_reads_well(capsys):
     with pytest.raises(SystemExit) as stop:
         build_parser().parse_args(["--help"])

@@ -86,33 +86,6 @@ def three(pool):
     return ["import-results", "yolo", "--config-file", str(config), *members]
 
 
-@pytest.fixture
-def done(capsys):
-    """Run the command line, expect exit status 0, and return what it printed."""
-
-    def run(*arguments: object) -> str:
-        status = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert status == 0, captured.err
-        return captured.out
-
-    return run
-
-
-@pytest.fixture
-def refused(capsys):
-    """Run the command line, expect exit status 2, and return its one message."""
-
-    def run(*arguments: object) -> str:
-        status = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert status == 2, captured.out
-        assert "Traceback" not in captured.err
-        return captured.err
-
-    return run
-
-
 def curate(config, *more: object):
     return ["--config-file", config, "--until", "manifest", "CURATE.PREDICT.RESULTS", "yolo", *more]
 

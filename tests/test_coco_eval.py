@@ -13,8 +13,12 @@ from pycocotools.cocoeval import COCOeval
 from detcurate.coco.dataset import read_coco
 from detcurate.coco.manifest import subset_bytes
 from detcurate.errors import PredictionError
-from detcurate.evaluate.coco_eval import FIGURES, CocoFigures, coco_figures
+from detcurate.evaluate.coco_eval import FIGURES, CocoFigures, evaluate_coco
 from detcurate.structures import Detections
+
+
+def coco_figures(dataset, detections):
+    return evaluate_coco(dataset, detections)[0]
 
 
 def coco(annotations, *, num_images=3, categories=((2, "person"), (5, "bike"))):

@@ -466,7 +466,7 @@ def damage(data: bytes, kind: str, at: int, number: int) -> bytes:
     return data[: found.start()] + TOKENS[number % len(TOKENS)].encode() + data[found.end() :]
 
 
-def read_damaged(path: Path, data: bytes) -> None:
+def assert_refused_or_read_whole(path: Path, data: bytes) -> None:
     """Read a damaged file; it may fail in one way only, and what it reads must be complete."""
     path.write_bytes(data)
     for policies in ({}, ALL_REPAIRED):
@@ -487,7 +487,7 @@ def test_the_whole_file_can_be_read(path):
     path.write_bytes(WHOLE)
     dataset = read_coco(path, {"segmentation_without_box": "repair"})
     assert (len(dataset), dataset.num_boxes) == (3, 5)
-    read_damaged(path, WHOLE)
+    assert_refused_or_read_whole(path, WHOLE)
 
 
 @examples(1_000)
@@ -496,7 +496,7 @@ def test_a_damaged_file_is_refused_or_read_whole(path, changes):
     data = WHOLE
     for change in changes:
         data = damage(data, *change)
-    read_damaged(path, data)
+    assert_refused_or_read_whole(path, data)
 
 
 @examples(150)
@@ -505,7 +505,7 @@ def test_a_damaged_gzip_file_is_refused_or_read_whole(path, changes):
     data = gzip.compress(WHOLE, mtime=0)
     for change in changes:
         data = damage(data, *change)
-    read_damaged(path, data)
+    assert_refused_or_read_whole(path, data)
 
 
 def none_is_plain(text, limit, state, count, spans, read, *_: object):

@@ -261,6 +261,14 @@ def test_settings_by_hand():
         ({"SCORE": {"WEIGHTS": [1, 1]}}, r"CURATE.SCORE: weights must hold one number a measure \(3\), got 2"),
         ({"SCORE": {"WEIGHTS": [0, 0, 0]}}, r"CURATE.SCORE: weights must be at least 0 with a sum above 0"),
         ({"SCORE": {"WEIGHTS": [2, -1, 0]}}, r"CURATE.SCORE: weights must be at least 0 with a sum above 0"),
+        (
+            {"RETRAIN": {"ARMS": ["without_duplicates"]}},
+            "CURATE: SELECT.DUPLICATE_SIMILARITY must be above 0 for the arm without_duplicates, got 0",
+        ),
+        (
+            {"RETRAIN": {"ARMS": ["single_model_entropy"]}, "PREDICT": {"MODE": "dense"}},
+            "CURATE: RETRAIN.ARMS must not hold single_model_entropy with PREDICT.MODE dense",
+        ),
         ({"RETRAIN": {"ARMS": ["full", "full"]}}, r"CURATE.RETRAIN.ARMS: arms must be one or more different names"),
         ({"RETRAIN": {"ARMS": ["ful"]}}, r"an arm must be one of curated, full, .*, got 'ful' \(did you mean"),
     ],

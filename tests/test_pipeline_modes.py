@@ -347,6 +347,15 @@ def test_a_member_that_is_added_has_all_asked_again(densely, write_tiny_config, 
             [*DENSE, "CURATE.SCORE.MEASURES", "('entropy',)", "CURATE.SCORE.WEIGHTS", "(1.0,)"],
             "CURATE.SCORE.MEASURES must be mutual_information alone with CURATE.PREDICT.MODE dense, got entropy; .*set",
         ),
+        (
+            [*REFERENCE, "CURATE.SCORE.CALIBRATION_IMAGES", "9"],
+            "CURATE.SCORE.CALIBRATION_IMAGES must be 0 with CURATE.PREDICT.MODE reference, got 9: the mode does not read",
+        ),
+        ([*DENSE, "CURATE.SCORE.TOP_K", "2"], "CURATE.SCORE.TOP_K must be 3 with CURATE.PREDICT.MODE dense, got 2"),
+        (
+            [*REFERENCE, "CURATE.SCORE.MEASURES", "('el2n',)", "CURATE.SCORE.WEIGHTS", "(1.0,)"],
+            "MEASURES must be among mutual_information, .* with CURATE.PREDICT.MODE reference, got el2n; what compares",
+        ),
         (["CURATE.PREDICT.MODE", "sparse"], "CURATE.PREDICT.MODE: input should be 'cluster', 'reference' or 'dense'"),
     ],
 )

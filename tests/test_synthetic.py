@@ -3,7 +3,7 @@
 import collections
 import json
 import re
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import cv2
@@ -489,8 +489,9 @@ def test_settings_out_of_range(setting, value, message):
 
 
 def test_the_limits_themselves_are_allowed():
-    SyntheticConfig(1, 32, 32, 0, 2, 0.0, 0.0, 0.0, 0.0, 0.0)
-    SyntheticConfig(1, 32, 32, 0, 2, 0.9, 0.25, 0.25, 0.25, 0.25)
+    least, most = (1, 32, 32, 0, 2, *(0.0,) * 5), (1, 32, 32, 0, 2, 0.9, *(0.25,) * 4)
+    for values in (least, most):
+        assert astuple(SyntheticConfig(*values)) == values
 
 
 def test_a_clean_config_plants_nothing():

@@ -72,21 +72,25 @@ class Evidence:
 
     @cached_property
     def rows(self) -> Rows:
-        """The rows of the source whose image records the subset holds; the source must be there.
+        """The rows of the source whose image records the subset holds.
 
         Raises:
-            SelectionError: The subset holds an image record that does not stand in the source.
+            SelectionError: The source is not known, or the subset holds an image record that does not stand in it.
         """
-        assert self.source is not None
-        return self.proven or kept_rows(self.source[0], _source_image_ids(*self.source, self.held[0]))
+        dataset, opened = self._known_source()
+        return self.proven or kept_rows(dataset, _source_image_ids(dataset, opened, self.held[0]))
 
     def derived_sha256(self) -> str:
         """Return the digest of the subset that the source gives for the same images."""
-        assert self.source is not None
         if self.proven is not None:
             return self.sha256  # both texts were compared byte for byte
-        dataset, opened = self.source
+        dataset, opened = self._known_source()
         return subset_digest(dataset, dataset.image_ids[self.rows[0]], opened)
+
+    def _known_source(self) -> tuple[CocoDataset, Opened]:
+        if self.source is None:
+            raise SelectionError(f"the source of {self.subset} must be known, got none; name it with --source")
+        return self.source
 
 
 def text_sha256(source: Source) -> str:

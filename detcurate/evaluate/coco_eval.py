@@ -68,11 +68,6 @@ class CocoFigures:
         )
 
 
-def coco_figures(dataset: CocoDataset, detections: Detections) -> CocoFigures:
-    """Do as :func:`evaluate_coco`, and return the figures alone."""
-    return evaluate_coco(dataset, detections)[0]
-
-
 def evaluate_coco(dataset: CocoDataset, detections: Detections) -> tuple[CocoFigures, MatchTable]:
     """Evaluate the detections of one model on every image of a labelled set.
 

@@ -10,17 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from detcurate.errors import ConfigError
+from detcurate.files import sha256_json
 from detcurate.passes import open_predictions, read_members
 from detcurate.pipeline.choose import read_selection
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.hashes import pool_hashes
-from detcurate.pipeline.pool_columns import boxes_per_class, read_pool_embeddings
+from detcurate.pipeline.pool_columns import boxes_per_class, read_pool_embeddings, vector_inputs
 from detcurate.pipeline.score import read_scores
 from detcurate.pipeline.score_blocks import score_predictions
 from detcurate.score.pool import combine_images
-from detcurate.select.budget import Budget, box_budget
+from detcurate.select.budget import box_budget
 from detcurate.select.compose import PoolColumns, select
+from detcurate.stages import output_digest
 from detcurate.structures import ImageScores
 
 
@@ -92,9 +93,8 @@ def _random(pool: Pool, seed: int) -> np.ndarray:
 
 def _random_boxes(pool: Pool, seed: int) -> np.ndarray:
     """As many boxes as the selection, on images drawn anew for each seed."""
-    budget: Budget = box_budget(
-        pool.boxes, num_boxes=int(pool.boxes[np.isin(pool.scores.image_ids, pool.curated)].sum())
-    )
+    bought = np.isin(pool.scores.image_ids, pool.curated)
+    budget = box_budget(pool.boxes, num_boxes=int(pool.boxes[bought].sum()))
     return select(pool.scores, budget=budget, strategy="random", seed=seed).selection.image_ids
 
 
@@ -114,19 +114,13 @@ def _most_boxes(pool: Pool, seed: int) -> np.ndarray:
 
 def _without_duplicates(pool: Pool, seed: int) -> np.ndarray:
     """The whole pool without its near-duplicates, and nothing else removed."""
-    similarity = pool.run.settings.select.duplicate_similarity
-    if similarity == 0:
-        raise ConfigError(
-            "CURATE.SELECT.DUPLICATE_SIMILARITY must be above 0 for the arm without_duplicates, got 0; it says what a "
-            "near-duplicate is"
-        )
     embeddings = read_pool_embeddings(pool.run, pool.scores.image_ids)
     hashes = pool_hashes(pool.run, pool.rows) if embeddings is None else None
     return select(
         pool.scores,
         budget=len(pool.scores),
         columns=PoolColumns(embeddings=embeddings, hashes=hashes),
-        duplicate_similarity=similarity,
+        duplicate_similarity=pool.run.settings.select.duplicate_similarity,
     ).selection.image_ids
 
 
@@ -146,3 +140,14 @@ ARMS: Mapping[str, Callable[[Pool, int], np.ndarray]] = {
     "single_model_entropy": _single_model_entropy,
 }
 """Name -> what gives the image ids that an arm is trained on with a seed, in any order."""
+
+
+def arm_inputs(run: Run) -> dict[str, str]:
+    """Return the digests of what the arms that are asked for read beside the pool and the manifest."""
+    arms, inputs = run.settings.retrain.arms, {}
+    if "without_duplicates" in arms:
+        similarity = run.settings.select.duplicate_similarity
+        inputs["near-duplicates"] = sha256_json({"similarity": similarity, **vector_inputs(run)})
+    if "single_model_entropy" in arms:
+        inputs |= {name: output_digest(run.marker(name)) for name in ("predict", "score")}
+    return inputs

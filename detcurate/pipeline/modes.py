@@ -39,6 +39,13 @@ Weights = Mapping[str, tuple[Path, str]]
 _KEY, _THRESHOLD_KEY = "CURATE.PREDICT.MODE", "CURATE.SCORE.IOU_THRESHOLD"
 _DENSE_MEASURE = "mutual_information"
 
+_UNREAD = {
+    "cluster": (),
+    "reference": ("association", "per_class", "missing", "calibration_images"),
+    "dense": ("association", "per_class", "missing", "calibration_images", "top_k", "without_objects"),
+}
+"""The settings of the scores that have no meaning in a mode."""
+
 
 def mode_settings(settings: CurateSettings) -> dict[str, Any]:
     """Return the settings of the stage ``predict`` that the mode adds; the default mode leaves no trace."""
@@ -73,12 +80,20 @@ def require_mode(run: Run) -> None:
 def score_settings(settings: CurateSettings, mode: str) -> ScoreSettings:
     """Return the settings that a pool predicted in a mode is scored with: ``CURATE.SCORE``, as far as the mode goes.
 
-    The dense mode has one measure, mutual information. The default measures are cut down to it; others are refused.
+    The dense mode has one measure, mutual information. The default measures are cut down to it; others are refused,
+    and so are settings that a mode would leave unread.
 
     Raises:
         ConfigError: The mode does not give the measures or the aggregation asked for.
     """
     asked = settings.score
+    for name in _UNREAD[mode]:
+        value, default = getattr(asked, name), getattr(ScoreSettings(), name)
+        if value != default:
+            raise ConfigError(
+                f"CURATE.SCORE.{name.upper()} must be {default} with CURATE.PREDICT.MODE {mode}, got {value}: the mode "
+                "does not read it; leave it out, or set the mode cluster"
+            )
     with_labels = [name for name in asked.measures if name in LABEL_MEASURES]
     if mode == "reference" and with_labels:
         raise ConfigError(

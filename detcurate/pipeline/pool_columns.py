@@ -82,8 +82,11 @@ def require_selectable(run: Run, *, predicts: bool) -> None:
 
 def column_inputs(run: Run) -> dict[str, str]:
     """Return the digests of what the columns are made of, beside the pool's records and the scores."""
-    if not _wants_vectors(run):
-        return {}
+    return vector_inputs(run) if _wants_vectors(run) else {}
+
+
+def vector_inputs(run: Run) -> dict[str, str]:
+    """Return the digest of what tells images that look alike: their embeddings or, without those, their files."""
     shards = embedding_shards(run)
     if shards:
         return {"embeddings": sha256_json(shards)}

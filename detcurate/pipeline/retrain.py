@@ -12,7 +12,7 @@ from detcurate.config import CurateSettings
 from detcurate.d2.environment import require_detectron2
 from detcurate.ensemble import RUN_LEDGER, Member, read_ledger
 from detcurate.files import write_bytes
-from detcurate.pipeline.arms import ARMS, Pool
+from detcurate.pipeline.arms import ARMS, Pool, arm_inputs
 from detcurate.pipeline.choose import subset_file
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.ensemble import last_weights
@@ -32,6 +32,7 @@ def retrain_stage(run: Run) -> Stage:
         "pool": output_digest(run.marker("pool")),
         "manifest": run.marker("manifest")["outputs"][subset_file(run).name]["sha256"],
         "ensemble": output_digest(run.marker("train")),
+        **arm_inputs(run),
     }
     return Stage("retrain", run.directory("retrain"), settings, inputs, lambda: _retrain(run))
 

@@ -218,8 +218,9 @@ def _plans(run: Run) -> dict[str, str]:
     if mode == "reference":
         asked += ", and as many about given boxes"
     plans = {"train": trained, "predict": asked, **plans}
+    up_to = "up to " if settings.retrain.equal == "epochs" else ""
     plans["retrain"] = (
-        f"{new} detectors of {solver.MAX_ITER:,} iterations ({new * seen:,} images seen): "
+        f"{new} detectors of {up_to}{solver.MAX_ITER:,} iterations ({up_to}{new * seen:,} images seen): "
         f"{', '.join(settings.retrain.arms)} with {seeds} seeds"
     )
     passes = detectors * num_evaluation
