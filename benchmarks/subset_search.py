@@ -28,6 +28,7 @@ from detcurate.ensemble import AVERAGE, RUN_LEDGER, read_ledger
 from detcurate.evaluate.bootstrap import image_weights, paired_interval, weighted_ap
 from detcurate.evaluate.coco_eval import evaluate_coco
 from detcurate.evaluate.compare import summarise
+from detcurate.files import sha256_json
 from detcurate.passes import prepare_passes, read_predictions
 from detcurate.pipeline import Run, run_pipeline
 from detcurate.pipeline.asking import answers_digest, count_shards, make_missing_shards, prediction_job
@@ -83,11 +84,11 @@ def curated(
     seed: int,
     *,
     measures: Sequence[str] = ("mutual_information", "iou_dispersion", "existence_entropy"),
-    guard: str = "drop",
+    guard: str = "off",
     similarity: float = SIMILARITY,
     strategy: str = "top_n",
 ) -> np.ndarray:
-    """Guard against noise, drop near-duplicates, take the best-scored: the same images for every seed."""
+    """Drop near-duplicates, take the best-scored: the same images for every seed, but where the order is random."""
     weights = dict.fromkeys(measures, 1.0)
     ranked = combine_images(scores.image_ids, scores.components, weights=weights)
     columns = PoolColumns(
@@ -98,6 +99,7 @@ def curated(
         ranked,
         budget=round(fraction * len(scores)),
         strategy=strategy,
+        seed=seed if strategy == "random" else 0,
         columns=columns,
         guard=guard,
         guard_quantile=GUARD_QUANTILE,
@@ -108,41 +110,54 @@ def curated(
 
 RULES: dict[str, Callable[..., np.ndarray]] = {"full": full, "random": random, "curated": curated}
 
-# Below 30 % the hardest images alone are known to lose: there the score range is covered. At 80 % there is no room for
-# thinning: guard and thinning leave half of the planted pool.
-CURATED = [
-    Arm("curated 50%", 0.5, "curated"),
-    Arm("curated 25%", 0.25, "curated", (("strategy", "strata"),)),
-    Arm("curated 80%", 0.8, "curated", (("similarity", 0.0),)),
-]
-HEADLINE = [
-    Arm("full", 1.0, "full"),
-    *(arm for c in CURATED for arm in (c, Arm(c.name.replace("curated", "random"), c.fraction, "random"))),
-]
+FULL = Arm("full", 1.0, "full")
+CURATED = Arm("curated 50%", 0.5, "curated")
+RANDOM = Arm("random 50%", 0.5, "random")
+THINNED = Arm("thinned, random order 50%", 0.5, "curated", (("strategy", "random"),))
 PARTS: dict[str, tuple[str, int, list[Arm]]] = {
-    "headline": ("planted", 5, HEADLINE),
-    # Decided on after the headline was known, and so beside it, not instead of it: its seeds 0 to 4, and 5 to 9.
-    "more_seeds": ("planted", 10, [HEADLINE[0], CURATED[0]]),
-    "control": ("clean", 5, [arm for arm in HEADLINE if arm.fraction in (1.0, 0.5)]),
+    "headline": ("planted", 10, [FULL, CURATED, THINNED, RANDOM]),
+    # Below 30 % the hardest images alone are known to lose: there the score range is covered. At 80 % there is no room
+    # for thinning: it leaves 60 % of the planted pool.
+    "fractions": (
+        "planted",
+        5,
+        [
+            FULL,
+            Arm("curated 25%", 0.25, "curated", (("strategy", "strata"),)),
+            Arm("random 25%", 0.25, "random"),
+            Arm("curated 80%", 0.8, "curated", (("similarity", 0.0),)),
+            Arm("random 80%", 0.8, "random"),
+        ],
+    ),
+    "control": ("clean", 5, [FULL, CURATED, RANDOM]),
     "steps": (
         "planted",
         5,
         [
-            Arm("full", 1.0, "full"),
-            Arm("curated 50%", 0.5, "curated"),
-            Arm("without guard 50%", 0.5, "curated", (("guard", "off"),)),
-            Arm("without thinning 50%", 0.5, "curated", (("similarity", 0.0),)),
-            Arm("scores alone 50%", 0.5, "curated", (("guard", "off"), ("similarity", 0.0))),
-            Arm("guard and thinning, random order 50%", 0.5, "curated", (("strategy", "random"),)),
-            Arm("random 50%", 0.5, "random"),
+            FULL,
+            CURATED,
+            Arm("guard, thinning, scores 50%", 0.5, "curated", (("guard", "drop"),)),
+            Arm("guard, scores 50%", 0.5, "curated", (("guard", "drop"), ("similarity", 0.0))),
+            Arm("scores alone 50%", 0.5, "curated", (("similarity", 0.0),)),
+            RANDOM,
         ],
     ),
     "measures": (
         "planted",
         3,
         [
-            Arm(f"{name} 50%", 0.5, "curated", (("measures", (name,)),))
-            for name in ("mutual_information", "entropy", "existence_entropy", "iou_dispersion", "el2n", "variability")
+            FULL,
+            *(
+                Arm(f"{name} 50%", 0.5, "curated", (("measures", (name,)),))
+                for name in (
+                    "mutual_information",
+                    "entropy",
+                    "existence_entropy",
+                    "iou_dispersion",
+                    "el2n",
+                    "variability",
+                )
+            ),
         ],
     ),
 }
@@ -164,12 +179,13 @@ def train(run: Run, arms: Sequence[Arm], num_seeds: int) -> list[dict[str, Any]]
     for seed in range(num_seeds):  # seed by seed: what is there when it is cut short is paired
         for arm in arms:
             images = np.sort(RULES[arm.rule](run, scores, arm.fraction, seed, **dict(arm.options)))
-            folder = arm.name.replace(" ", "_").replace("%", "").replace(",", "")
-            job = training_job(run, run.output_dir / "arms" / folder, f"seed-{seed}", 0, seed, ())
+            folder = run.output_dir / "arms" / sha256_json(images.tolist())[:12]
+            job = training_job(run, folder, f"seed-{seed}", 0, seed, ())
             images_of_job = dataclasses.replace(job.images, image_ids=tuple(images.tolist()))
             jobs.append(dataclasses.replace(job, images=images_of_job, windows=window))
             rows.append({"arm": arm.name, "seed": seed, "images": images, "directory": jobs[-1].directory})
-    train_jobs(run, [job for job in jobs if not job.is_complete], desc="train arms")
+    by_directory = {job.run_directory: job for job in jobs if not job.is_complete}  # two arms may hold the same images
+    train_jobs(run, list(by_directory.values()), desc="train arms")
     for row, job in zip(rows, jobs, strict=True):
         members = read_ledger(job.run_directory / RUN_LEDGER)
         row["member"] = next(member for member in members if member.kind == AVERAGE)
@@ -179,13 +195,7 @@ def train(run: Run, arms: Sequence[Arm], num_seeds: int) -> list[dict[str, Any]]
 def evaluate(run: Run, rows: Sequence[dict[str, Any]]) -> None:
     """Add to each row its figures, and its AP on resampled images."""
     image_ids, directory = run.evaluation.image_ids, run.output_dir / "arm_predictions"
-    weights = {
-        f"{row['directory'].name}/{row['member'].file}@{row['member'].sha256}": (
-            row["directory"] / row["member"].file,
-            row["member"].sha256,
-        )
-        for row in rows
-    }
+    weights = {_weights_key(row): (row["directory"] / row["member"].file, row["member"].sha256) for row in rows}
     passes = prepare_passes(
         directory, answers_digest(run, image_ids), list(weights), num_shards=count_shards(run, image_ids)
     )
@@ -195,10 +205,15 @@ def evaluate(run: Run, rows: Sequence[dict[str, Any]]) -> None:
             run, run_pass, prediction_job(run, "evaluation", found.directory, asked, image_ids), desc="predict arms"
         )
     detections = Detections.concatenate([shard for shard, _ in read_predictions(directory, list(weights))])
-    resampled = image_weights(len(image_ids), REPLICATES)
-    for number, row in enumerate(rows):
-        row["figures"], table = evaluate_coco(run.evaluation, detections.take(detections.member == number))
+    resampled, number_of = image_weights(len(image_ids), REPLICATES), {key: n for n, key in enumerate(weights)}
+    for row in rows:
+        answers = detections.take(detections.member == number_of[_weights_key(row)])
+        row["figures"], table = evaluate_coco(run.evaluation, answers)
         row["replicates"] = weighted_ap(table, resampled)
+
+
+def _weights_key(row: dict[str, Any]) -> str:
+    return f"{row['directory'].name}/{row['member'].file}@{row['member'].sha256}"
 
 
 def planted(run: Run) -> dict[str, set[int]]:

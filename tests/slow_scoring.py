@@ -92,7 +92,7 @@ def measure_cluster(detections, votes, box, missing="background"):
         "margin": 1 - (first - second),
         "iou_dispersion": 1 - overlap,
         "box_std": math.sqrt(numbers.var(axis=0).mean()),
-        "existence_entropy": h(len(fired) / len(votes)),
+        "existence_entropy": h(sum(counts[:-1]) / len(votes)),
     }, mean
 
 

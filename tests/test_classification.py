@@ -30,8 +30,9 @@ PLACE_MEASURES = (of_votes(localization.iou_dispersion), of_votes(localization.b
 
 
 def existence_entropy(clusters):
+    """Of members that are certain of what they detect."""
     rows = int(clusters.votes.max(initial=-1)) + 1
-    return of_votes(existence.existence_entropy)(detections_of(np.full((rows, 2), 0.5)), clusters)
+    return of_votes(existence.existence_entropy)(detections_of(np.tile([1.0, 0.0], (rows, 1))), clusters)
 
 
 def detections_of(class_probs):
@@ -103,6 +104,14 @@ def test_existence_entropy_by_hand():
     clusters = clusters_of([[0, 1, 2, 3], [0, 1, -1, -1], [-1, -1, 2, -1], [0, 1, 2, -1]])
     quarter = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
     assert existence_entropy(clusters) == pytest.approx([0, math.log(2), quarter, quarter])
+
+
+def test_a_member_that_finds_background_the_most_probable_votes_against_an_object():
+    detections = detections_of([[0.05, 0.04, 0.91], [0.3, 0.3, 0.4], [0.4, 0.3, 0.3]])
+    clusters = clusters_of([[0, 1, -1, -1], [0, 1, 2, -1], [2, 2, 2, -1]])
+    quarter = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    got = of_votes(existence.existence_entropy)(detections, clusters)
+    assert got == pytest.approx([0, quarter, quarter])
 
 
 def test_votes_and_the_margin_by_hand():
@@ -195,9 +204,11 @@ def test_mutual_information_is_the_mean_divergence_of_the_members_from_their_mea
 
 
 def test_existence_entropy_against_scipy():
-    _, clusters = random_case(seed=4)
-    share = (clusters.votes >= 0).mean(axis=1)
-    np.testing.assert_allclose(existence_entropy(clusters), scipy_entropy([share, 1 - share]), atol=1e-12)
+    detections, clusters = random_case(seed=4)
+    share = (posteriors(detections, clusters).argmax(axis=2) < 3).mean(axis=1)
+    assert ((clusters.votes >= 0).mean(axis=1) != share).any()
+    got = of_votes(existence.existence_entropy)(detections, clusters)
+    np.testing.assert_allclose(got, scipy_entropy([share, 1 - share]), atol=1e-12)
 
 
 # Properties

@@ -349,7 +349,7 @@ def test_a_member_that_is_added_has_all_asked_again(densely, write_tiny_config, 
         ),
         (
             [*REFERENCE, "CURATE.SCORE.CALIBRATION_IMAGES", "9"],
-            "CURATE.SCORE.CALIBRATION_IMAGES must be 0 with CURATE.PREDICT.MODE reference, got 9: the mode does not read",
+            "CURATE.SCORE.CALIBRATION_IMAGES must be 0 with CURATE.PREDICT.MODE reference, got 9: the mode does",
         ),
         ([*DENSE, "CURATE.SCORE.TOP_K", "2"], "CURATE.SCORE.TOP_K must be 3 with CURATE.PREDICT.MODE dense, got 2"),
         (

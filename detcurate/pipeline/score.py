@@ -23,12 +23,14 @@ from detcurate.structures import ImageScores
 
 IMAGES, OBJECTS = "images.parquet", "objects.parquet"
 _CROWD_BIAS = 0.7
+_FORMULAS = 2
+"""Raised when a measure comes to mean something else: scores of an older version are then made again."""
 
 
 def score_stage(run: Run) -> Stage:
     """Build the stage ``score``."""
     mode = predicted_mode(run)
-    settings = score_settings(run.settings, mode).model_dump(mode="json")
+    settings = {**score_settings(run.settings, mode).model_dump(mode="json"), "formulas": _FORMULAS}
     inputs = {name: output_digest(run.marker(name)) for name in ("pool", "predict")}
     return Stage("score", run.directory("score"), settings, inputs, lambda: _WORK[mode](run))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -60,7 +59,6 @@ def score_clusters(
     *,
     measures: Sequence[str],
     missing: str = "background",
-    num_fired: np.ndarray | None = None,
 ) -> ObjectScores:
     """Measure the disagreement on clusters that are known already; as ``score_objects`` otherwise.
 
@@ -69,12 +67,8 @@ def score_clusters(
         clusters: G clusters of them.
         measures: names in ``MEASURES``.
         missing: a name in ``MISSING``.
-        num_fired: (G,) int64, how many members see an object, where that is not how many have a vote.
     """
-    evidence = gather_evidence(detections, clusters, missing=missing)
-    if num_fired is not None:
-        evidence = replace(evidence, num_fired=num_fired)
-    return _cluster_scores(clusters, evidence, measures)
+    return _cluster_scores(clusters, gather_evidence(detections, clusters, missing=missing), measures)
 
 
 def score_labelled_objects(

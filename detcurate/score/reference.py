@@ -6,6 +6,7 @@ There is no association and no missing answer: each reference box is one object,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -54,8 +55,8 @@ def score_references(
 
     Class measures are of the posteriors. Measures of the place are of the members' refined boxes; one whose sides are
     below a pixel, as that of a member that would put the object outside the image, is widened to a pixel, so that it
-    has a size and hardly overlaps the others. ``num_fired``, and with it ``existence_entropy``, counts the members
-    whose most probable class is not the background; it may be 0.
+    has a size and hardly overlaps the others. ``num_fired`` counts the members whose most probable class is not the
+    background; it may be 0.
 
     Args:
         image_ids: (R,) int64.
@@ -84,9 +85,8 @@ def score_references(
     )
     means = refined.mean(axis=1, dtype=np.float64).astype(np.float32)
     votes = np.arange(r * e, dtype=np.int64).reshape(r, e)
-    return score_clusters(
-        detections, Clusters(image_ids, means, votes), measures=measures, num_fired=_num_seen(class_probs)
-    )
+    objects = score_clusters(detections, Clusters(image_ids, means, votes), measures=measures)
+    return replace(objects, num_fired=_num_seen(class_probs))
 
 
 def _num_seen(class_probs: np.ndarray) -> np.ndarray:
