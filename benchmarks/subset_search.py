@@ -16,11 +16,14 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from footer import footer
+from scipy.stats import spearmanr
 
 from detcurate.d2.config import load_config
 from detcurate.d2.runner import run_pass
@@ -29,11 +32,14 @@ from detcurate.evaluate.bootstrap import image_weights, paired_interval, weighte
 from detcurate.evaluate.coco_eval import evaluate_coco
 from detcurate.evaluate.compare import summarise
 from detcurate.files import sha256_json
-from detcurate.passes import prepare_passes, read_predictions
+from detcurate.passes import open_predictions, prepare_passes, read_members, read_predictions
 from detcurate.pipeline import Run, run_pipeline
 from detcurate.pipeline.asking import answers_digest, count_shards, make_missing_shards, prediction_job
 from detcurate.pipeline.pool_columns import read_pool_embeddings
 from detcurate.pipeline.score import read_scores
+from detcurate.pipeline.score_blocks import score_predictions
+from detcurate.pipeline.search import search_rounds
+from detcurate.pipeline.selection import read_selection
 from detcurate.pipeline.train import train_jobs, training_job
 from detcurate.score.pool import combine_images
 from detcurate.score.suspicion import SUSPICIONS
@@ -44,8 +50,14 @@ CONFIG = Path(__file__).with_suffix(".yaml")
 REPLICATES = 1000
 SIMILARITY = 0.9997
 GUARD_QUANTILE = 0.8
+DEFAULT_MEASURES = ("mutual_information", "iou_dispersion", "existence_entropy")
 POOLS = {
     "planted": (),
+    # Thinning is left out: what cosine tells copies apart depends on the round's members.
+    "built_up": (
+        *("CURATE.SEARCH.SCHEME", "build_up", "CURATE.SEARCH.SEED_FRACTION", "0.0625"),
+        *("CURATE.SELECT.FRACTION", "0.5"),
+    ),
     "clean": ("CURATE.RENDER.NEAR_DUPLICATE_FRACTION", "0.0", "CURATE.RENDER.LABEL_NOISE_FRACTION", "0.0"),
 }
 
@@ -83,7 +95,7 @@ def curated(
     fraction: float,
     seed: int,
     *,
-    measures: Sequence[str] = ("mutual_information", "iou_dispersion", "existence_entropy"),
+    measures: Sequence[str] = DEFAULT_MEASURES,
     guard: str = "off",
     similarity: float = SIMILARITY,
     strategy: str = "top_n",
@@ -108,8 +120,73 @@ def curated(
     return log.selection.image_ids
 
 
-RULES: dict[str, Callable[..., np.ndarray]] = {"full": full, "random": random, "curated": curated}
+def most_boxes(run: Run, scores: ImageScores, fraction: float, seed: int, *, similarity: float) -> np.ndarray:
+    """Take the images with the most labelled boxes: what a score is worth beyond buying crowds."""
+    boxes = run.pool.boxes_per_image[run.pool.subset_rows(scores.image_ids)].astype(np.float64)
+    columns = PoolColumns(embeddings=read_pool_embeddings(run, scores.image_ids))
+    ranked = ImageScores(scores.image_ids, boxes, {})
+    return select(
+        ranked, budget=round(fraction * len(scores)), columns=columns, duplicate_similarity=similarity
+    ).selection.image_ids
 
+
+def built_up(run: Run, scores: ImageScores, fraction: float, seed: int) -> np.ndarray:
+    """Take what a search in rounds held when it had grown to the fraction."""
+    searched = load_run(run.output_dir.parent, "built_up", (), until="select")
+    wanted = round(fraction * len(scores))
+    held = [*search_rounds(searched), searched]
+    return next(ids for ids in (read_selection(each).image_ids for each in held) if len(ids) == wanted)
+
+
+def fewer_members(run: Run, scores: ImageScores, fraction: float, seed: int, *, members: Sequence[int]) -> np.ndarray:
+    """Do as ``curated`` with some of the members alone; one of them can have its entropy alone."""
+    few = score_by(run, tuple(members))
+    measures = ("entropy",) if len(members) == 1 else DEFAULT_MEASURES
+    return curated(run, few, fraction, seed, measures=measures)
+
+
+def score_by(run: Run, members: tuple[int, ...]) -> ImageScores:
+    """Score the pool by some of the members, once."""
+    if members in _scores_by:
+        return _scores_by[members]
+    names, ids = read_members(run.directory("predict")), run.usable_image_ids
+    settings = run.settings.score
+    if len(members) == 1:
+        settings = settings.model_copy(update={"measures": ("entropy",), "weights": (1.0,)})
+    with TemporaryDirectory() as folder:
+        components, _ = score_predictions(
+            open_predictions(run.directory("predict"), [names[number] for number in members]),
+            run.pool,
+            ids,
+            settings=settings,
+            shard_size=run.settings.predict.shard_size,
+            trajectories=(),
+            objects_path=Path(folder) / "objects.parquet",
+            num_processes=1,
+        )
+    weights = dict(zip(settings.measures, settings.weights, strict=True))
+    _scores_by[members] = combine_images(ids, components, weights=weights)
+    return _scores_by[members]
+
+
+_scores_by: dict[tuple[int, ...], ImageScores] = {}
+RULES: dict[str, Callable[..., np.ndarray]] = {
+    "full": full,
+    "random": random,
+    "curated": curated,
+    "most_boxes": most_boxes,
+    "built_up": built_up,
+    "fewer_members": fewer_members,
+}
+
+MEMBERS = {
+    "1 member": (15,),
+    "2 members of 2 runs": (7, 15),
+    "4 members of 2 runs": (3, 7, 11, 15),
+    "8 members of 2 runs": (1, 3, 5, 7, 9, 11, 13, 15),
+    "8 members of 1 run": tuple(range(8)),
+    "16 members of 2 runs": tuple(range(16)),
+}
 FULL = Arm("full", 1.0, "full")
 CURATED = Arm("curated 50%", 0.5, "curated")
 RANDOM = Arm("random 50%", 0.5, "random")
@@ -129,7 +206,41 @@ PARTS: dict[str, tuple[str, int, list[Arm]]] = {
             Arm("random 80%", 0.8, "random"),
         ],
     ),
-    "control": ("clean", 5, [FULL, CURATED, RANDOM]),
+    "control": (
+        "clean",
+        5,
+        [FULL, CURATED, Arm("most boxes 50%", 0.5, "most_boxes", (("similarity", 0.0),)), RANDOM],
+    ),
+    "crowds": (
+        "planted",
+        5,
+        [FULL, CURATED, Arm("thinned, most boxes 50%", 0.5, "most_boxes", (("similarity", SIMILARITY),)), THINNED],
+    ),
+    "schemes": (
+        "planted",
+        3,
+        [
+            FULL,
+            *(
+                arm
+                for fraction in (0.125, 0.25, 0.5)
+                for arm in (
+                    Arm(f"build up {fraction:.1%}", fraction, "built_up"),
+                    Arm(f"compress {fraction:.1%}", fraction, "curated", (("similarity", 0.0),)),
+                    Arm(f"random {fraction:.1%}", fraction, "random"),
+                )
+            ),
+        ],
+    ),
+    # Of 16 members, 8 a run: the last of each run, its last and middle one, ….
+    "members": (
+        "planted",
+        3,
+        [
+            FULL,
+            *(Arm(f"{name} 50%", 0.5, "fewer_members", (("members", members),)) for name, members in MEMBERS.items()),
+        ],
+    ),
     "steps": (
         "planted",
         5,
@@ -163,11 +274,12 @@ PARTS: dict[str, tuple[str, int, list[Arm]]] = {
 }
 
 
-def load_run(output_dir: Path, pool: str, overrides: Sequence[str]) -> Run:
+@cache
+def load_run(output_dir: Path, pool: str, overrides: tuple[str, ...], until: str = "score") -> Run:
     """Return the run of a pool, scored."""
     cfg = load_config(CONFIG, [*POOLS[pool], "OUTPUT_DIR", str(output_dir / pool), *overrides])
     run = Run(cfg, CONFIG)
-    run_pipeline(run, until="score")
+    run_pipeline(run, until=until)
     return run
 
 
@@ -252,6 +364,14 @@ def table(run: Run, rows: Sequence[dict[str, Any]], arms: Sequence[Arm]) -> list
     return lines
 
 
+def agreement(run: Run) -> list[str]:
+    """Return how alike the ensembles of ``MEMBERS`` rank the images to the largest of them."""
+    scores = {name: score_by(run, members).image_score for name, members in MEMBERS.items()}
+    *_, largest = scores.values()
+    lines = [f"| {name} | {spearmanr(values, largest).statistic:.2f} |" for name, values in scores.items()]
+    return ["| ensemble | rank correlation with the largest |", "|---|---:|", *lines, ""]
+
+
 def _figure(figure: dict[str, Any]) -> str:
     return f"{figure['mean']:.1f}" + (f" ± {figure['std']:.1f}" if figure["std"] is not None else "")
 
@@ -284,7 +404,7 @@ def main() -> None:
     for part in arguments.parts:
         pool, num_seeds, arms = PARTS[part]
         num_seeds = min(num_seeds, arguments.seeds or num_seeds)
-        run = load_run(arguments.output_dir, pool, arguments.opts)
+        run = load_run(arguments.output_dir, pool, tuple(arguments.opts))
         rows = train(run, arms, num_seeds)
         evaluate(run, rows)
         solver = run.cfg.SOLVER
@@ -298,6 +418,7 @@ def main() -> None:
             "",
             *table(run, rows, arms),
             "",
+            *(agreement(run) if part == "members" else []),
             *footer(f"python benchmarks/subset_search.py --parts {part}", packages=("torch",)),
         ]
         text = "\n".join(lines) + "\n"

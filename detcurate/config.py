@@ -241,6 +241,29 @@ class ScoreSettings(_Settings):
         return self
 
 
+class SearchSettings(_Settings):
+    """How the subset is searched. docs/selection.md, "Subset search", says when to take which.
+
+    ``compress``: the ensemble is trained on the whole pool, and the best of it is kept. ``pretrain``: likewise, and the
+    arms start from the weights of the ensemble's runs. ``build_up``: from a random seed set (``seed_images``, or where
+    that is 0 ``seed_fraction`` of the pool), rounds that grow at most ``growth``-fold; with ``warm_start`` each
+    starts from the weights of the round before. ``none``: as ``compress``, of an ensemble that was trained on other
+    images, so nothing is said of small shares.
+    """
+
+    scheme: Literal["compress", "build_up", "pretrain", "none"] = "compress"
+    seed_fraction: float = Field(0.125, gt=0, lt=1)
+    seed_images: int = Field(0, ge=0)
+    growth: float = Field(2.0, gt=1)
+    warm_start: bool = False
+
+    @model_validator(mode="after")
+    def _validate_warm_start(self) -> SearchSettings:
+        if self.warm_start and self.scheme != "build_up":
+            raise ValueError(f"warm_start must be False with the scheme {self.scheme}, which has one round, got True")
+        return self
+
+
 class SelectSettings(_Settings):
     """What is kept, and in which order it is bought. docs/selection.md has the steps.
 
@@ -339,6 +362,7 @@ class CurateSettings(_Settings):
     ensemble: EnsembleSettings = EnsembleSettings()
     predict: PredictSettings = PredictSettings()
     score: ScoreSettings = ScoreSettings()
+    search: SearchSettings = SearchSettings()
     select: SelectSettings = SelectSettings()
     manifest: ManifestSettings = ManifestSettings()
     retrain: RetrainSettings = RetrainSettings()

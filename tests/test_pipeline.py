@@ -227,7 +227,12 @@ def wait_for(path, process, seconds=90):
         time.sleep(0.01)
 
 
-MOMENTS = ("pool/images-train/*", "ensemble/run-*/resume.pth", "ensemble/run-*/members.jsonl", "predictions/shard-*")
+MOMENTS = (
+    "pool/images-train/*",
+    "ensemble/run-*/resume.pth",
+    "ensemble/run-*/members.jsonl",
+    "predictions/pass-*/shard-*",
+)
 
 
 def test_killed_at_many_moments_it_ends_with_the_same_manifest(finished, write_tiny_config, tmp_path):

@@ -445,3 +445,57 @@ def test_what_a_step_lacks_is_named(options, message):
 def test_scores_that_cannot_be_used(image_ids, image_score, message):
     with pytest.raises(SelectionError, match=message):
         select(scores_of(image_score, image_ids), budget=2)
+
+
+# What a round before has bought
+
+
+def test_what_is_held_comes_first_and_counts_for_the_budget():
+    scores = scores_of([0.9, 0.1, 0.7, 0.5, 0.3])
+    log = select(scores, budget=4, held=[(np.array([45, 15]), "seed_set"), (np.array([35]), "round_1")])
+    assert log.selection.image_ids.tolist() == [45, 15, 35, 5]
+    assert log.selection.reasons == ("seed_set", "seed_set", "round_1", "top_n")
+    assert log.counts(taken=False) == {"budget": 1}
+
+
+def test_others_give_way_to_what_is_held_and_it_to_none():
+    scores = scores_of([0.9, 0.1, 0.7, 0.5, 0.3])
+    columns = PoolColumns(
+        suspicion=np.array([0.1, 0.9, 0.0, 0.2, 0.8]),
+        sequences=np.array([0, 0, 0, 1, 1]),
+        frame_index=np.array([1, 2, 9, 1, 2]),
+    )
+    options = {"columns": columns, "guard": "drop", "guard_quantile": 0.6, "sequence_gap": 3}
+    assert taken_ids(scores, budget=5, **options).tolist() == [5, 25, 35]
+    log = select(scores, budget=5, held=[(np.array([15, 45]), "seed_set")], **options)
+    assert log.selection.image_ids.tolist() == [15, 45, 25]
+    assert log.because.tolist() == [15, -1, -1, 45, -1]
+
+
+def test_two_that_are_held_may_be_alike():
+    scores, columns = scores_of([0.9, 0.8, 0.7]), PoolColumns(embeddings=np.tile([1.0, 2.0], (3, 1)))
+    log = select(scores, budget=3, columns=columns, duplicate_similarity=0.99, held=[(np.array([25, 15]), "seed_set")])
+    assert log.selection.image_ids.tolist() == [25, 15]
+    assert log.counts(taken=False) == {"near_duplicate": 1}
+
+
+def test_what_is_held_counts_for_floors_and_caps():
+    scores = scores_of([0.9, 0.8, 0.7, 0.6, 0.5])
+    bicycles = np.array([1, 0, 1, 0, 2])
+    held = [(np.array([45]), "seed_set")]
+    floor, cap = Quota("class bicycle", bicycles, 2), Quota("class bicycle", bicycles, 1)
+    assert taken_ids(scores, budget=2, floors=[floor], held=held).tolist() == [45, 5]
+    assert taken_ids(scores, budget=4, caps=[cap], held=held).tolist() == [45, 15, 35]
+
+
+@pytest.mark.parametrize(
+    ("image_ids", "message"),
+    [
+        ([5, 15, 25], "what is held must fit the budget of 2 images, got more"),
+        ([5, 16], "what is held must be images of the pool, got 16 and 0 others"),
+        ([99], "what is held must be images of the pool, got 99"),
+    ],
+)
+def test_what_cannot_be_held_is_refused(image_ids, message):
+    with pytest.raises(SelectionError, match=message):
+        select(scores_of([0.9, 0.8, 0.7, 0.6]), budget=2, held=[(np.array(image_ids), "seed_set")])

@@ -10,7 +10,7 @@ from pathlib import Path
 from detcurate.cli.tables import say
 from detcurate.config import curate_settings
 from detcurate.d2.config import load_config
-from detcurate.pipeline import STAGES, Run, dry_run, run_pipeline
+from detcurate.pipeline import STAGE_NAMES, Run, dry_run, run_pipeline
 from detcurate.pipeline.choose import subset_file
 from detcurate.report.build import SUMMARY
 from detcurate.version import __version__
@@ -47,13 +47,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=Path(sys.argv[0]).name,
         description="Find the part of a labelled detection pool that trains a better detector, and show what it buys.",
-        epilog=_EPILOG.format(stages=", ".join(STAGES)),
+        epilog=_EPILOG.format(stages=", ".join(STAGE_NAMES)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config-file", type=Path, required=True, metavar="FILE", help="a Detectron2 YAML config")
     stages = parser.add_mutually_exclusive_group()
-    stages.add_argument("--until", choices=list(STAGES), metavar="STAGE", help="stop after this stage")
-    stages.add_argument("--only", choices=list(STAGES), metavar="STAGE", help="run this stage alone")
+    stages.add_argument("--until", choices=STAGE_NAMES, metavar="STAGE", help="stop after this stage")
+    stages.add_argument("--only", choices=STAGE_NAMES, metavar="STAGE", help="run this stage alone")
     parser.add_argument("--dry-run", action="store_true", help="validate and tell what would be done; write nothing")
     parser.add_argument("--fresh", action="store_true", help="discard what an earlier run left in OUTPUT_DIR")
     parser.add_argument("--num-gpus", type=int, default=0, metavar="N", help="GPUs a machine for each training run")

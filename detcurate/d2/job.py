@@ -53,6 +53,7 @@ class TrainingJob:
         storage: What the members are stored as.
         max_bytes: What the members may take on disk; 0 for no limit.
         keep_last: Whether the last weights are kept in fp32 too, beside the members: :attr:`last_writer` has them.
+        weights: What it starts from, in place of ``MODEL.WEIGHTS``.
         device: Where it trains; empty for the config's.
         distributed: How many processes train it.
     """
@@ -68,6 +69,7 @@ class TrainingJob:
     storage: str = "fp32"
     max_bytes: int = 0
     keep_last: bool = False
+    weights: Path | None = None
     device: str = ""
     distributed: Distributed = Distributed()
 

@@ -47,7 +47,8 @@ class CurateTrainer(DefaultTrainer):
         self._state = _load_state(self._state_path)
         super().__init__(cfg)
         if self._state is None:
-            load_initial_weights(unwrap(self.model), cfg.MODEL.WEIGHTS, allow_pickle=cfg.CURATE.TRAIN.ALLOW_PICKLE)
+            weights = str(job.weights or cfg.MODEL.WEIGHTS)
+            load_initial_weights(unwrap(self.model), weights, allow_pickle=cfg.CURATE.TRAIN.ALLOW_PICKLE)
         else:
             unwrap(self.model).load_state_dict(self._state["model"])
             self.load_state_dict(self._state["trainer"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,30 +18,60 @@ from detcurate.coco.manifest import SUBSET_FILE, build_provenance, write_manifes
 from detcurate.ensemble import LEDGER, RESULTS, Member, read_ledger
 from detcurate.files import sha256_json
 from detcurate.pipeline.context import Run
-from detcurate.pipeline.pool_columns import asked_budget, asked_quotas, column_inputs, pool_columns
+from detcurate.pipeline.pool_columns import asked_quotas, column_inputs, pool_columns
 from detcurate.pipeline.score import IMAGES, read_scores
-from detcurate.pipeline.tables import read_columns, write_columns
+from detcurate.pipeline.search import (
+    SEED_SET,
+    builds_up,
+    expected_loss,
+    held_images,
+    lineage,
+    previous_round,
+    round_budget,
+    seed_set,
+)
+from detcurate.pipeline.selection import RELABEL, REMOVED, SELECTION, read_selection
+from detcurate.pipeline.tables import write_columns
 from detcurate.select.compose import GUARDS, PoolColumns, select
 from detcurate.select.log import SelectionLog
 from detcurate.stages import Stage, StageResult, output_digest
-from detcurate.structures import ImageScores, Selection
+from detcurate.structures import ImageScores
 
-SELECTION, REMOVED, RELABEL = "selection.parquet", "removed.parquet", "relabel.parquet"
 _BUDGETS = {"num_images": "images", "num_boxes": "boxes", "cost_seconds": "cost_seconds"}
+_logger = logging.getLogger("detcurate")
 _PACKAGES = ("faiss-cpu", "numpy", "torch", "torchvision", "pycocotools", "pyarrow", "numba")
 
 
 def select_stage(run: Run) -> Stage:
-    """Build the stage ``select``."""
+    """Build the stage ``select``; that of round 0 draws the seed set."""
     settings = {**run.settings.select.model_dump(mode="json"), "seed": run.cfg.SEED}
-    inputs = {name: output_digest(run.marker(name)) for name in ("score", "pool")}
-    return Stage("select", run.directory("select"), settings, {**inputs, **column_inputs(run)}, lambda: _select(run))
+    if builds_up(run):
+        settings["CURATE.SEARCH"] = run.settings.search.model_dump(mode="json", exclude={"warm_start"})
+    inputs = {"pool": output_digest(run.marker("pool"))}
+    if run.round == SEED_SET:
+        return Stage("select", run.directory("select"), settings, inputs, lambda: _draw_seed_set(run))
+    inputs |= {"score": output_digest(run.marker("score")), **column_inputs(run)}
+    before = previous_round(run)
+    if before is not None:
+        inputs["round before"] = output_digest(before.marker("select"))
+    return Stage("select", run.directory("select"), settings, inputs, lambda: _select(run))
+
+
+def _draw_seed_set(run: Run) -> StageResult:
+    ids = seed_set(run)
+    table = {"rank": np.arange(1, len(ids) + 1), "image_id": ids, "image_score": np.zeros(len(ids))}
+    path = run.directory("select") / SELECTION
+    write_columns(path, {**table, "reason": ["seed_set"] * len(ids)})
+    return StageResult([path], f"{len(ids):,} random images to begin with")
 
 
 def _select(run: Run) -> StageResult:
     settings, scores = run.settings.select, read_scores(run)
     rows = run.pool.subset_rows(scores.image_ids)
-    budget = asked_budget(settings, run.pool.boxes_per_image[rows])
+    budget = round_budget(run)
+    warning = expected_loss(run.settings, budget.limit / int(budget.costs.sum()))
+    if warning:
+        _logger.warning("%-9s %s", "select", warning)
     columns, (floors, caps) = pool_columns(run, scores), asked_quotas(run, rows)
     log = select(
         scores,
@@ -57,6 +88,7 @@ def _select(run: Run) -> StageResult:
         threshold=settings.threshold,
         num_strata=settings.num_strata,
         oversampling=settings.oversampling,
+        held=held_images(run),
         num_threads=run.settings.worker_processes,
     )
     counts = {"selected": log.counts(taken=True), "removed": log.counts(taken=False)}
@@ -130,7 +162,8 @@ def _write_manifest(run: Run) -> StageResult:
     )
     facts = run.marker("select")["facts"]
     steps = {name: [{"reason": reason, "images": count} for reason, count in facts[name]] for name in facts}
-    provenance |= {"settings": history, "selection": steps, "quarantined": run.pool_facts["quarantined"]}
+    provenance |= {"settings": history, "selection": steps, "search": lineage(run)}
+    provenance["quarantined"] = run.pool_facts["quarantined"]
     directory = run.directory("manifest")
     written = write_manifest(
         directory, run.pool, selection.image_ids, provenance, compress=run.settings.manifest.compress
@@ -150,12 +183,6 @@ def _describe_member(member: Member) -> dict[str, Any]:
 def subset_file(run: Run) -> Path:
     """Return the manifest's annotation file."""
     return run.directory("manifest") / (SUBSET_FILE + (".gz" if run.settings.manifest.compress else ""))
-
-
-def read_selection(run: Run) -> Selection:
-    """Read ``selection/selection.parquet``."""
-    table = read_columns(run.directory("select") / SELECTION)
-    return Selection(table["image_id"], tuple(table["reason"].tolist()))
 
 
 def _versions() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ IMPORTED = "imported"
 
 DIRECTORIES = {
     "pool": "pool",
+    "search": "search",
     "train": "ensemble",
     "predict": "predictions",
     "score": "scores",
@@ -50,12 +51,15 @@ class Run:
         config_file: Where it came from.
         distributed: Detectron2's launch options (num_gpus, num_machines, machine_rank, dist_url).
         markers: The finished stages' markers, filled in as they finish.
+        round: The round of a search, see :mod:`detcurate.pipeline.search`; None for the last one, which is every other
+            run's only one.
     """
 
     cfg: Any
     config_file: Path
     distributed: dict[str, Any] = field(default_factory=dict)
     markers: dict[str, Marker] = field(default_factory=dict)
+    round: int | None = None
 
     @cached_property
     def settings(self) -> CurateSettings:
@@ -72,7 +76,16 @@ class Run:
 
     def directory(self, stage: str) -> Path:
         """The directory that a stage owns."""
-        return self.output_dir / DIRECTORIES[stage]
+        if self.round is None or stage == "pool":
+            return self.output_dir / DIRECTORIES[stage]
+        return self.output_dir / DIRECTORIES["search"] / f"round-{self.round}" / DIRECTORIES[stage]
+
+    def for_round(self, number: int) -> Run:
+        """Return the run of a round of the search; it shares what this one has read of the pool."""
+        of_pool = {name: marker for name, marker in self.markers.items() if name == "pool"}
+        other = replace(self, round=number, markers=of_pool)
+        other.__dict__.update({name: self.__dict__[name] for name in _OF_THE_POOL if name in self.__dict__})
+        return other
 
     def marker(self, stage: str) -> Marker:
         """The marker of a finished stage.
@@ -163,3 +176,4 @@ class Run:
 
 
 _RENDERED = {"pool": "train", "evaluation": "val"}
+_OF_THE_POOL = ("settings", "pool", "evaluation", "usable_image_ids", "pool_facts")

@@ -12,6 +12,7 @@ from detcurate.errors import ConfigError, EnsembleError
 from detcurate.files import link_or_copy, sha256_file
 from detcurate.pipeline.context import ADDED, Run
 from detcurate.pipeline.imported import imported_train_stage
+from detcurate.pipeline.search import SEED_SET, builds_up, previous_round, training_image_ids
 from detcurate.pipeline.train import (
     COSINE_CYCLES,
     train_jobs,
@@ -77,6 +78,12 @@ def train_stage(run: Run) -> Stage:
         inputs["pool"] = output_digest(run.marker("pool"))
     if added_members(run):
         inputs["added"] = sha256_file(run.output_dir / ADDED / LEDGER)
+    before = previous_round(run)
+    if before is not None:
+        settings["CURATE.SEARCH"] = {"warm_start": run.settings.search.warm_start}
+        inputs["round before"] = output_digest(before.marker("select"))
+        if _starts_from(run) is not None:
+            inputs["weights before"] = output_digest(before.marker("train"))
     stage = Stage("train", run.directory("train"), settings, inputs, lambda: _train_ensemble(run))
     return dataclasses.replace(stage, keeps_good_files=set(changes(stage)) == {"added changed"})
 
@@ -122,6 +129,8 @@ def _train_ensemble(run: Run) -> StageResult:
     write_ledger(ledger, members)
     size = sum((directory / member.file).stat().st_size for member in members)
     summary = f"{len(trained)} members from {num_runs} runs of {run.cfg.SOLVER.MAX_ITER:,} iterations"
+    if builds_up(run):
+        summary += f" on {len(training_image_ids(run)):,} images"
     if added:
         summary = f"{summary} and {len(added)} that were added" if trained else f"{len(added)} members that were added"
     return StageResult(
@@ -162,17 +171,25 @@ def _take_in(run: Run, added: list[Member]) -> None:
 def _ensemble_job(run: Run, number: int) -> Any:
     ensemble = run.settings.ensemble
     iterations, windows = ensemble_plan(run)
-    last = run.cfg.SOLVER.MAX_ITER - 1
+    last, before = run.cfg.SOLVER.MAX_ITER - 1, _starts_from(run)
     job = training_job(run, run.directory("train"), f"run-{number}", number, run.cfg.SEED + number, iterations)
     return dataclasses.replace(
         job,
+        images=dataclasses.replace(job.images, image_ids=tuple(training_image_ids(run).tolist())),
+        weights=None if before is None else run_weights(before, number)[0],
         config=training_config(run, AUGMENTATIONS[ensemble.augmentation(number)]),
         windows=windows,
         storage=ensemble.storage,
         max_bytes=run_budget(run),
-        # The full arm takes the run's last weights, as they are.
+        # The full arm, or the next round, takes the run's last weights as they are.
         keep_last=ensemble.storage != "fp32" or last not in iterations,
     )
+
+
+def _starts_from(run: Run) -> Run | None:
+    """Return the round whose weights a round's runs start from, where there is one."""
+    before = previous_round(run) if run.settings.search.warm_start else None
+    return None if before is None or before.round == SEED_SET else before
 
 
 def last_weights(run: Run, seed: int) -> tuple[Path, Member] | None:
@@ -183,8 +200,13 @@ def last_weights(run: Run, seed: int) -> tuple[Path, Member] | None:
     """
     number = seed - run.cfg.SEED
     ensemble = run.settings.ensemble
-    if not 0 <= number < ensemble.num_runs or ensemble.augmentation(number) != "default":
+    if builds_up(run) or not 0 <= number < ensemble.num_runs or ensemble.augmentation(number) != "default":
         return None
+    return run_weights(run, number)
+
+
+def run_weights(run: Run, number: int) -> tuple[Path, Member]:
+    """Return the file of the last fp32 weights of one of the ensemble's runs, and its line in the run's ledger."""
     job = _ensemble_job(run, number)
     writer = job.last_writer if job.keep_last else job.writer
     member = writer.members()[-1]  # of one iteration a checkpoint comes after an average

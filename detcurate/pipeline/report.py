@@ -14,6 +14,7 @@ from detcurate.evaluate.compare import markdown_table, summarise
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.modes import predicted_mode, score_settings
 from detcurate.pipeline.predict import FIGURES, REPLICATES
+from detcurate.pipeline.search import held_images
 from detcurate.pipeline.tables import read_columns
 from detcurate.report.build import SUMMARY, write_report
 from detcurate.stages import Stage, StageResult, output_digest
@@ -56,12 +57,26 @@ def _facts(run: Run) -> dict[str, Any]:
         "evaluation": f"{len(run.evaluation):,} images, {run.evaluation.num_boxes:,} boxes",
         "ensemble": f"{len(members)} members of {len({member.run for member in members})} runs",
         "score": f"{' + '.join(score.measures)}, {score.aggregation}",
+        "search": _search(run),
         "selection": run.marker("select")["summary"],
         "training of each arm": _training(run),
     }
 
 
+def _search(run: Run) -> str:
+    """Say by which scheme the subset was found, and how large the rounds were."""
+    rounds = [images for images, _ in held_images(run)]
+    sizes = [str(sum(len(images) for images in rounds[: number + 1])) for number in range(len(rounds))]
+    return f"{run.settings.search.scheme}" + (f", ensembles trained on {', then '.join(sizes)} images" if sizes else "")
+
+
 def _training(run: Run) -> str:
+    """Say what the trainings of the arms have in common."""
+    start = ", from the weights of the ensemble's runs" if run.settings.search.scheme == "pretrain" else ""
+    return _length(run) + start
+
+
+def _length(run: Run) -> str:
     solver = run.cfg.SOLVER
     if run.settings.retrain.equal == "epochs":
         epochs = solver.MAX_ITER * solver.IMS_PER_BATCH / len(run.usable_image_ids)

@@ -1,9 +1,10 @@
-"""The stage ``retrain``: the arms that are compared, each trained from scratch with the same seeds."""
+"""The stage ``retrain``: the arms that are compared, each trained alike with the same seeds."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from detcurate.files import write_bytes
 from detcurate.pipeline.arms import ARMS, Pool, arm_inputs
 from detcurate.pipeline.choose import subset_file
 from detcurate.pipeline.context import Run
-from detcurate.pipeline.ensemble import last_weights
+from detcurate.pipeline.ensemble import last_weights, run_weights
 from detcurate.pipeline.train import train_jobs, training_job, training_settings
 from detcurate.stages import Stage, StageResult, output_digest
 
@@ -27,6 +28,7 @@ def retrain_stage(run: Run) -> Stage:
         **training_settings(run),
         "CURATE.RETRAIN": run.settings.retrain.model_dump(mode="json"),
         "reuse_runs": run.settings.ensemble.num_runs,
+        "pretrained": run.settings.search.scheme == "pretrain",
     }
     inputs = {
         "pool": output_digest(run.marker("pool")),
@@ -46,7 +48,7 @@ def _retrain(run: Run) -> StageResult:
             images = np.sort(ARMS[arm](pool, seed))
             job = _job(run, arm, images, len(models), seed)
             models.append({"arm": arm, "seed": seed, **_counts(run, images), **_cost(run, job)})
-            if arm == "full" and _reuse(run, job):
+            if arm == "full" and job.weights is None and _reuse(run, job):
                 reused += 1
             else:
                 jobs.append(job)
@@ -58,6 +60,8 @@ def _retrain(run: Run) -> StageResult:
         model.update(file=path.relative_to(run.directory("retrain")).as_posix(), sha256=member.sha256)
         outputs.append(path)
     summary = f"{len(jobs)} detectors trained at equal {run.settings.retrain.equal}"
+    if run.settings.search.scheme == "pretrain":
+        summary += ", from the weights of the ensemble's runs"
     if reused:
         summary += f"; {reused} of the full arm are the ensemble's own runs (same data, settings and seeds)"
     return StageResult(outputs, summary, {"models": models})
@@ -82,7 +86,14 @@ def _job(run: Run, arm: str, images: np.ndarray, number: int, seed: int) -> Any:
     chosen = dataclasses.replace(job.images, image_ids=tuple(images.tolist()))
     if arm == "curated":  # the manifest itself: what a user will train on
         chosen = dataclasses.replace(job.images, annotations=subset_file(run), image_ids=None)
-    return dataclasses.replace(job, images=chosen)
+    return dataclasses.replace(job, images=chosen, weights=_pretrained(run, seed))
+
+
+def _pretrained(run: Run, seed: int) -> Path | None:
+    """Return the weights that an arm starts from, those of a run of the ensemble; None where it starts from scratch."""
+    if run.settings.search.scheme != "pretrain":
+        return None
+    return run_weights(run, (seed - run.cfg.SEED) % run.settings.ensemble.num_runs)[0]
 
 
 def _reuse(run: Run, job: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -13,24 +14,19 @@ import orjson
 from detcurate.coco.croissant import require_mlcroissant
 from detcurate.errors import ConfigError, DetcurateError
 from detcurate.files import write_bytes, write_json
-from detcurate.pipeline.choose import manifest_stage, select_stage, subset_file
+from detcurate.pipeline.choose import manifest_stage, select_stage
 from detcurate.pipeline.context import ADDED, CACHE, DIRECTORIES, IMPORTED, Run
-from detcurate.pipeline.ensemble import (
-    added_members,
-    ensemble_plan,
-    member_bytes,
-    require_budget,
-    run_budget,
-    train_stage,
-)
-from detcurate.pipeline.imported import imported_plans, require_imported
-from detcurate.pipeline.modes import require_mode, score_settings
+from detcurate.pipeline.ensemble import added_members, ensemble_plan, require_budget, train_stage
+from detcurate.pipeline.imported import require_imported
+from detcurate.pipeline.modes import require_mode
+from detcurate.pipeline.plans import plan_stages
 from detcurate.pipeline.pool import pool_stage, require_same_classes
-from detcurate.pipeline.pool_columns import planned_amount, require_selectable
+from detcurate.pipeline.pool_columns import require_selectable
 from detcurate.pipeline.predict import evaluate_stage, predict_stage
 from detcurate.pipeline.report import report_stage
-from detcurate.pipeline.retrain import retrain_seeds, retrain_stage
+from detcurate.pipeline.retrain import retrain_stage
 from detcurate.pipeline.score import score_stage
+from detcurate.pipeline.search import ROUND_STAGES, SEED_SET, builds_up, require_search, search_rounds
 from detcurate.pipeline.train import require_device, require_solver
 from detcurate.stages import Stage, changes, run_stage, stage_state
 
@@ -45,8 +41,15 @@ STAGES: Mapping[str, Callable[[Run], Stage]] = {
     "evaluate": evaluate_stage,
     "report": report_stage,
 }
-_SCORED = {"cluster": "objects", "reference": "reference boxes", "dense": "anchors and classes"}
-_NEED_DETECTRON2 = ("train", "predict", "retrain", "evaluate")
+SEARCH = "search"
+STAGE_NAMES = ("pool", SEARCH, *(name for name in STAGES if name != "pool"))
+_NEED_DETECTRON2 = ("search", "train", "predict", "retrain", "evaluate")
+_STATES = {
+    "complete": "up to date",
+    "interrupted": "to continue",
+    "changed": "to do again",
+    "new": "to do",
+}
 _OWNER, _CONFIG, _LOG = "detcurate.json", "config.yaml", "log.txt"
 
 _logger = logging.getLogger("detcurate")
@@ -64,50 +67,70 @@ def run_pipeline(run: Run, *, until: str | None = None, only: str | None = None,
     Raises:
         DetcurateError: Anything that the user can mend; what is finished is kept.
     """
-    names = stage_names(until=until, only=only)
+    names = stage_names(run, until=until, only=only)
     _validate(run, names)
     claim_output_dir(run, fresh=fresh)
     with _logged_to(run.output_dir / _LOG):
         for name in names:
-            run.markers[name] = run_stage(STAGES[name](run))
+            for of_round, part, stage in _stages(run, name):
+                of_round.markers[part] = run_stage(stage)
 
 
-def stage_names(*, until: str | None = None, only: str | None = None) -> list[str]:
-    """Return the names of the stages to run, in order."""
+def stage_names(run: Run, *, until: str | None = None, only: str | None = None) -> list[str]:
+    """Return the names of the stages to run, in order; the search is one where the subset is built up in rounds.
+
+    Raises:
+        ConfigError: The search is asked for where there is none.
+    """
+    if not builds_up(run) and SEARCH in (until, only):
+        raise ConfigError(
+            f"CURATE.SEARCH.SCHEME must be build_up for the stage {SEARCH}, got {run.settings.search.scheme}"
+        )
     if only is not None:
         return [only]
-    names = list(STAGES)
+    names = [name for name in STAGE_NAMES if name != SEARCH or builds_up(run)]
     return names if until is None else names[: names.index(until) + 1]
+
+
+def _stages(run: Run, name: str) -> Iterator[tuple[Run, str, Stage]]:
+    """Give the stages behind a name, each with its run and its own name; one is built when the one before is done."""
+    if name != SEARCH:
+        yield run, name, STAGES[name](run)
+        return
+    for of_round in search_rounds(run):
+        for part in ("select",) if of_round.round == SEED_SET else ROUND_STAGES:
+            stage = STAGES[part](of_round)
+            yield of_round, part, dataclasses.replace(stage, name=f"round {of_round.round} {part}")
 
 
 def dry_run(run: Run, *, until: str | None = None, only: str | None = None) -> list[tuple[str, str, str]]:
     """Validate everything and tell, a row a stage, its name, its state and what it would do; write nothing."""
     _require_own_directory(run)
-    names = stage_names(until=until, only=only)
+    names = stage_names(run, until=until, only=only)
     _validate(run, names)
-    plans = _plans(run)
+    plans = plan_stages(run, names)
     rows, known = [], True
     for name in names:
         state = "to do"
         if known:
             try:
-                stage = STAGES[name](run)
+                state, known = _state(run, name)
             except DetcurateError:
                 if only:
                     raise
                 known = False
-            else:
-                state = {
-                    "complete": "up to date",
-                    "interrupted": "to continue",
-                    "changed": "to do again",
-                    "new": "to do",
-                }[found := stage_state(stage)]
-                if found == "changed":
-                    state += f" ({'; '.join(changes(stage)[:3])})"
-                known = found == "complete"
         rows.append((name, state, plans[name]))
     return rows
+
+
+def _state(run: Run, name: str) -> tuple[str, bool]:
+    """Say in which state the stages behind a name are, the first that is not up to date, and whether all are."""
+    for _, _, stage in _stages(run, name):
+        found = stage_state(stage)
+        if found != "complete":
+            why = f" ({'; '.join(changes(stage)[:3])})" if found == "changed" else ""
+            return _STATES[found] + why, False
+    return _STATES["complete"], True
 
 
 def claim_output_dir(run: Run, *, fresh: bool) -> None:
@@ -151,6 +174,7 @@ def _validate(run: Run, names: list[str]) -> None:
     if run.cfg.SEED < 0:
         raise ConfigError(f"SEED must be at least 0, so that a run can be repeated, got {run.cfg.SEED}")
     require_selectable(run, predicts="predict" in names)
+    require_search(run, len(added_members(run)))
     if not run.is_rendered:
         for part in ("pool", "evaluation"):
             if part == "pool" or set(names) & {"pool", "evaluate"}:
@@ -177,55 +201,6 @@ def _validate(run: Run, names: list[str]) -> None:
         require_budget(run)
         if "predict" in needing:
             require_mode(run)
-
-
-def _plans(run: Run) -> dict[str, str]:
-    """Say what each stage would do and cost, from the settings alone."""
-    settings, solver = run.settings, run.cfg.get("SOLVER")
-    mode = settings.predict.mode
-    score = score_settings(settings, mode)
-    num_images = settings.render.num_images if run.is_rendered else len(run.pool)
-    num_evaluation = settings.render.num_evaluation_images if run.is_rendered else len(run.evaluation)
-    amount = planned_amount(settings.select, num_images)
-    plans = {
-        "pool": f"{'render' if run.is_rendered else 'read'} and decode {num_images:,} + {num_evaluation:,} images",
-        "score": f"{', '.join(score.measures)}; {score.aggregation} over the {_SCORED[mode]} of an image",
-        "select": f"{amount} of {num_images:,} images by {settings.select.strategy}",
-        "manifest": f"{subset_file(run)} and its provenance",
-        "report": f"{run.directory('report') / 'summary.md'} and results.json",
-    }
-    if settings.predict.results:
-        plans |= imported_plans(run)
-    if solver is None:
-        return {name: plans.get(name, "needs Detectron2") for name in STAGES}
-    runs, (iterations, windows), size = settings.ensemble.num_runs, ensemble_plan(run), member_bytes(run)
-    a_run = len(iterations) + len(windows)
-    if run_budget(run):
-        a_run = min(a_run, run_budget(run) // size)
-    added = len(added_members(run))
-    members, seeds = runs * a_run + added, len(retrain_seeds(settings, run.cfg.SEED))
-    detectors = seeds * len(settings.retrain.arms)
-    reused = sum(settings.ensemble.augmentation(number) == "default" for number in range(min(runs, seeds)))
-    new = detectors - (reused if "full" in settings.retrain.arms else 0)
-    seen = solver.MAX_ITER * solver.IMS_PER_BATCH
-    trained = (
-        f"{runs} runs of {solver.MAX_ITER:,} iterations ({runs * seen:,} images seen), "
-        f"{members - added} members of {size / 1e6:.1f} MB"
-    )
-    if added or not runs:
-        trained = (f"{trained}, and " if runs else "") + f"{added} members that were added"
-    asked = f"{members} members on {num_images:,} images: {members * num_images:,} forward passes"
-    if mode == "reference":
-        asked += ", and as many about given boxes"
-    plans = {"train": trained, "predict": asked, **plans}
-    up_to = "up to " if settings.retrain.equal == "epochs" else ""
-    plans["retrain"] = (
-        f"{new} detectors of {up_to}{solver.MAX_ITER:,} iterations ({up_to}{new * seen:,} images seen): "
-        f"{', '.join(settings.retrain.arms)} with {seeds} seeds"
-    )
-    passes = detectors * num_evaluation
-    plans["evaluate"] = f"{detectors} detectors on {num_evaluation:,} images: {passes:,} forward passes"
-    return plans
 
 
 @contextmanager

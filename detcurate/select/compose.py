@@ -67,13 +67,15 @@ def select(
     threshold: float = 0.0,
     num_strata: int = 50,
     oversampling: float = 4.0,
+    held: Sequence[tuple[np.ndarray, str]] = (),
     num_threads: int = 1,
 ) -> SelectionLog:
     """Choose images of a scored pool; the same input and seed give the same selection.
 
-    In this order: the noise guard; near-duplicates; the sequence gap; the floors, each with the best-scored images that
-    hold it; of the strategies by embedding the best by score; the strategy's order, until the budget is spent. Caps
-    hold for floors and order alike. Ties are broken by image_id, and the log has one reason for every image.
+    In this order: what is held already; the noise guard; near-duplicates; the sequence gap; the floors, each with the
+    best-scored images that hold it; of the strategies by embedding the best by score; the strategy's order, until the
+    budget is spent. Caps hold for floors and order alike. Ties are broken by image_id, and the log has one reason for
+    every image.
 
     Args:
         scores: I images.
@@ -90,14 +92,16 @@ def select(
         threshold: of the strategy ``threshold``.
         num_strata: of the strategy ``strata``.
         oversampling: at least 1; the strategies by embedding look at the best images that cost so many budgets.
+        held: image_ids that are kept whatever the steps say, in order, with the reason that they get: what a round of
+            a search has bought before. They count for budget, floors and caps, and others give way to them.
         num_threads: of no effect on the result.
 
     Returns:
         The log; its ``selection`` holds what was chosen, in order, each with its reason.
 
     Raises:
-        SelectionError: A name or number is out of range, a step lacks its column, a floor cannot be met, or no image
-            is left.
+        SelectionError: A name or number is out of range, a step lacks its column, a floor cannot be met, no image is
+            left, or what is held is not of the pool or exceeds the budget.
 
     Example:
         >>> scores = ImageScores(np.array([3, 5, 8, 9]), np.array([0.2, 0.7, 0.9, 0.7]), {})
@@ -110,6 +114,8 @@ def select(
     columns.require_rows(num_images)
     purse = Purse(_budget(budget, num_images), caps)
     log = LogWriter(scores.image_ids, np.lexsort((scores.image_ids, -scores.image_score)))
+    for images, reason in held:
+        purse.hold(_rows_of(images, scores.image_ids), log, reason)
     _apply_guard(log, columns, guard, guard_quantile)
     _thin_duplicates(log, columns, duplicate_similarity, num_threads)
     _thin_sequences(log, columns, sequence_gap)
@@ -181,13 +187,14 @@ def _apply_guard(log: LogWriter, columns: PoolColumns, guard: str, quantile: flo
         raise SelectionError(
             "the noise guard must be given suspicions, got scores without any; score a labelled pool, or turn it off"
         )
-    log.remove(suspicious_rows(columns.suspicion, quantile=quantile), GUARDS[guard])
+    suspicious = suspicious_rows(columns.suspicion, quantile=quantile)
+    log.remove(suspicious[np.isin(suspicious, log.taken, invert=True)], GUARDS[guard])
 
 
 def _thin_duplicates(log: LogWriter, columns: PoolColumns, similarity: float, num_threads: int) -> None:
     if similarity == 0:
         return
-    rows = log.candidates
+    rows = np.concatenate((log.taken, log.candidates))
     if columns.embeddings is not None:
         keeper = near_duplicates(columns.embeddings[rows], similarity=similarity, num_threads=num_threads)
     elif columns.hashes is not None:
@@ -202,7 +209,7 @@ def _thin_duplicates(log: LogWriter, columns: PoolColumns, similarity: float, nu
 def _thin_sequences(log: LogWriter, columns: PoolColumns, gap: int) -> None:
     if gap == 0:
         return
-    rows = log.candidates
+    rows = np.concatenate((log.taken, log.candidates))
     known = (columns.sequences, columns.frame_index)
     require_sequences(np.zeros(0) if columns.sequences is None else columns.sequences, gap=gap)
     sequences, frame_index = (np.full(len(rows), -1) if column is None else column[rows] for column in known)
@@ -211,7 +218,19 @@ def _thin_sequences(log: LogWriter, columns: PoolColumns, gap: int) -> None:
 
 def _give_way(log: LogWriter, rows: np.ndarray, keeper: np.ndarray, reason: str) -> None:
     gone = keeper >= 0
+    gone[: len(log.taken)] = False  # two that are held may be alike
     log.remove(rows[gone], reason, because=rows[keeper[gone]])
+
+
+def _rows_of(image_ids: np.ndarray, pool: np.ndarray) -> np.ndarray:
+    rows = np.searchsorted(pool, image_ids)
+    known = (rows < len(pool)) & (pool[np.minimum(rows, len(pool) - 1)] == image_ids)
+    if not known.all():
+        raise SelectionError(
+            f"what is held must be images of the pool, got {image_ids[~known][0]} and {int((~known).sum()) - 1} others "
+            "that are not; give those of the same pool"
+        )
+    return rows
 
 
 def _take(column: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:

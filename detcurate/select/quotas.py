@@ -78,6 +78,18 @@ class Purse:
         """(I,) int64, what each image costs."""
         return self.budget.costs
 
+    def hold(self, rows: np.ndarray, log: LogWriter, reason: str) -> None:
+        """Take rows that were bought before, even beyond a cap.
+
+        Raises:
+            SelectionError: They exceed the budget.
+        """
+        self.room -= int(self.costs[rows].sum())
+        if self.room < 0:
+            raise SelectionError(f"what is held must fit the budget of {self.budget.text}, got more; raise the budget")
+        self._rooms = np.maximum(self._rooms - self._amounts[:, rows].sum(axis=1), 0)
+        log.take(rows, reason)
+
     def beyond(self, rows: np.ndarray, factor: float) -> np.ndarray:
         """Return the rows after those that together cost up to ``factor`` times what is left."""
         reached = np.searchsorted(np.cumsum(self.costs[rows]), factor * self.room, side="right")
