@@ -17,7 +17,7 @@ def test_help_reads_well(capsys):
         build_parser().parse_args(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for word in ("--config-file", "--until", "--only", "--dry-run", "--fresh", "--num-gpus", "pool, train, predict"):
+    for word in ("--config-file", "--until", "--only", "--dry-run", "--fresh", "--num-gpus", "pool, search, train"):
         assert word in text
 
 

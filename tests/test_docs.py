@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from detcurate.coco.findings import RULES
-from detcurate.config import ARMS, ScoreSettings, SelectSettings
+from detcurate.config import ARMS, ScoreSettings, SearchSettings, SelectSettings
 from detcurate.pipeline.object_table import object_table
 from detcurate.pipeline.tables import write_columns
 from detcurate.score.aggregate import AGGREGATIONS
@@ -85,6 +85,12 @@ def test_every_strategy_has_a_row(strategy):
 @pytest.mark.parametrize("setting", SelectSettings.model_fields)
 def test_every_setting_of_the_selection_is_explained(setting):
     assert setting.upper() in (REPOSITORY / "docs" / "selection.md").read_text()
+
+
+@pytest.mark.parametrize("setting", SearchSettings.model_fields)
+def test_every_setting_of_the_search_stands_in_the_docs(setting):
+    text = (REPOSITORY / "docs" / "selection.md").read_text().replace("CURATE.SEARCH.", "")
+    assert f"`{setting.upper()}" in text
 
 
 @pytest.mark.parametrize("setting", ScoreSettings.model_fields)

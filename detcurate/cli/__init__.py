@@ -12,6 +12,7 @@ from detcurate.cli.curate import run as run_curate
 from detcurate.cli.ensemble import run as run_ensemble
 from detcurate.cli.explain import run as run_explain
 from detcurate.cli.manifest import run as run_manifest
+from detcurate.cli.rank import run as run_rank
 from detcurate.cli.results import run as run_import_results
 from detcurate.cli.validate import run as run_validate
 from detcurate.errors import ConfigError, DetcurateError
@@ -23,6 +24,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "explain": run_explain,
     "import-results": run_import_results,
     "manifest": run_manifest,
+    "rank": run_rank,
     "validate": run_validate,
 }
 

@@ -34,6 +34,8 @@ examples:
       use the checkpoints of a training that is over; see docs/ensemble.md
   %(prog)s import-results NAME --config-file FILE --member RESULTS.json ...
       use what YOLO or any other detector answered, without Detectron2; see docs/any_detector.md
+  %(prog)s rank LIST --config-file FILE
+      which images of an unlabelled list to label first; see docs/selection.md
   %(prog)s explain IMAGE_ID --config-file FILE
       why an image was selected or not; see docs/selection.md
 

@@ -47,13 +47,14 @@ def select_stage(run: Run) -> Stage:
     settings = {**run.settings.select.model_dump(mode="json"), "seed": run.cfg.SEED}
     if builds_up(run):
         settings["CURATE.SEARCH"] = run.settings.search.model_dump(mode="json", exclude={"warm_start"})
-    inputs = {"pool": output_digest(run.marker("pool"))}
+    before = ("pool",) if run.round == SEED_SET else ("score", "pool")
+    inputs = {name: output_digest(run.marker(name)) for name in before}
     if run.round == SEED_SET:
         return Stage("select", run.directory("select"), settings, inputs, lambda: _draw_seed_set(run))
-    inputs |= {"score": output_digest(run.marker("score")), **column_inputs(run)}
-    before = previous_round(run)
-    if before is not None:
-        inputs["round before"] = output_digest(before.marker("select"))
+    inputs |= column_inputs(run)
+    last_round = previous_round(run)
+    if last_round is not None:
+        inputs["round before"] = output_digest(last_round.marker("select"))
     return Stage("select", run.directory("select"), settings, inputs, lambda: _select(run))
 
 

@@ -25,6 +25,9 @@ CACHE = "cache"
 ADDED = "added"
 """The directory below ``OUTPUT_DIR`` for the members that were trained elsewhere; no stage owns it."""
 
+CANDIDATES = "candidates"
+"""The directory below ``OUTPUT_DIR`` for the runs that rank unlabelled images; no stage owns it."""
+
 IMPORTED = "imported"
 """The directory below ``OUTPUT_DIR`` for the answers of other frameworks' detectors; no stage owns it."""
 

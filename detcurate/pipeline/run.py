@@ -15,7 +15,7 @@ from detcurate.coco.croissant import require_mlcroissant
 from detcurate.errors import ConfigError, DetcurateError
 from detcurate.files import write_bytes, write_json
 from detcurate.pipeline.choose import manifest_stage, select_stage
-from detcurate.pipeline.context import ADDED, CACHE, DIRECTORIES, IMPORTED, Run
+from detcurate.pipeline.context import ADDED, CACHE, CANDIDATES, DIRECTORIES, IMPORTED, Run
 from detcurate.pipeline.ensemble import added_members, ensemble_plan, require_budget, train_stage
 from detcurate.pipeline.imported import require_imported
 from detcurate.pipeline.modes import require_mode
@@ -138,7 +138,9 @@ def claim_output_dir(run: Run, *, fresh: bool) -> None:
     if fresh and (run.output_dir / _OWNER).is_file():
         # What the run is to begin with stays, and so does the file that says whose it is.
         kept = {run.output_dir / IMPORTED} if run.settings.predict.results else set()
-        for path in {run.output_dir / name for name in (*DIRECTORIES.values(), ADDED, IMPORTED, CACHE)} - kept:
+        for path in {
+            run.output_dir / name for name in (*DIRECTORIES.values(), ADDED, CANDIDATES, IMPORTED, CACHE)
+        } - kept:
             shutil.rmtree(path, ignore_errors=True)
         if not kept:
             (run.output_dir / _OWNER).unlink(missing_ok=True)
