@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 
 from detcurate.coco.dataset import read_coco
 from detcurate.errors import PredictionError
-from detcurate.evaluate.bootstrap import image_weights, paired_interval, weighted_ap
+from detcurate.evaluate.bootstrap import image_weights, paired_interval, weighted_ap, weighted_figures
 from detcurate.evaluate.coco_eval import evaluate_coco
 from detcurate.structures import Detections
 
@@ -30,6 +31,14 @@ def dataset(tmp_path):
     path = tmp_path / "val.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return read_coco(path)
+
+
+@pytest.fixture
+def sized(dataset):
+    """The same with areas from small to large."""
+    return dataclasses.replace(
+        dataset, areas=np.random.default_rng(6).choice([500.0, 2000.0, 30000.0], dataset.num_boxes)
+    )
 
 
 def noisy(dataset, seed, rows=None):
@@ -91,6 +100,49 @@ def test_weights_of_1_give_the_figure_of_pycocotools(dataset, seed):
     np.testing.assert_allclose(weighted_ap(table, ones), [figures.AP], rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_every_figure_and_class_against_pycocotools(sized, seed):
+    figures, table = evaluate_coco(sized, noisy(sized, seed))
+    found = weighted_figures(table, np.ones((1, len(sized)), np.int64))
+    classes = found.pop("per_class")
+    assert list(found) == ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
+    for name, values in found.items():
+        assert 1 < getattr(figures, name) < 95
+        np.testing.assert_allclose(values, [getattr(figures, name)], rtol=0, atol=1e-9, err_msg=name)
+    np.testing.assert_allclose(classes, [list(figures.per_class.values())], rtol=0, atol=1e-9)
+    assert np.isnan(classes).sum() == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_image_that_is_drawn_twice_counts_twice_in_every_figure(sized, seed):
+    """As if it were there twice: without ties between images, whose order the file would decide."""
+    rng = np.random.default_rng(seed)
+    detections = noisy(sized, seed)
+    distinct = rng.permutation(len(detections)) / len(detections)
+    _, table = evaluate_coco(sized, Detections(**{**vars(detections), "scores": distinct.astype(np.float32)}))
+    weights = rng.integers(0, 4, (5, len(sized)))
+    for name, part in {"AP": table, **table.by_size}.items():
+        expected = [slow_ap(part, row) for row in weights]
+        np.testing.assert_allclose(weighted_figures(table, weights)[name], expected, rtol=0, atol=1e-9)
+
+
+def slow_ap(table, weights):
+    """AP with each detection as a step as high as its image's weight, threshold by threshold."""
+    parts = []
+    for c in range(table.num_labels.shape[1]):
+        num_labels = int(weights @ table.num_labels[:, c])
+        for matched, ignored in zip(table.is_matched, table.is_ignored, strict=True):
+            rows = np.flatnonzero((table.class_index == c) & ~ignored & (weights[table.image_index] > 0))
+            if num_labels == 0:
+                continue
+            steps = weights[table.image_index[rows]]
+            true, total = np.cumsum(steps * matched[rows]), np.cumsum(steps)
+            precision = np.maximum.accumulate((true / np.maximum(total, 1))[::-1])[::-1]
+            at = np.searchsorted(true / num_labels, np.linspace(0, 1, 101), side="left")
+            parts.append(np.append(precision, 0)[at].mean())
+    return 100 * np.mean(parts) if parts else np.nan
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_resampled_set_against_the_file_written_out(dataset, seed, tmp_path):
     rng = np.random.default_rng(seed)
@@ -136,6 +188,9 @@ def test_replicates_are_sets_of_the_same_size_and_repeatable():
     assert (weights.sum(axis=1) == 37).all() and (weights >= 0).all()
     assert weights.tobytes() == image_weights(37, 11, seed=4).tobytes()
     assert weights.tobytes() != image_weights(37, 11, seed=5).tobytes()
+    # Blocks do not show: all at once gives the same.
+    at_once = np.random.default_rng(4).multinomial(37, np.full(37, 1 / 37), size=230)
+    np.testing.assert_array_equal(image_weights(37, 230, seed=4), at_once)
 
 
 def test_the_interval_covers_what_is_true():

@@ -269,6 +269,12 @@ def test_settings_by_hand():
             {"RETRAIN": {"ARMS": ["single_model_entropy"]}, "PREDICT": {"MODE": "dense"}},
             "CURATE: RETRAIN.ARMS must not hold single_model_entropy with PREDICT.MODE dense",
         ),
+        ({"RETRAIN": {"CURVE_FRACTIONS": [0.5, 1.0]}}, r"CURATE.RETRAIN: curve_fractions must be in \(0, 1\), got"),
+        ({"RETRAIN": {"CURVE_FRACTIONS": [0.5, 0.5, 0.25]}}, "CURATE.RETRAIN: curve_fractions must differ in their"),
+        (
+            {"RETRAIN": {"CURVE_FRACTIONS": [0.5, 0.25], "ARMS": ["curated"]}},
+            "CURATE.RETRAIN: curve_fractions must give a learning curve three sizes: three fractions, or two beside",
+        ),
         ({"RETRAIN": {"ARMS": ["full", "full"]}}, r"CURATE.RETRAIN.ARMS: arms must be one or more different names"),
         ({"RETRAIN": {"ARMS": ["ful"]}}, r"an arm must be one of curated, full, .*, got 'ful' \(did you mean"),
     ],

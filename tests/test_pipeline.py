@@ -16,6 +16,7 @@ import pytest
 from detcurate.cli import main
 from detcurate.coco.dataset import read_coco
 from detcurate.ensemble import read_ledger
+from detcurate.evaluate.coco_eval import FIGURES
 from detcurate.files import sha256_file
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed: `make setup` installs it")
@@ -314,6 +315,9 @@ def test_the_evaluation_images_are_resampled_for_every_detector(finished):
     _, output, _ = finished
     table = pq.read_table(output / "evaluation" / "replicates.parquet")
     assert table.num_rows == 1000
-    assert table.column_names == [f"{arm}/seed-{seed}" for arm in ("curated", "random", "full") for seed in (0, 1)]
+    named = [name.split("/", 3) for name in table.column_names]
+    models = dict.fromkeys((arm, seed) for arm, seed, *_ in named)
+    assert list(models) == [(arm, f"seed-{seed}") for arm in ("curated", "random", "full") for seed in (0, 1)]
+    assert [name for arm, seed, part, name in named if (arm, seed, part) == ("full", "seed-1", "figures")] == [*FIGURES]
     differences = json.loads((output / "report" / "results.json").read_bytes())["arms"]["differences"]
     assert len(differences["curated - full"]["bootstrap"]) == 2

@@ -9,6 +9,8 @@ from detcurate.errors import PredictionError
 from detcurate.evaluate.matches import MatchTable
 
 _RECALLS = np.linspace(0.0, 1.0, 101)
+_AP50, _AP75 = 0, 5  # among COCO's ten IoU thresholds
+_AT_ONCE = 100  # draws at a time, as NumPy makes them in 64 bits
 
 
 def image_weights(num_images: int, num_replicates: int, *, seed: int = 0) -> np.ndarray:
@@ -20,13 +22,17 @@ def image_weights(num_images: int, num_replicates: int, *, seed: int = 0) -> np.
         seed: of the draw; the same for all models that are compared, so that they are compared on the same images.
 
     Returns:
-        (B, I) int64 whose rows sum to I.
+        (B, I) int32 whose rows sum to I.
 
     Source:
         Efron 1979, the bootstrap.
     """
-    chances = np.full(num_images, 1.0 / num_images)
-    return np.random.default_rng(seed).multinomial(num_images, chances, size=num_replicates)
+    chances, draws = np.full(num_images, 1.0 / num_images), np.random.default_rng(seed)
+    weights = np.empty((num_replicates, num_images), np.int32)
+    for start in range(0, num_replicates, _AT_ONCE):
+        block = weights[start : start + _AT_ONCE]
+        block[:] = draws.multinomial(num_images, chances, size=len(block))
+    return weights
 
 
 def weighted_ap(table: MatchTable, weights: np.ndarray) -> np.ndarray:
@@ -46,15 +52,44 @@ def weighted_ap(table: MatchTable, weights: np.ndarray) -> np.ndarray:
         ``pycocotools.cocoeval.COCOeval.accumulate``: precision made monotone, read at 101 recalls, averaged over
         classes and IoU thresholds.
     """
+    return _mean(weighted_ap_per_class(table, weights), (1, 2))
+
+
+def weighted_figures(table: MatchTable, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """COCO's figures and the AP of each class when each image counts as often as its weight says.
+
+    Args:
+        table: Of one model.
+        weights: (B, I) integers, 0 or more.
+
+    Returns:
+        ``AP``, ``AP50``, ``AP75`` and those of ``table.by_size``, (B,) float64 in [0, 100] each; ``per_class``, (B, C).
+        NaN where the sample has no box that a figure is about.
+    """
+    parts = weighted_ap_per_class(table, weights)
+    figures = {"AP": _mean(parts, (1, 2)), "AP50": _mean(parts[:, :, _AP50], 1), "AP75": _mean(parts[:, :, _AP75], 1)}
+    sizes = {name: weighted_ap(part, weights) for name, part in table.by_size.items()}
+    return {**figures, **sizes, "per_class": _mean(parts, 2)}
+
+
+def weighted_ap_per_class(table: MatchTable, weights: np.ndarray) -> np.ndarray:
+    """AP of each class at each IoU threshold when each image counts as often as its weight says.
+
+    Args:
+        table: Of one model.
+        weights: (B, I) integers, 0 or more.
+
+    Returns:
+        (B, C, T) float64 in [0, 100], NaN for a class without a box in the sample.
+    """
     if weights.ndim != 2 or weights.shape[1] != len(table.num_labels):
         raise PredictionError(f"weights must have shape (B, {len(table.num_labels)}), got {weights.shape}")
+    labelled, classes = np.nonzero(table.num_labels)
     figures: np.ndarray = _weighted_ap(
-        np.ascontiguousarray(weights, np.int64),
-        table.image_index,
-        table.class_starts,
-        np.ascontiguousarray(table.is_matched),
-        np.ascontiguousarray(table.is_ignored),
-        np.ascontiguousarray(weights @ table.num_labels, np.int64),
+        np.ascontiguousarray(weights, np.int32),
+        (table.image_index, table.class_starts),
+        _events(table),
+        (labelled, classes, table.num_labels[labelled, classes]),
         _RECALLS,
     )
     return figures
@@ -92,44 +127,72 @@ def paired_interval(
     return float(low), float(high)
 
 
+def _events(table: MatchTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what is right or ignored, threshold by threshold.
+
+    Most detections are neither, and of those only the sum of the weights matters, which a running sum has.
+
+    Returns:
+        (V,) the rows, (V,) bool whether they are right, and (T, C + 1) where those of each threshold and class begin.
+    """
+    masks = list(zip(table.is_matched, table.is_ignored, strict=True))
+    rows = [np.flatnonzero(matched | ignored) for matched, ignored in masks]
+    counted = [~ignored[found] for (_, ignored), found in zip(masks, rows, strict=True)]
+    offsets = np.cumsum([0, *(len(found) for found in rows[:-1])])
+    starts = [at + np.searchsorted(found, table.class_starts) for at, found in zip(offsets, rows, strict=True)]
+    return np.concatenate(rows), np.concatenate(counted), np.array(starts)
+
+
+def _mean(parts: np.ndarray, axes: int | tuple[int, ...]) -> np.ndarray:
+    """Return the mean over axes of what is not NaN, NaN where nothing is."""
+    known = np.isfinite(parts)
+    count = known.sum(axis=axes)
+    total: np.ndarray = np.where(known, parts, 0.0).sum(axis=axes)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
 @njit(cache=True, nogil=True)
-def _weighted_ap(weights, image_index, starts, is_matched, is_ignored, num_labels, recalls):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    num_thresholds, most = is_matched.shape[0], 0
-    for c in range(len(starts) - 1):
-        most = max(most, starts[c + 1] - starts[c])
-    right, precision = np.empty(most), np.empty(most)
-    figures = np.empty(len(weights))
+def _weighted_ap(weights, detections, events, labels, recalls):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    image_index, class_starts = detections
+    event_rows, is_counted, event_starts = events
+    num_thresholds, num_classes = event_starts.shape[0], len(class_starts) - 1
+    running = np.empty(len(image_index) + 1, np.int64)
+    right, precision = np.empty(len(event_rows)), np.empty(len(event_rows))
+    num_labels = np.empty(num_classes, np.int64)
+    figures = np.empty((len(weights), num_classes, num_thresholds))
     for b in range(len(weights)):
-        total, parts = 0.0, 0
-        for c in range(len(starts) - 1):
-            if num_labels[b, c] == 0:
-                continue
+        num_labels[:] = 0
+        for entry in range(len(labels[0])):
+            num_labels[labels[1][entry]] += weights[b, labels[0][entry]] * labels[2][entry]
+        running[0] = 0
+        for row in range(len(image_index)):
+            running[row + 1] = running[row] + weights[b, image_index[row]]
+        for c in range(num_classes):
             for t in range(num_thresholds):
-                total += _class_ap(
-                    weights[b], image_index, starts[c], starts[c + 1], is_matched[t], is_ignored[t], num_labels[b, c],
+                start, stop = event_starts[t, c], event_starts[t, c + 1]
+                figures[b, c, t] = _class_ap(
+                    running, class_starts[c], event_rows[start:stop], is_counted[start:stop], num_labels[c],
                     recalls, right, precision,
                 )  # fmt: skip
-                parts += 1
-        figures[b] = 100.0 * total / parts if parts else np.nan
     return figures
 
 
 @njit(cache=True, nogil=True)
-def _class_ap(  # type: ignore[no-untyped-def]  # noqa: ANN202
-    weights, image_index, start, stop, is_matched, is_ignored, num_labels, recalls, right, precision  # noqa: ANN001
-):  # fmt: skip
-    count, true, false = 0, 0.0, 0.0
-    for row in range(start, stop):
-        weight = weights[image_index[row]]
+def _class_ap(running, first_row, rows, is_counted, num_labels, recalls, right, precision):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    if num_labels == 0:
+        return np.nan
+    count, true, ignored = 0, 0.0, 0.0
+    for event in range(len(rows)):
+        row = rows[event]
+        weight = running[row + 1] - running[row]
         if weight == 0:
             continue
-        if not is_ignored[row]:
-            if is_matched[row]:
-                true += weight
-            else:
-                false += weight
+        if not is_counted[event]:
+            ignored += weight
+            continue
+        true += weight
         right[count] = true
-        precision[count] = true / (true + false + 2.220446049250313e-16)
+        precision[count] = true / (running[row + 1] - running[first_row] - ignored + 2.220446049250313e-16)
         count += 1
     for k in range(count - 1, 0, -1):
         precision[k - 1] = max(precision[k - 1], precision[k])
@@ -140,4 +203,4 @@ def _class_ap(  # type: ignore[no-untyped-def]  # noqa: ANN202
         if k == count:
             break
         total += precision[k]
-    return total / len(recalls)
+    return 100.0 * total / len(recalls)

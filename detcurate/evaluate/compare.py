@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,23 +11,27 @@ import numpy as np
 from detcurate.errors import PredictionError
 from detcurate.evaluate.bootstrap import paired_interval
 from detcurate.evaluate.coco_eval import FIGURES, CocoFigures
+from detcurate.evaluate.learning_curve import learning_curve
+from detcurate.evaluate.markdown import ABSENT, HEADINGS, mean_and_std, signed, table
+from detcurate.evaluate.sections import curve_sentence
+from detcurate.evaluate.student import t_95
 
 COMPARED, FIRST = "curated", ("random", "full")
 """The arm that is compared with every other one, and which of these come first."""
 
-# Student's t, two-sided 95 %, for 1 to 30 degrees of freedom. With two seeds the factor is 12.7, not 2: to claim at
-# two standard errors what two seeds show would be wrong three times in ten.
-_T_95 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-_HEADINGS = {"AP_small": "AP_S", "AP_medium": "AP_M", "AP_large": "AP_L"}
-_ABSENT = "–"
+TRAINING = ("num_images", "num_boxes", "iterations", "images_seen", "seconds")
+"""What is known of a training: its set, and its cost."""
+
+Replicates = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
+"""Arm -> ``figures`` and ``per_class`` -> name -> (B, S) in percent on B resampled evaluation sets, a column a seed."""
 
 
 def summarise(
-    results: Mapping[str, Sequence[CocoFigures]], replicates: Mapping[str, np.ndarray] | None = None
+    results: Mapping[str, Sequence[CocoFigures]],
+    replicates: Replicates | None = None,
+    *,
+    training: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    curve_arms: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Summarise each arm over its seeds, and pair the arm ``curated`` with every other one, seed by seed.
 
@@ -35,36 +39,44 @@ def summarise(
 
     Args:
         results: Arm -> one record a seed, the seeds in the same order in every arm; all on one evaluation set.
-        replicates: Arm -> (B, S) AP of each seed on the same B resampled evaluation sets, of all arms or of none.
+        replicates: Figures on the same resampled evaluation sets, of all arms or of none.
+        training: Arm -> one record a seed of what it was trained on and what that took, the keys ``TRAINING``.
+        curve_arms: The random subsets that are there for the learning curve alone; needs ``training``.
 
     Returns:
-        A JSON-able dict: ``arms`` (arm -> ``num_seeds``, ``figures`` and ``per_class``) and ``differences``
-        (``"curated - random"`` and so on, where both arms have the same number of seeds -> ``num_seeds``, ``figures``,
-        ``per_class`` and, with replicates, ``bootstrap``, the ends of the 95 % interval of the difference of AP over
-        seeds and images). A figure is ``mean``, ``std`` (sample, ddof 1), ``interval`` (half the width of the 95 %
-        interval of the mean over the seeds, Student's t) and ``values``, all in AP percent.
+        A JSON-able dict: ``arms`` (arm -> ``num_seeds``, ``figures``, ``per_class`` and ``training``, means over the
+        seeds, None where one is unknown) and ``differences`` (``"curated - random"`` and so on, where both arms have
+        the same number of seeds and neither is of ``curve_arms`` -> ``num_seeds``, ``figures``, ``per_class`` and,
+        with replicates, ``bootstrap``, that of AP). A figure is ``mean``, ``std`` (sample, ddof 1), ``interval`` (half
+        the width of the 95 % interval of the mean over the seeds, Student's t) and ``values``, all in percent; that of
+        a difference has, with replicates, ``bootstrap`` too, the ends of its 95 % interval over seeds and images. With
+        ``curve_arms`` there is ``learning_curve``: their names, ``arms``, and what
+        :func:`detcurate.evaluate.learning_curve.learning_curve` gives for them, ``random``, ``full`` and ``curated``;
+        its ``equivalent`` has, beside ``images``, their ``boxes`` and the surplus ``more_boxes`` in percent.
 
     Raises:
         PredictionError: An arm has no result, or the results are not of one evaluation set.
     """
     _validate_results(results)
-    differences = {}
-    for other in _others(results):
-        first, second = results[COMPARED], results[other]
-        if len(first) == len(second):
-            difference = _summarise_columns(_subtract(_columns(first), _columns(second)))
-            if replicates is not None:
-                ends = paired_interval(replicates[COMPARED], replicates[other])
-                difference["bootstrap"] = [None if math.isnan(end) else end for end in ends]
-            differences[f"{COMPARED} - {other}"] = difference
-    return {
+    summary: dict[str, Any] = {
         "arms": {arm: _summarise_columns(_columns(figures)) for arm, figures in results.items()},
-        "differences": differences,
+        "differences": {
+            f"{COMPARED} - {other}": _difference(results, replicates, other)
+            for other in _others(results)
+            if other not in curve_arms and len(results[other]) == len(results[COMPARED])
+        },
     }
+    for arm, found in summary["arms"].items():
+        found["training"] = _mean_training((training or {}).get(arm, ()))
+    if curve_arms:
+        summary["learning_curve"] = {"arms": list(curve_arms), **_curve(results, replicates, summary, curve_arms)}
+    return summary
 
 
 def markdown_table(summary: Mapping[str, Any], arm_info: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return two GitHub tables, arms by figure and classes by arm, and a sentence on what the seeds allow to say.
+    """Return two GitHub tables, arms by figure and classes by arm, and what the seeds allow to say.
+
+    The random subsets of a learning curve are in the first table only; what the curated images are worth is said last.
 
     Figures are ``mean ± standard deviation`` with one decimal, the mean alone for one seed. A difference is claimed
     only when its 95 % interval over the paired seeds leaves out 0, and so does the one over seeds and images.
@@ -74,16 +86,19 @@ def markdown_table(summary: Mapping[str, Any], arm_info: Mapping[str, Mapping[st
         arm_info: Arm -> ``num_images`` and ``num_boxes`` of its training set; what is absent shows as a dash.
     """
     arms = summary["arms"]
-    figures = _table(
-        ["arm", "images", "boxes", "seeds", *(_HEADINGS.get(name, name) for name in FIGURES)],
+    figures = table(
+        ["arm", "images", "boxes", "seeds", *(HEADINGS.get(name, name) for name in FIGURES)],
         [_arm_row(arm, arms[arm], arm_info.get(arm, {})) for arm in arms],
     )
     classes = next(iter(arms.values()))["per_class"] if arms else {}
-    per_class = _table(
-        ["AP of class", *arms],
-        [[name, *(_mean_and_std(arms[arm]["per_class"][name]) for arm in arms)] for name in classes],
+    curve = summary.get("learning_curve")
+    shown = [arm for arm in arms if not curve or arm not in curve["arms"]]
+    per_class = table(
+        ["AP of class", *shown],
+        [[name, *(mean_and_std(arms[arm]["per_class"][name]) for arm in shown)] for name in classes],
     )
-    return f"{figures}\n\n{per_class}\n\n{_sentence(summary)}\n"
+    worth = f"\n\n{curve_sentence(curve)}" if curve else ""
+    return f"{figures}\n\n{per_class}\n\n{_sentence(summary)}{worth}\n"
 
 
 def _others(results: Mapping[str, Any]) -> list[str]:
@@ -102,6 +117,49 @@ def _validate_results(results: Mapping[str, Sequence[CocoFigures]]) -> None:
     if len(sets) > 1:
         shown = "; ".join(f"{images} images, {boxes} boxes, {len(names)} classes" for images, boxes, names in sets)
         raise PredictionError(f"results must be of one evaluation set, got {shown}; evaluate all arms on the same file")
+
+
+def _difference(
+    results: Mapping[str, Sequence[CocoFigures]], replicates: Replicates | None, other: str
+) -> dict[str, Any]:
+    difference = _summarise_columns(_subtract(_columns(results[COMPARED]), _columns(results[other])))
+    if replicates is None:
+        return difference
+    first, second = replicates[COMPARED], replicates[other]
+    for part in ("figures", "per_class"):
+        for name, figure in difference[part].items():
+            ends = paired_interval(first[part][name], second[part][name])
+            figure["bootstrap"] = [None if math.isnan(end) else end for end in ends]
+    return {**difference, "bootstrap": difference["figures"]["AP"]["bootstrap"]}
+
+
+def _mean_training(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    means: dict[str, float | None] = {}
+    for name in TRAINING:
+        known = [record[name] for record in records if record.get(name) is not None]
+        means[name] = float(np.mean(known)) if known and len(known) == len(records) else None
+    return means
+
+
+def _curve(
+    results: Mapping[str, Sequence[CocoFigures]],
+    replicates: Replicates | None,
+    summary: Mapping[str, Any],
+    curve_arms: Sequence[str],
+) -> dict[str, Any]:
+    arms = [arm for arm in results if arm in (COMPARED, *FIRST, *curve_arms)]
+    training = {arm: summary["arms"][arm]["training"] for arm in arms}
+    curve = learning_curve(
+        {arm: round(training[arm]["num_images"]) for arm in arms},
+        {arm: np.array([figures.AP for figures in results[arm]]) for arm in arms},
+        None if replicates is None else {arm: replicates[arm]["figures"]["AP"] for arm in arms},
+        subset=COMPARED,
+    )
+    if (found := curve["equivalent"]) and found["images"] is not None:
+        largest = training[curve["points"][-1]["arm"]]
+        found["boxes"] = found["images"] * largest["num_boxes"] / largest["num_images"]
+        found["more_boxes"] = 100.0 * (found["boxes"] / training[COMPARED]["num_boxes"] - 1)
+    return curve
 
 
 def _columns(results: Sequence[CocoFigures]) -> dict[str, dict[str, list[float]]]:
@@ -138,24 +196,13 @@ def _statistics(values: list[float]) -> dict[str, Any]:
     if n == 1:
         return {"mean": mean, "std": None, "interval": None, "values": shown}
     std = float(np.std(values, ddof=1))
-    return {"mean": mean, "std": std, "interval": _t_95(n - 1) * std / math.sqrt(n), "values": shown}
-
-
-def _t_95(degrees_of_freedom: int) -> float:
-    return _T_95[min(degrees_of_freedom, len(_T_95)) - 1]
+    return {"mean": mean, "std": std, "interval": t_95(n - 1) * std / math.sqrt(n), "values": shown}
 
 
 def _arm_row(arm: str, summary: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]:
-    counts = [f"{info[key]:,}" if key in info else _ABSENT for key in ("num_images", "num_boxes")]
-    figures = [_mean_and_std(summary["figures"][name]) for name in FIGURES]
+    counts = [ABSENT if info.get(key) is None else f"{info[key]:,.0f}" for key in ("num_images", "num_boxes")]
+    figures = [mean_and_std(summary["figures"][name]) for name in FIGURES]
     return [arm, *counts, str(summary["num_seeds"]), *figures]
-
-
-def _mean_and_std(figure: Mapping[str, Any]) -> str:
-    if figure["mean"] is None:
-        return _ABSENT
-    mean = f"{figure['mean']:.1f}"
-    return mean if figure["std"] is None else f"{mean} ± {figure['std']:.1f}"
 
 
 def _sentence(summary: Mapping[str, Any]) -> str:
@@ -173,34 +220,14 @@ def _verdict(pair: str, difference: Mapping[str, Any]) -> str:
     if figure["mean"] is None:
         return f"{pair} is not defined: the evaluation set has no boxes"
     if figure["interval"] is None:
-        return f"{pair} is {_signed(figure['mean'])} AP: no difference can be claimed with {seeds}"
+        return f"{pair} is {signed(figure['mean'])} AP: no difference can be claimed with {seeds}"
     low, high = figure["mean"] - figure["interval"], figure["mean"] + figure["interval"]
-    text = f"{pair} is {_signed(figure['mean'])} AP (95 % interval {_signed(low)} to {_signed(high)}"
+    text = f"{pair} is {signed(figure['mean'])} AP (95 % interval {signed(low)} to {signed(high)}"
     ends = difference.get("bootstrap") or [None, None]
     if ends[0] is not None:
-        text += f" over the seeds, {_signed(ends[0])} to {_signed(ends[1])} over seeds and images"
+        text += f" over the seeds, {signed(ends[0])} to {signed(ends[1])} over seeds and images"
         low, high = min(low, ends[0]), max(high, ends[1])  # both have to leave out 0
     text += ")"
     if low <= 0 <= high:
         return f"{text}: no difference can be claimed with {seeds}"
     return f"{text}: a {'gain' if low > 0 else 'loss'} beyond the deviation of {seeds}"
-
-
-def _signed(value: float) -> str:
-    return f"{round(value, 1) + 0.0:+.1f}"  # + 0.0 turns -0.0 into 0.0
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a GitHub table whose columns also line up in a terminal: the first to the left, the rest to the right."""
-    cells = [[_escape(cell) for cell in row] for row in [header, *rows]]
-    widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(header))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = [
-        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        for row in [cells[0], rule, *cells[1:]]
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _escape(cell: str) -> str:
-    return " ".join(cell.split()).replace("|", "\\|")

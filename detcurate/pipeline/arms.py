@@ -19,7 +19,7 @@ from detcurate.pipeline.score import read_scores
 from detcurate.pipeline.score_blocks import score_predictions
 from detcurate.pipeline.selection import read_selection
 from detcurate.score.pool import combine_images
-from detcurate.select.budget import box_budget
+from detcurate.select.budget import box_budget, image_budget, resolve_budget
 from detcurate.select.compose import PoolColumns, select
 from detcurate.stages import output_digest
 from detcurate.structures import ImageScores
@@ -140,6 +140,32 @@ ARMS: Mapping[str, Callable[[Pool, int], np.ndarray]] = {
     "single_model_entropy": _single_model_entropy,
 }
 """Name -> what gives the image ids that an arm is trained on with a seed, in any order."""
+
+
+def trained_arms(pool: Pool) -> list[str]:
+    """Return the arms to train: those that are asked for, and those of the learning curve.
+
+    A random subset for the curve that has as many images as the arm ``random`` would be that arm again, image by image.
+    """
+    settings = pool.run.settings.retrain
+    asked = [*settings.arms]
+    for arm, fraction in settings.curve_arms.items():
+        size = resolve_budget(len(pool.scores), fraction=fraction, count=None)
+        if "random" not in settings.arms or size != len(pool.curated):
+            asked.append(arm)
+    return asked
+
+
+def arm_images(pool: Pool, arm: str, seed: int) -> np.ndarray:
+    """Return the ids of the images that an arm is trained on with a seed, in any order.
+
+    Random subsets of one seed lie within each other, whatever their sizes.
+    """
+    fraction = pool.run.settings.retrain.curve_arms.get(arm)
+    if fraction is None:
+        return ARMS[arm](pool, seed)
+    budget = image_budget(len(pool.scores), fraction=fraction)
+    return select(pool.scores, budget=budget, strategy="random", seed=seed).selection.image_ids
 
 
 def arm_inputs(run: Run) -> dict[str, str]:

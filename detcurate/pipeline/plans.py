@@ -68,14 +68,14 @@ def _ensemble_plans(run: Run, num_images: int) -> dict[str, str]:
 def _arm_plans(run: Run, num_evaluation: int) -> dict[str, str]:
     settings, solver, ensemble = run.settings, run.cfg.SOLVER, run.settings.ensemble
     seeds = len(retrain_seeds(settings, run.cfg.SEED))
-    detectors = new = seeds * len(settings.retrain.arms)
+    detectors = new = seeds * len(settings.retrain.all_arms)
     if "full" in settings.retrain.arms and settings.search.scheme in ("compress", "none"):
         new -= sum(ensemble.augmentation(number) == "default" for number in range(min(ensemble.num_runs, seeds)))
     passes = detectors * num_evaluation
     up_to = "up to " if settings.retrain.equal == "epochs" else ""
     return {
         "retrain": f"{new} detectors of {up_to}{solver.MAX_ITER:,} iterations "
-        f"({up_to}{new * _images_seen(run):,} images seen): {', '.join(settings.retrain.arms)} with {seeds} seeds",
+        f"({up_to}{new * _images_seen(run):,} images seen): {', '.join(settings.retrain.all_arms)} with {seeds} seeds",
         "evaluate": f"{detectors} detectors on {num_evaluation:,} images: {passes:,} forward passes",
     }
 

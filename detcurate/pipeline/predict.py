@@ -10,7 +10,7 @@ import numpy as np
 
 from detcurate.d2.environment import require_detectron2
 from detcurate.ensemble import LEDGER, read_ledger
-from detcurate.evaluate.bootstrap import image_weights, weighted_ap
+from detcurate.evaluate.bootstrap import image_weights, weighted_figures
 from detcurate.evaluate.coco_eval import evaluate_coco
 from detcurate.files import write_json
 from detcurate.passes import MEMBERS, prepare_passes, read_predictions
@@ -49,7 +49,8 @@ def evaluate_stage(run: Run) -> Stage:
     """Build the stage ``evaluate``: every retrained detector on the evaluation images."""
     require_detectron2("the stage 'evaluate'")
     inputs = {name: output_digest(run.marker(name)) for name in ("pool", "retrain")}
-    return _stage(run, "evaluate", inference_settings(run), inputs, lambda: _evaluate(run))
+    settings = {**inference_settings(run), "replicates": [NUM_REPLICATES, "figures", "per_class"]}
+    return _stage(run, "evaluate", settings, inputs, lambda: _evaluate(run))
 
 
 def _stage(
@@ -88,11 +89,16 @@ def _evaluate(run: Run) -> StageResult:
     written = _predict(run, "evaluation", directory, weights, run.evaluation.image_ids, desc="predict arms")
     detections = Detections.concatenate([shard for shard, _ in read_predictions(directory, list(weights))])
     resampled = image_weights(len(run.evaluation), NUM_REPLICATES)
-    rows, replicates = [], {}
+    rows: list[dict[str, Any]] = []
+    replicates: dict[str, np.ndarray] = {}
     for number, model in enumerate(models):
         figures, matches = evaluate_coco(run.evaluation, detections.take(detections.member == number))
         rows.append({"arm": model["arm"], "seed": model["seed"], "figures": figures.to_dict()})
-        replicates[f"{model['arm']}/seed-{model['seed']}"] = weighted_ap(matches, resampled)
+        resampled_figures = weighted_figures(matches, resampled)
+        classes = zip(run.evaluation.class_names, resampled_figures.pop("per_class").T, strict=True)
+        of_model = f"{model['arm']}/seed-{model['seed']}"
+        replicates |= {f"{of_model}/figures/{name}": values for name, values in resampled_figures.items()}
+        replicates |= {f"{of_model}/per_class/{name}": values for name, values in classes}
     write_json(directory / FIGURES, rows)
     write_columns(directory / REPLICATES, replicates)
     summary = f"{len(models)} detectors on {len(run.evaluation):,} images"

@@ -10,7 +10,8 @@ import orjson
 
 from detcurate.ensemble import LEDGER, read_ledger
 from detcurate.evaluate.coco_eval import CocoFigures
-from detcurate.evaluate.compare import markdown_table, summarise
+from detcurate.evaluate.compare import Replicates, markdown_table, summarise
+from detcurate.evaluate.sections import sections
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.modes import predicted_mode, score_settings
 from detcurate.pipeline.predict import FIGURES, REPLICATES
@@ -32,20 +33,33 @@ def _report(run: Run) -> StageResult:
     arms: dict[str, list[CocoFigures]] = {}
     for row in rows:
         arms.setdefault(row["arm"], []).append(CocoFigures.from_dict(row["figures"]))
-    summary = summarise(arms, _replicates(run, arms))
-    info = {model["arm"]: model for model in reversed(models)}  # the random arm's boxes: those of its first seed
-    table = markdown_table(summary, info)
+    training: dict[str, list[dict[str, Any]]] = {}
+    for model in models:
+        training.setdefault(model["arm"], []).append(model)
+    curve_arms = [arm for arm in arms if arm in run.settings.retrain.curve_arms]
+    summary = summarise(arms, _replicates(run, arms), training=training, curve_arms=curve_arms)
+    table = markdown_table(summary, {arm: found["training"] for arm, found in summary["arms"].items()})
     described = [{**model, "figures": row["figures"]} for model, row in zip(models, rows, strict=True)]
-    outputs = write_report(run.directory("report"), summary=summary, table=table, facts=_facts(run), models=described)
+    outputs = write_report(
+        run.directory("report"),
+        summary=summary,
+        table=table,
+        facts=_facts(run),
+        models=described,
+        sections=sections(summary),
+    )
     return StageResult(outputs, str(run.directory("report") / SUMMARY), {"table": table})
 
 
-def _replicates(run: Run, arms: Iterable[str]) -> dict[str, np.ndarray]:
-    """Return arm -> (B, S) AP on resampled images, a column a seed in the order of the figures."""
-    columns = read_columns(run.directory("evaluate") / REPLICATES)
+def _replicates(run: Run, arms: Iterable[str]) -> Replicates:
+    """Return the figures on resampled images, a column a seed in the order of the figures."""
+    found: dict[str, dict[str, dict[str, list[np.ndarray]]]] = {arm: {"figures": {}, "per_class": {}} for arm in arms}
+    for column, values in read_columns(run.directory("evaluate") / REPLICATES).items():
+        arm, _, part, name = column.split("/", 3)  # a class may have a slash in its name
+        found[arm][part].setdefault(name, []).append(values)
     return {
-        arm: np.column_stack([column for name, column in columns.items() if name.rpartition("/")[0] == arm])
-        for arm in arms
+        arm: {part: {name: np.column_stack(of) for name, of in named.items()} for part, named in parts.items()}
+        for arm, parts in found.items()
     }
 
 

@@ -13,12 +13,15 @@ from detcurate.config import CurateSettings
 from detcurate.d2.environment import require_detectron2
 from detcurate.ensemble import RUN_LEDGER, Member, read_ledger
 from detcurate.files import write_bytes
-from detcurate.pipeline.arms import ARMS, Pool, arm_inputs
+from detcurate.pipeline.arms import Pool, arm_images, arm_inputs, trained_arms
 from detcurate.pipeline.choose import subset_file
 from detcurate.pipeline.context import Run
+from detcurate.pipeline.cost import training_seconds
 from detcurate.pipeline.ensemble import last_weights, run_weights
 from detcurate.pipeline.train import train_jobs, training_job, training_settings
 from detcurate.stages import Stage, StageResult, output_digest
+
+_REUSED, _REUSED_TEXT = "reused.txt", "the last weights of "
 
 
 def retrain_stage(run: Run) -> Stage:
@@ -43,9 +46,10 @@ def _retrain(run: Run) -> StageResult:
     pool = Pool(run)
     jobs, reused = [], 0
     models: list[dict[str, Any]] = []
-    for arm in run.settings.retrain.arms:
+    arms = trained_arms(pool)
+    for arm in arms:
         for seed in retrain_seeds(run.settings, run.cfg.SEED):
-            images = np.sort(ARMS[arm](pool, seed))
+            images = np.sort(arm_images(pool, arm, seed))
             job = _job(run, arm, images, len(models), seed)
             models.append({"arm": arm, "seed": seed, **_counts(run, images), **_cost(run, job)})
             if arm == "full" and job.weights is None and _reuse(run, job):
@@ -58,12 +62,15 @@ def _retrain(run: Run) -> StageResult:
         member = _last_member(run, model)
         path = run.directory("retrain") / model["arm"] / member.file
         model.update(file=path.relative_to(run.directory("retrain")).as_posix(), sha256=member.sha256)
+        model["seconds"] = training_seconds(_trained_in(run, path.parent))
         outputs.append(path)
     summary = f"{len(jobs)} detectors trained at equal {run.settings.retrain.equal}"
     if run.settings.search.scheme == "pretrain":
         summary += ", from the weights of the ensemble's runs"
     if reused:
         summary += f"; {reused} of the full arm are the ensemble's own runs (same data, settings and seeds)"
+    if twins := sorted(set(run.settings.retrain.all_arms) - set(arms)):
+        summary += f"; {', '.join(twins)} is the arm random, which has as many images"
     return StageResult(outputs, summary, {"models": models})
 
 
@@ -108,8 +115,14 @@ def _reuse(run: Run, job: Any) -> bool:
     path, last = found
     job.writer.save(last.iteration, last.lr, lambda target: shutil.copyfile(path, target))
     name = f"{run.directory('train').name}/run-{last.run}"
-    write_bytes(job.run_directory / "reused.txt", f"the last weights of {name}\n".encode())
+    write_bytes(job.run_directory / _REUSED, f"{_REUSED_TEXT}{name}\n".encode())
     return True
+
+
+def _trained_in(run: Run, directory: Path) -> Path:
+    """Return where a model was trained: its own directory, or that of the ensemble's run that was taken."""
+    reused = directory / _REUSED
+    return run.output_dir / reused.read_text().strip().removeprefix(_REUSED_TEXT) if reused.is_file() else directory
 
 
 def _last_member(run: Run, model: dict[str, Any]) -> Member:

@@ -18,6 +18,7 @@ def write_report(
     table: str,
     facts: Mapping[str, Any],
     models: Sequence[Mapping[str, Any]],
+    sections: Sequence[str] = (),
 ) -> list[Path]:
     """Write both files and return them.
 
@@ -27,10 +28,13 @@ def write_report(
         table: The same as Markdown.
         facts: What was searched, and what was kept; every value stands in the summary's list.
         models: One row an evaluated detector: arm, seed, images, boxes, figures.
+        sections: What stands below the table, Markdown.
     """
     results, text = directory / RESULTS, directory / SUMMARY
     write_json(results, {"facts": dict(facts), "arms": dict(summary), "models": list(models)})
     lines = [f"- {name}: {value}" for name, value in facts.items()]
-    document = "\n".join(["# What the subset bought", "", *lines, "", table.rstrip(), ""])
+    document = "\n".join(
+        ["# What the subset bought", "", *lines, "", table.rstrip(), *(f"\n{part}" for part in sections), ""]
+    )
     write_bytes(text, document.encode())
     return [results, text]
