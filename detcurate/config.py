@@ -326,10 +326,14 @@ class SelectSettings(_Settings):
 
 
 class ManifestSettings(_Settings):
-    """How the subset is written: compressed or not, with a Croissant description or not."""
+    """How the subset is written: compressed or not, with a Croissant description or not.
+
+    ``relabel_limit`` is how many suspected labels ``relabel.json`` lists at most; 0 writes none.
+    """
 
     compress: bool = False
     croissant: bool = False
+    relabel_limit: int = Field(1000, ge=0)
 
 
 class RetrainSettings(_Settings):

@@ -28,9 +28,11 @@ RANKS = {
     "coco": 3,
     "config": 4,
     "evaluate": 4,
+    "export": 4,
     "report": 4,
     "d2": 5,
     "pipeline": 6,
+    "api": 7,
     "cli": 7,
 }
 FREE_OF_FRAMEWORKS = ("score", "select")

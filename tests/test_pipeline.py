@@ -146,7 +146,7 @@ def test_a_compressed_manifest_through_the_whole_run(finished, write_tiny_config
     assert f"manifest: {output / 'manifest' / 'subset.json.gz'}" in text
     assert "| curated |" in text
     assert sorted(path.name for path in (output / "manifest").iterdir()) == [
-        "images.txt", "provenance.json", "stage.json", "subset.json.gz",
+        "images.txt", "provenance.json", "relabel.json.gz", "stage.json", "subset.json.gz",
     ]  # fmt: skip
     packed = (output / "manifest" / "subset.json.gz").read_bytes()
     assert gzip.decompress(packed) == (whole / "manifest" / "subset.json").read_bytes()

@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from detcurate.cli.curate import run as run_curate
 from detcurate.cli.ensemble import run as run_ensemble
 from detcurate.cli.explain import run as run_explain
+from detcurate.cli.export import run as run_export
 from detcurate.cli.manifest import run as run_manifest
 from detcurate.cli.rank import run as run_rank
+from detcurate.cli.relabel import run as run_relabel
 from detcurate.cli.results import run as run_import_results
 from detcurate.cli.validate import run as run_validate
 from detcurate.errors import ConfigError, DetcurateError
@@ -22,9 +24,11 @@ from detcurate.files import is_disk_full, is_inaccessible
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "ensemble": run_ensemble,
     "explain": run_explain,
+    "export": run_export,
     "import-results": run_import_results,
     "manifest": run_manifest,
     "rank": run_rank,
+    "relabel": run_relabel,
     "validate": run_validate,
 }
 

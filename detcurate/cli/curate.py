@@ -38,6 +38,8 @@ examples:
       which images of an unlabelled list to label first; see docs/selection.md
   %(prog)s explain IMAGE_ID --config-file FILE
       why an image was selected or not; see docs/selection.md
+  %(prog)s export FORMAT OUTPUT_DIR -o FOLDER, %(prog)s relabel apply CORRECTED OUTPUT_DIR -o FILE
+      suspected labels to CVAT, Label Studio, FiftyOne or YOLO, and corrected ones back; see docs/hand_over.md
 
 A run that was stopped goes on where it was when the same command is given again. Exit status: 0 done, 2 something
 to mend (one message says what), 130 stopped with Ctrl-C.

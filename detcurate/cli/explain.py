@@ -9,13 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from detcurate.cli.tables import say, say_json, table
-from detcurate.config import curate_settings
-from detcurate.d2.config import load_config
-from detcurate.errors import ConfigError
-from detcurate.pipeline import Run
 from detcurate.pipeline.explain import explain_image
+from detcurate.pipeline.named import named_run
 
-_CONFIG = "config.yaml"
 _MOST_CLUSTERS = 12
 _EPILOG = """\
 The run is named by its config, with KEY VALUE overrides, or by its OUTPUT_DIR:
@@ -45,17 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(argv: Sequence[str]) -> int:
     """Run the command and return its exit status."""
     arguments = build_parser().parse_intermixed_args(argv)
-    config_file, overrides = arguments.config_file, list(arguments.rest)
-    if config_file is None:
-        if len(overrides) != 1 or not (Path(overrides[0]) / _CONFIG).is_file():
-            raise ConfigError(
-                "the run must be named by --config-file FILE or by the OUTPUT_DIR of a run, got "
-                f"{' '.join(overrides) or 'neither'}"
-            )
-        config_file, overrides = Path(overrides[0]) / _CONFIG, ["OUTPUT_DIR", overrides[0]]
-    cfg = load_config(config_file, overrides)
-    curate_settings(cfg.CURATE)
-    found = explain_image(Run(cfg, config_file), arguments.image_id)
+    found = explain_image(named_run(arguments.config_file, arguments.rest), arguments.image_id)
     if arguments.json:
         say_json(found)
     else:

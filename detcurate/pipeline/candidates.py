@@ -92,6 +92,7 @@ def _own_config(run: Run, output_dir: Path, listed: Path, image_root: Path | Non
     cfg.CURATE.SEARCH.SCHEME = "none"
     cfg.CURATE.SEARCH.WARM_START = False
     cfg.CURATE.SELECT.GUARD = "off"
+    cfg.CURATE.MANIFEST.RELABEL_LIMIT = 0  # without labels every object would be an overlooked one
     cfg.freeze()
     return cfg
 

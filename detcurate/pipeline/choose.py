@@ -19,6 +19,7 @@ from detcurate.ensemble import LEDGER, RESULTS, Member, read_ledger
 from detcurate.files import sha256_json
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.pool_columns import asked_quotas, column_inputs, pool_columns
+from detcurate.pipeline.relabel import write_relabel
 from detcurate.pipeline.score import IMAGES, read_scores
 from detcurate.pipeline.search import (
     SEED_SET,
@@ -132,7 +133,7 @@ def _write_selection(run: Run, scores: ImageScores, columns: PoolColumns, log: S
 def manifest_stage(run: Run) -> Stage:
     """Build the stage ``manifest``."""
     settings = {"detcurate": version("detcurate"), **run.settings.manifest.model_dump(mode="json")}
-    inputs = {name: output_digest(run.marker(name)) for name in ("pool", "select")}
+    inputs = {name: output_digest(run.marker(name)) for name in ("pool", "score", "select")}
     inputs["history"] = sha256_json(_history(run))
     return Stage("manifest", run.directory("manifest"), settings, inputs, lambda: _write_manifest(run))
 
@@ -173,7 +174,12 @@ def _write_manifest(run: Run) -> StageResult:
         written.append(write_croissant(directory, provenance, written[0].name))
     spent = provenance["budget"]["spent"]
     summary = f"{spent['images']:,} images with {spent['boxes']:,} boxes: {written[0]}"
-    return StageResult(written, summary)
+    queue = write_relabel(run, selection.image_ids)
+    if queue is None:
+        return StageResult(written, summary)
+    path, counts = queue
+    summary += f"; {sum(counts.values()):,} suspected labels: {path.name}"
+    return StageResult([*written, path], summary, {"relabel": counts})
 
 
 def _describe_member(member: Member) -> dict[str, Any]:

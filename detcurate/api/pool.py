@@ -1,0 +1,143 @@
+"""The labelled pool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from detcurate.api.frames import Folder, data_frame, open_run, original_ids, row_of
+from detcurate.coco.dataset import CocoDataset, read_coco
+from detcurate.export.content import require_inside
+from detcurate.export.queue import Suspect
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+_LABEL, _CONSENSUS = "#0072b2", "#d55e00"  # told apart by line style too
+
+
+@dataclass(frozen=True, repr=False)
+class Pool:
+    """Labelled images.
+
+    Args:
+        dataset: Their columns; see :class:`detcurate.coco.dataset.CocoDataset`.
+        image_root: What the file names are relative to.
+    """
+
+    dataset: CocoDataset
+    image_root: Path
+
+    @classmethod
+    def open(cls, output_dir: Folder) -> Pool:
+        """Open the pool of a run.
+
+        Raises:
+            DetcurateError: The folder is of no run, or the pool cannot be read.
+        """
+        run = open_run(output_dir)
+        return cls(run.pool, run.image_root("pool"))
+
+    @classmethod
+    def read(cls, annotations: Folder, image_root: Folder) -> Pool:
+        """Read an annotation file of no run.
+
+        Raises:
+            DatasetError: It cannot be read.
+        """
+        return cls(read_coco(Path(annotations)), Path(image_root))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __repr__(self) -> str:
+        num_classes = len(self.dataset.class_names)
+        return (
+            f"Pool({self.dataset.path.name}: {len(self):,} images, {self.dataset.num_boxes:,} boxes of "
+            f"{num_classes} class{'es' if num_classes > 1 else ''})"
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a row an image: ``image_id``, ``file_name``, ``width``, ``height``, ``sequence``, ``num_boxes``."""
+        pool = self.dataset
+        return data_frame(
+            {
+                "image_id": original_ids(pool, pool.image_ids),
+                "file_name": list(pool.file_names),
+                "width": pool.widths,
+                "height": pool.heights,
+                "sequence": list(pool.sequences),
+                "num_boxes": pool.boxes_per_image,
+            }
+        )
+
+    def boxes_to_pandas(self) -> pd.DataFrame:
+        """Return a row a box: ``image_id``, ``annotation_id``, ``class_name``, ``x1`` to ``y2`` in px, ``iscrowd``."""
+        pool = self.dataset
+        sides = dict(zip(("x1", "y1", "x2", "y2"), pool.boxes.T, strict=True))
+        return data_frame(
+            {
+                "image_id": original_ids(pool, pool.image_ids[pool.image_index]),
+                "annotation_id": pool.annotation_ids,
+                "class_name": [pool.class_names[index] for index in pool.class_index.tolist()],
+                **sides,
+                "iscrowd": pool.iscrowd,
+            }
+        )
+
+    def plot_classes(self, ax: Axes) -> Axes:
+        """Draw the number of boxes of each class, the most frequent on top."""
+        counts = self.dataset.class_counts()
+        order = np.argsort(counts, kind="stable")
+        ax.barh([self.dataset.class_names[at] for at in order.tolist()], counts[order], color=_LABEL)
+        ax.set_xlabel("boxes")
+        return ax
+
+    def plot_image(self, image_id: int | str, ax: Axes, suspects: Iterable[Suspect] = ()) -> Axes:
+        """Draw an image with its labels, and the consensus boxes of those suspicions that are about it.
+
+        Args:
+            image_id: As in the annotation file.
+            ax: Where to.
+            suspects: Such as ``Manifest.suspects``; those of other images are left out.
+
+        Raises:
+            DatasetError: There is no such image, or its file name leads out of the image root.
+        """
+        from PIL import Image, ImageOps
+
+        pool, row = self.dataset, row_of(self.dataset, image_id)
+        require_inside(pool.file_names[row], pool.path)
+        with Image.open(self.image_root / pool.file_names[row]) as image:
+            ax.imshow(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
+        for at in np.flatnonzero(pool.image_index == row).tolist():
+            _draw(ax, pool.boxes[at].tolist(), pool.class_names[int(pool.class_index[at])], _LABEL, "-")
+        for suspect in suspects:
+            if suspect.image_row == row:
+                _draw(ax, list(suspect.box), suspect.sentence(pool.class_names), _CONSENSUS, "--")
+        ax.set_xlim(0, int(pool.widths[row]))
+        ax.set_ylim(int(pool.heights[row]), 0)
+        ax.set_title(pool.file_names[row].replace("$", r"\$"))
+        ax.set_axis_off()
+        return ax
+
+
+def _draw(ax: Axes, box: list[float], words: str, color: str, line: str) -> None:
+    x1, y1, x2, y2 = box
+    ax.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], line, color=color, linewidth=1.5)
+    plain = words.replace("$", r"\$")  # else matplotlib reads mathematics
+    ax.text(
+        x1,
+        y1,
+        plain,
+        color="white",
+        fontsize=7,
+        va="bottom",
+        clip_on=True,
+        bbox={"facecolor": color, "lw": 0, "pad": 1},
+    )
