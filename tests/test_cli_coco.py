@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from detcurate.cli import main
+from detcurate.cli import COMMANDS, main
 from detcurate.cli.tables import table
 from detcurate.coco.dataset import read_coco
 from detcurate.coco.findings import RULES
@@ -282,11 +282,11 @@ def test_validate_camvid(camvid, said):
         (["manifest", "merge", "{}/train.json", "-o", "x", "--on-conflict", "last"], "invalid choice: 'last'"),
         (
             ["valdiate", "{}/train.json"],
-            "one of ensemble, explain, import-results, manifest, validate, got 'valdiate' (did you mean 'validate'?)",
+            f"one of {', '.join(COMMANDS)}, got 'valdiate' (did you mean 'validate'?)",
         ),
         (
             ["stats", "{}/train.json"],
-            "must be an option or one of ensemble, explain, import-results, manifest, validate, got 'stats'",
+            f"must be an option or one of {', '.join(COMMANDS)}, got 'stats'",
         ),
     ],
 )
