@@ -29,7 +29,7 @@ RANKS = {
     "config": 4,
     "evaluate": 4,
     "export": 4,
-    "report": 4,
+    "report": 5,
     "d2": 5,
     "pipeline": 6,
     "api": 7,

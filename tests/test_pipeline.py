@@ -46,7 +46,7 @@ def test_it_ends_with_the_table_and_the_places(finished):
     _, output, text = finished
     assert "| curated |" in text
     assert f"manifest: {output / 'manifest' / 'subset.json'}" in text
-    assert f"report:   {output / 'report' / 'summary.md'}" in text
+    assert f"report:   {output / 'report' / 'index.html'}" in text
 
 
 def test_members_are_two_a_run_and_none_twice(finished):

@@ -15,6 +15,7 @@ from detcurate.cli.export import run as run_export
 from detcurate.cli.manifest import run as run_manifest
 from detcurate.cli.rank import run as run_rank
 from detcurate.cli.relabel import run as run_relabel
+from detcurate.cli.report import run as run_report
 from detcurate.cli.results import run as run_import_results
 from detcurate.cli.validate import run as run_validate
 from detcurate.errors import ConfigError, DetcurateError
@@ -29,6 +30,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "manifest": run_manifest,
     "rank": run_rank,
     "relabel": run_relabel,
+    "report": run_report,
     "validate": run_validate,
 }
 

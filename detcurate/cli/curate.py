@@ -12,7 +12,7 @@ from detcurate.config import curate_settings
 from detcurate.d2.config import load_config
 from detcurate.pipeline import STAGE_NAMES, Run, dry_run, run_pipeline
 from detcurate.pipeline.choose import subset_file
-from detcurate.report.build import SUMMARY
+from detcurate.report.build import PAGE
 from detcurate.version import __version__
 
 _EPILOG = """\
@@ -40,6 +40,8 @@ examples:
       why an image was selected or not; see docs/selection.md
   %(prog)s export FORMAT OUTPUT_DIR -o FOLDER, %(prog)s relabel apply CORRECTED OUTPUT_DIR -o FILE
       suspected labels to CVAT, Label Studio, FiftyOne or YOLO, and corrected ones back; see docs/hand_over.md
+  %(prog)s report OUTPUT_DIR
+      the report of a run, finished or not; see docs/report.md
 
 A run that was stopped goes on where it was when the same command is given again. Exit status: 0 done, 2 something
 to mend (one message says what), 130 stopped with Ctrl-C.
@@ -97,5 +99,5 @@ def _print_plan(rows: Sequence[tuple[str, str, str]]) -> None:
 def _print_results(run: Run) -> None:
     if "report" in run.markers:
         say("", run.markers["report"]["facts"]["table"].rstrip())
-    found = (("manifest", subset_file(run)), ("report", run.directory("report") / SUMMARY))
+    found = (("manifest", subset_file(run)), ("report", run.directory("report") / PAGE))
     say("", *(f"{name + ':':<10}{path}" for name, path in found if path.is_file()))

@@ -19,6 +19,9 @@ from detcurate.stages import read_marker
 
 Marker = dict[str, Any]
 
+LOG = "log.txt"
+"""What was said and done, below ``OUTPUT_DIR``."""
+
 CACHE = "cache"
 """The directory below ``OUTPUT_DIR`` for what only saves time."""
 

@@ -32,7 +32,7 @@ def plan_stages(run: Run, names: Sequence[str]) -> dict[str, str]:
         "score": f"{', '.join(score.measures)}; {score.aggregation} over the {_SCORED[mode]} of an image",
         "select": f"{amount} of {num_images:,} images by {settings.select.strategy}",
         "manifest": f"{subset_file(run)} and its provenance",
-        "report": f"{run.directory('report') / 'summary.md'} and results.json",
+        "report": f"{run.directory('report') / 'index.html'}, results.json and summary.md",
     }
     if "SOLVER" in run.cfg:
         plans |= _ensemble_plans(run, num_images) | _arm_plans(run, num_evaluation)

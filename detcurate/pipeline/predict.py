@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from detcurate.d2.environment import require_detectron2
 from detcurate.ensemble import LEDGER, read_ledger
 from detcurate.evaluate.bootstrap import image_weights, weighted_figures
 from detcurate.evaluate.coco_eval import evaluate_coco
+from detcurate.evaluate.matches import MatchTable
 from detcurate.files import write_json
 from detcurate.passes import MEMBERS, prepare_passes, read_predictions
 from detcurate.pipeline.asking import (
@@ -94,15 +95,21 @@ def _evaluate(run: Run) -> StageResult:
     for number, model in enumerate(models):
         figures, matches = evaluate_coco(run.evaluation, detections.take(detections.member == number))
         rows.append({"arm": model["arm"], "seed": model["seed"], "figures": figures.to_dict()})
-        resampled_figures = weighted_figures(matches, resampled)
-        classes = zip(run.evaluation.class_names, resampled_figures.pop("per_class").T, strict=True)
-        of_model = f"{model['arm']}/seed-{model['seed']}"
-        replicates |= {f"{of_model}/figures/{name}": values for name, values in resampled_figures.items()}
-        replicates |= {f"{of_model}/per_class/{name}": values for name, values in classes}
+        found = resampled_figures(matches, resampled, run.evaluation.class_names)
+        replicates |= {f"{model['arm']}/seed-{model['seed']}/{name}": values for name, values in found.items()}
     write_json(directory / FIGURES, rows)
     write_columns(directory / REPLICATES, replicates)
     summary = f"{len(models)} detectors on {len(run.evaluation):,} images"
     return StageResult([directory / FIGURES, directory / REPLICATES, *written], summary)
+
+
+def resampled_figures(matches: MatchTable, weights: np.ndarray, class_names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return a model's figures on B resampled evaluation sets: ``figures/AP``, ``per_class/car``, … -> (B,)."""
+    found = weighted_figures(matches, weights)
+    classes = zip(class_names, found.pop("per_class").T, strict=True)
+    return {f"figures/{name}": values for name, values in found.items()} | {
+        f"per_class/{name}": values for name, values in classes
+    }
 
 
 def _predict(

@@ -15,7 +15,7 @@ from detcurate.coco.croissant import require_mlcroissant
 from detcurate.errors import ConfigError, DetcurateError
 from detcurate.files import write_bytes, write_json
 from detcurate.pipeline.choose import manifest_stage, select_stage
-from detcurate.pipeline.context import ADDED, CACHE, CANDIDATES, DIRECTORIES, IMPORTED, Run
+from detcurate.pipeline.context import ADDED, CACHE, CANDIDATES, DIRECTORIES, IMPORTED, LOG, Run
 from detcurate.pipeline.ensemble import added_members, ensemble_plan, require_budget, train_stage
 from detcurate.pipeline.imported import require_imported
 from detcurate.pipeline.modes import require_mode
@@ -50,7 +50,7 @@ _STATES = {
     "changed": "to do again",
     "new": "to do",
 }
-_OWNER, _CONFIG, _LOG = "detcurate.json", "config.yaml", "log.txt"
+_OWNER, _CONFIG = "detcurate.json", "config.yaml"
 
 _logger = logging.getLogger("detcurate")
 
@@ -70,7 +70,7 @@ def run_pipeline(run: Run, *, until: str | None = None, only: str | None = None,
     names = stage_names(run, until=until, only=only)
     _validate(run, names)
     claim_output_dir(run, fresh=fresh)
-    with _logged_to(run.output_dir / _LOG):
+    with _logged_to(run.output_dir / LOG):
         for name in names:
             for of_round, part, stage in _stages(run, name):
                 of_round.markers[part] = run_stage(stage)
@@ -161,7 +161,7 @@ def _require_own_directory(run: Run) -> None:
                 "give another OUTPUT_DIR, or --fresh to discard what is there"
             )
     elif directory.is_dir():
-        others = [path.name for path in directory.iterdir() if path.name not in (_CONFIG, _LOG)]
+        others = [path.name for path in directory.iterdir() if path.name not in (_CONFIG, LOG)]
         if others:
             raise ConfigError(
                 f"OUTPUT_DIR must be empty or made by detcurate, got one that holds {', '.join(sorted(others)[:3])} "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ def write_columns(path: Path, columns: Mapping[str, Any]) -> None:
         pq.write_table(pa.table(dict(columns)), temporary, compression="zstd")
 
 
-def read_columns(path: Path) -> dict[str, np.ndarray]:
-    """Read what ``write_columns`` wrote.
+def read_columns(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Read what ``write_columns`` wrote: all columns, or those of the names that are there.
 
     Raises:
         PredictionError: The file is absent, truncated or no Parquet file.
     """
     try:
-        table = pq.read_table(path, partitioning=None)
+        known = None if names is None else [name for name in pq.read_schema(path).names if name in names]
+        table = pq.read_table(path, partitioning=None, columns=known)
     except (OSError, pa.ArrowException) as error:
         raise PredictionError(
             f"a table must be a whole Parquet file ({path}): {error}; delete it and run again"

@@ -1,0 +1,175 @@
+"""Figures of what was bought: classes, sizes, metadata, sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from detcurate.report.records import Choice, Pool
+from detcurate.report.svg import HALF, KEPT, LEFT, MUTED, Drawing, axes, draw, label
+from detcurate.report.tables import Table, percent
+
+_MOST_VALUES, _MOST_SEQUENCES = 24, 24
+_FRAME_BINS, _SIZE_BINS = 160, 28
+_COCO_EDGES = (32.0, 96.0)  # px, where COCO's small and medium end
+
+Counts = Mapping[str, Mapping[str, int]]
+
+
+def count_figure(name: str, field: str, counts: Counts, *, unit: str) -> Drawing:
+    """Draw how many of each value of a field the pool has (outline) and the subset has (filled)."""
+    names = sorted(counts, key=lambda value: -counts[value]["before"])
+    shown = names[:_MOST_VALUES]
+    before = [counts[value]["before"] for value in shown]
+    after = [counts[value]["after"] for value in shown]
+    total = sum(one["after"] for one in counts.values()) / max(sum(one["before"] for one in counts.values()), 1)
+
+    def plot(figure: Figure) -> None:
+        ax = axes(figure)
+        rows = np.arange(len(shown))
+        ax.barh(rows, before, 0.62, facecolor="none", edgecolor=LEFT, linewidth=1.1)
+        ax.barh(rows, after, 0.62, color=KEPT)
+        for row in rows:
+            share = percent(after[row] / before[row] if before[row] else None)
+            ax.annotate(share, (before[row], row), (5, 0), textcoords="offset points", va="center", color=MUTED)
+        ax.set_yticks(rows, [label(value) for value in shown])
+        ax.set_ylim(len(shown) - 0.45, -0.55)
+        ax.set_xlim(0, max(max(before), 1) * 1.1)
+        ax.xaxis.set_major_locator(whole_numbers())
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        ax.grid(axis="x")
+        ax.spines["left"].set_visible(False)
+        ax.set_xlabel(unit)
+
+    more = f" The {_MOST_VALUES} most frequent of {len(names):,}." if len(names) > _MOST_VALUES else ""
+    about = f"Outline: the pool. Filled: kept, with its share; {percent(total)} of all.{more}"
+    alt = "; ".join(f"{value}: {a:,} of {b:,} kept" for value, a, b in zip(shown, after, before, strict=True))
+    rows = tuple((value, counts[value]["before"], counts[value]["after"]) for value in names)
+    svg = draw(name, plot, height=0.5 + 0.25 * max(len(shown), 1), width=HALF)
+    table = Table(name.replace("-", "_"), "", (field, "before", "after"), rows)
+    return Drawing(name, f"{unit.capitalize()} by {field}", about, alt, svg, table, is_wide=False)
+
+
+def box_size_figure(pool: Pool, choice: Choice) -> Drawing:
+    """Draw the sizes of the boxes, before and after."""
+    side = np.maximum(pool.box_side, 1.0)
+    top = float(side.max()) if len(side) else 100.0
+    edges = np.geomspace(max(float(side.min()) if len(side) else 1.0, 1.0), max(top, 2.0) * 1.001, _SIZE_BINS + 1)
+    before = np.histogram(side, edges)[0]
+    after = np.histogram(side[choice.kept[pool.box_row]], edges)[0]
+
+    def plot(figure: Figure) -> None:
+        ax = axes(figure)
+        before_after(ax, edges, before, after)
+        ax.set_xscale("log")
+        for edge, name in zip(_COCO_EDGES, ("small | medium", "medium | large"), strict=True):
+            if edges[0] < edge < edges[-1]:
+                ax.axvline(edge, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
+                ax.annotate(name, (edge, 1.0), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
+                            ha="center", color=MUTED)  # fmt: skip
+        ticks = [tick for tick in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048) if edges[0] <= tick <= edges[-1]]
+        ax.set_xticks(ticks, [str(tick) for tick in ticks])
+        ax.minorticks_off()
+        ax.set_xlabel("square root of a box's area, px")
+        ax.set_ylabel("boxes")
+
+    about = "Outline: the pool. Filled: kept. Dashed: where COCO's sizes end."
+    alt = f"{int(after.sum()):,} of {int(before.sum()):,} boxes kept; median side {_median(side)} px in the pool, "
+    alt += f"{_median(side[choice.kept[pool.box_row]])} px in the subset"
+    svg = draw("box-sizes", plot, height=2.4, width=HALF)
+    return Drawing(
+        "box-sizes", "Box sizes", about, alt, svg, histogram_table("box_sizes", edges, before, after), is_wide=False
+    )
+
+
+def sequence_figure(pool: Pool, choice: Choice) -> Drawing | None:
+    """Draw where in each sequence the frames were taken; None where no image has a sequence."""
+    placed = (pool.sequence >= 0) & (pool.frame_index >= 0)
+    sizes = np.bincount(pool.sequence[placed], minlength=len(pool.sequence_names))
+    known = np.flatnonzero(sizes)
+    if not len(known):
+        return None
+    # Spread over all sequences by size: the longest ones alone would not stand for the pool.
+    by_size = known[np.argsort(-sizes[known], kind="stable")]
+    shown = by_size[np.unique(np.linspace(0, len(by_size) - 1, min(len(by_size), _MOST_SEQUENCES)).astype(int))]
+    frames = {row: _frames(pool, choice, placed & (pool.sequence == row)) for row in shown.tolist()}
+
+    def plot(figure: Figure) -> None:
+        ax = axes(figure)
+        for place, (centres, before, after) in enumerate(frames.values()):
+            ax.plot(*_ticks(centres, np.where(before > 0, 0.12, 0), place), color=LEFT, linewidth=1.4)
+            height = 0.38 * np.sqrt(after / np.maximum(before, 1))
+            ax.plot(*_ticks(centres, height, place), color=KEPT, linewidth=2.0)
+        ax.set_yticks(range(len(shown)), [label(pool.sequence_names[row]) for row in shown])
+        ax.set_ylim(len(shown) - 0.4, -0.6)
+        ax.spines["left"].set_visible(False)
+        ax.xaxis.set_major_locator(whole_numbers())
+        ax.set_xlabel("frame")
+
+    rows = tuple(
+        (pool.sequence_names[row], float(centres[k]), int(before[k]), int(after[k]))
+        for row, (centres, before, after) in frames.items()
+        for k in range(len(centres))
+    )
+    table = Table("sequences", "", ("sequence", "frame", "before", "after"), rows)
+    more = f" {len(shown)} of {len(known):,} sequences, evenly spread from the longest to the shortest." * (
+        len(shown) < len(known)
+    )
+    alt = "; ".join(
+        f"{pool.sequence_names[row]}: {int(after.sum()):,} of {int(before.sum()):,} frames kept"
+        for row, (_, before, after) in list(frames.items())[:12]
+    )
+    about = f"Short strokes: frames of the pool. Tall strokes: kept.{more}"
+    svg = draw("sequences", plot, height=0.5 + 0.24 * len(shown))
+    return Drawing("sequences", "Where in each sequence the frames were taken", about, alt, svg, table)
+
+
+def _frames(pool: Pool, choice: Choice, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return places along a sequence, and how many frames there are and were kept at each."""
+    frames, kept = pool.frame_index[rows], choice.kept[rows]
+    first, last = int(frames.min()), int(frames.max())
+    if last - first < _FRAME_BINS:
+        edges = np.arange(first, last + 2) - 0.5
+    else:
+        edges = np.linspace(first - 0.5, last + 0.5, _FRAME_BINS + 1)
+    before, after = np.histogram(frames, edges)[0], np.histogram(frames[kept], edges)[0]
+    there = before > 0
+    return ((edges[:-1] + edges[1:]) / 2)[there], before[there], after[there]
+
+
+def _ticks(x: np.ndarray, half: np.ndarray, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return one line that is broken between strokes, which is far smaller than a line a stroke."""
+    there = half > 0
+    nothing = np.full(int(there.sum()), np.nan)
+    xs = np.column_stack((x[there], x[there], nothing)).reshape(-1)
+    return xs, np.column_stack((row - half[there], row + half[there], nothing)).reshape(-1)
+
+
+def before_after(ax: Axes, edges: np.ndarray, before: np.ndarray, after: np.ndarray) -> None:
+    """Draw a histogram of the pool as an outline, and that of what was kept in it, filled."""
+    ax.stairs(after, edges, fill=True, color=KEPT)
+    ax.stairs(before, edges, color=LEFT, linewidth=1.2)
+    ax.set_ylim(0, max(int(before.max()), 1) * 1.08)
+    ax.grid(axis="y")
+    ax.yaxis.set_major_locator(whole_numbers())
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    ax.tick_params(axis="y", labelcolor=MUTED)
+
+
+def histogram_table(name: str, edges: np.ndarray, before: np.ndarray, after: np.ndarray) -> Table:
+    """Return a histogram's bins."""
+    rows = zip(edges[:-1].tolist(), edges[1:].tolist(), before.tolist(), after.tolist(), strict=True)
+    return Table(name, "", ("from", "to", "before", "after"), tuple(rows))
+
+
+def _median(values: np.ndarray) -> str:
+    return f"{np.median(values):.0f}" if len(values) else "–"
+
+
+def whole_numbers() -> MaxNLocator:
+    """Return what puts a few round ticks on an axis of counts."""
+    return MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
