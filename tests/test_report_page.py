@@ -162,14 +162,14 @@ def test_the_filters_hide_and_count(open_page):
 def test_the_layers_switch_in_the_tiles_and_in_the_viewer(open_page):
     page, _ = open_page()
     first = page.locator("#gallery-most .shot").first
-    truth, votes = first.locator(".layer-truth"), first.locator(".layer-votes")
+    truth, votes = first.locator(".drawn.layer-truth"), first.locator(".drawn.layer-votes")
     assert truth.evaluate("node => getComputedStyle(node).display") == "inline"
     assert votes.evaluate("node => getComputedStyle(node).display") == "none"
     page.locator(".filters .layer[data-layer=votes]").click()
     assert votes.evaluate("node => getComputedStyle(node).display") == "inline"
     assert votes.locator("rect").count() > 0
     first.click()
-    shown = page.locator("#viewer-image .layer-truth")
+    shown = page.locator("#viewer-image .drawn.layer-truth")
     page.keyboard.press("1")
     assert shown.evaluate("node => getComputedStyle(node).display") == "none"
     assert page.locator("#viewer .layer[data-layer=truth]").get_attribute("aria-pressed") == "false"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detcurate.report.figures_arms import arm_figures
 from detcurate.report.figures_pool import box_size_figure, count_figure, sequence_figure
 from detcurate.report.figures_scores import score_box_figure, score_figures
 from detcurate.report.images import encode, part, safe_path
@@ -83,6 +84,39 @@ class TestSvg:
     def test_a_label_is_one_short_line(self):
         assert label("a\n b\x00") == "a b�"
         assert len(label("x" * 99)) == 26
+
+
+class TestLearningCurve:
+    """What ``detcurate.evaluate`` gives for the arms of a learning curve."""
+
+    points = [
+        {"arm": f"random_{share}%", "num_images": size, "mean": mean, "std": 0.5, "values": [mean - 0.5, mean + 0.5]}
+        for share, size, mean in ((25, 100, 20.0), (50, 200, 25.0), (100, 400, 28.0))
+    ]
+    fit = {"asymptote": 32.0, "scale": 120.0, "exponent": 0.5, "smallest": 100, "largest": 400, "rmse": 0.2}
+    own = {"num_images": 200, "ap": 27.0, "images": 330.4, "where": "within", "more": 65.0, "interval": None}
+
+    def figure(self, **changes: object):
+        curve = {"points": self.points, "fit": self.fit, "why_not": None, "equivalent": self.own, **changes}
+        arms = {"curated": {"figures": {"AP": {"values": [27.0], "mean": 27.0, "std": None}}, "per_class": {}}}
+        summary = {"arms": arms, "differences": {}, "learning_curve": curve}
+        return arm_figures(Comparison(summary, [], "", "iterations"), ())[-1]
+
+    def test_it_shows_how_many_random_images_the_subset_is_worth(self):
+        figure = self.figure()
+        assert figure.name == "learning-curve"
+        assert figure.about == "The subset of 200 images is worth 330 random ones."
+        assert figure.table.rows[-1] == ("curated", 200, 27.0, None)
+        assert len(figure.table.rows) == 4
+
+    def test_it_claims_nothing_beyond_what_was_tried(self):
+        beyond = {**self.own, "images": None, "where": "above"}
+        assert self.figure(equivalent=beyond).about == "The subset of 200 images is worth more images than were tried."
+        few = self.figure(fit=None, equivalent=None, why_not="a learning curve must have at least 3 sizes")
+        assert few.about == "a learning curve must have at least 3 sizes"
+
+    def test_without_one_there_is_no_such_figure(self):
+        assert self.figure(points=[]).name == "seeds"
 
 
 def pool_of(num_boxes, sequence=(0, 0, 0, 1, 1, -1, 1), frame=(0, 1, 2, 5, 6, -1, 9)):

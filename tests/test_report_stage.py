@@ -245,6 +245,21 @@ class TestBadInput:
         assert missing == [f"1 image of the galleries cannot be shown: {name}, the file is absent"]
         assert missing[0] in page
 
+    def test_scores_without_objects_have_galleries_without_consensus(self, copied):
+        """The mode dense keeps no objects, no boxes of members and no suspicions."""
+        scores = copied / "scores"
+        table = pq.read_table(scores / "images.parquet")
+        pq.write_table(table.drop_columns(["overlooked", "swapped", "badly_located"]), scores / "images.parquet")
+        (scores / "objects.parquet").unlink()
+        marker = read_marker(scores)
+        finish(scores, "images.parquet", inputs=marker["inputs"], settings=marker["settings"])
+        shutil.rmtree(copied / "predictions")
+        assert main(["report", str(copied)]) == 0
+        found = results_of(copied)
+        assert found["missing"] == []
+        assert [gallery["name"] for gallery in found["galleries"]][:2] == ["most"]
+        assert stage_of(copied, "select")["state"] == "outdated"  # it was made from the scores before
+
     def test_a_selection_that_stopped_says_why(self, tmp_path):
         config, output = write_run(tmp_path, evaluated=False)
         nothing = ["CURATE.SELECT.STRATEGY", "threshold", "CURATE.SELECT.THRESHOLD", "99"]

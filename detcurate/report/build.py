@@ -172,10 +172,9 @@ def _pool_figures(data: ReportData) -> list[Drawing]:
         figures.append(count_figure(f"metadata-{number}", field, counts[field], unit="images"))
     if pool is not None and choice is not None:
         figures.append(sequence_figure(pool, choice))
-    if scores is not None and len(scores.image_score):
-        figures += score_figures(scores, choice)
-        if pool is not None:
-            figures.append(score_box_figure(pool, scores, choice))
+    if pool is not None and scores is not None and len(pool):
+        first, *others = score_figures(scores, choice)
+        figures += [first, score_box_figure(pool, scores, choice), *others]
     return [figure for figure in figures if figure is not None]
 
 

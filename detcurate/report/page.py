@@ -11,12 +11,12 @@ from typing import Any
 
 import orjson
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from detcurate.report.images import Encoded, part
 from detcurate.report.records import DrawnBox, Gallery, Picture, ReportData, Tile
 from detcurate.report.svg import Drawing
-from detcurate.report.tables import Table, count_of, percent, text
+from detcurate.report.tables import Table, count_of
 from detcurate.report.verdict import Verdict
 
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -76,7 +76,7 @@ def render(data: ReportData, parts: PageParts) -> bytes:
     environment = Environment(
         loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"svg": Markup, "cell": text, "percent": percent}
+    environment.filters |= {"svg": Markup, "breakable": _breakable}
     pictures = {picture.key: picture for picture in data.pictures}
     galleries = [
         (gallery, [_shot(tile, pictures, data, parts) for tile in gallery.tiles]) for gallery in data.galleries
@@ -108,6 +108,11 @@ def json_for_html(value: Any) -> Markup:
     for sign, escaped in _UNSAFE.items():
         shown = shown.replace(sign, escaped)
     return Markup(shown)
+
+
+def _breakable(name: str) -> Markup:
+    """Return a text that may break after an underscore, as names of settings and measures want to."""
+    return Markup("_<wbr>").join(escape(part) for part in name.split("_"))
 
 
 def _source(name: str) -> str:

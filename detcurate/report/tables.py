@@ -118,7 +118,9 @@ def class_ap_table(comparison: Comparison) -> Table:
     """Return the classes by arm: mean and deviation of AP over the seeds."""
     arms = comparison.summary["arms"]
     classes = next(iter(arms.values()))["per_class"] if arms else {}
-    figures = {name: [arms[arm]["per_class"][name] for arm in arms] for name in classes}
+    found = {name: [arms[arm]["per_class"][name] for arm in arms] for name in classes}
+    # The best of the first arm first, classes without a label last.
+    figures = dict(sorted(found.items(), key=lambda pair: -_or_below(pair[1][0]["mean"])))
     rows = tuple((name, *(value for one in of for value in (one["mean"], one["std"]))) for name, of in figures.items())
     columns = ("class", *(f"{arm}_{part}" for arm in arms for part in ("mean", "std")))
     shown = tuple((name, *(mean_and_std(figure) for figure in of)) for name, of in figures.items())
@@ -197,6 +199,10 @@ def mean_and_std(figure: Mapping[str, Any]) -> str:
 def percent(share: float | None) -> str:
     """Return a share of 1 in percent."""
     return ABSENT if share is None else f"{100 * share:.0f} %"
+
+
+def _or_below(value: float | None) -> float:
+    return -1.0 if value is None else value
 
 
 def _without(row: tuple[str, ...], column: int) -> tuple[str, ...]:

@@ -23,7 +23,7 @@
 
   function drawBoxes(svg, picture, focus, withNames) {
     for (const layer of [...LAYERS].reverse()) {
-      const group = element("g", { class: `layer-${layer}` });
+      const group = element("g", { class: `drawn layer-${layer}` });
       for (const box of picture[layer]) {
         if (layer !== "votes") group.append(element("rect", { ...sides(box), class: "halo" }));
         group.append(element("rect", { ...sides(box), class: layer }));
@@ -40,14 +40,14 @@
 
   // The names keep their size on the screen, whatever the part of the image that is shown.
   function nameBoxes(svg, picture) {
-    svg.querySelectorAll("text").forEach((text) => text.remove());
     const box = svg.viewBox.baseVal;
     const rect = svg.getBoundingClientRect();
     const scale = Math.max(box.width / Math.max(rect.width, 1), box.height / Math.max(rect.height, 1));
     const placed = [];
     const overlaps = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
     for (const [layer, offset] of [["truth", -4], ["consensus", 13]]) {
-      const group = svg.querySelector(`.layer-${layer}`);
+      const group = element("g", { class: `names layer-${layer}` });
+      svg.append(group); // after all boxes, so that no line crosses a name
       for (const [x1, y1, , y2, index, confidence] of picture[layer]) {
         const text = confidence === null ? className(index) : `${className(index)} ${confidence.toFixed(2)}`;
         const y = layer === "truth" ? y1 + offset * scale : y2 + offset * scale;
