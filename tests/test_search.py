@@ -251,7 +251,7 @@ def test_members_that_were_trained_on_all_are_no_beginning(built_up, done, refus
     config, output = write_tiny_config(tmp_path)
     done("ensemble", "add", whole / "ensemble", "--config-file", config, "CURATE.ENSEMBLE.NUM_RUNS", "0")
     message = refused("--config-file", config, *BUILD_UP, "--until", "search")
-    assert "no member must have been added with CURATE.SEARCH.scheme build_up, got 4" in message
+    assert "no member must have been added with CURATE.SEARCH.SCHEME build_up, got 4" in message
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from detcurate.evaluate.compare import COMPARED
 from detcurate.report.records import Comparison
 from detcurate.report.svg import ARMS, HALF, INK, LINE, MARKERS, MUTED, Drawing, axes, draw, label
 from detcurate.report.tables import Table, class_ap_table, seed_table
 from detcurate.report.verdict import Claim, signed, span
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _ROW = 0.32  # inches
 _MOST_CLASSES = 30

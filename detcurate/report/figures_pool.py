@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from detcurate.report.records import Choice, Pool
 from detcurate.report.svg import HALF, KEPT, LEFT, MUTED, Drawing, axes, draw, label
 from detcurate.report.tables import Table, percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 _MOST_VALUES, _MOST_SEQUENCES = 24, 24
 _FRAME_BINS, _SIZE_BINS = 160, 28
@@ -172,4 +175,6 @@ def _median(values: np.ndarray) -> str:
 
 def whole_numbers() -> MaxNLocator:
     """Return what puts a few round ticks on an axis of counts."""
+    from matplotlib.ticker import MaxNLocator
+
     return MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)

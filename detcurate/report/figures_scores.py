@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from detcurate.report.figures_pool import before_after, histogram_table, whole_numbers
 from detcurate.report.picks import SUSPICIONS
 from detcurate.report.records import Choice, Pool, Scores
 from detcurate.report.svg import HALF, INK, KEPT, LEFT, MUTED, SURFACE, Drawing, axes, draw, label
 from detcurate.report.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MOST_POINTS, _BINS = 1_200, 40
 

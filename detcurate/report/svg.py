@@ -10,13 +10,13 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from detcurate.report.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, MUTED, LINE, SURFACE = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
 KEPT, LEFT = "#0a0b05", "#0a0b06"
@@ -103,6 +103,9 @@ def draw(name: str, plot: Callable[[Figure], None], *, height: float, width: flo
     Returns:
         An ``<svg>`` element without header, size in px.
     """
+    import matplotlib  # here, as in all of the report: no command that draws nothing waits for it
+    from matplotlib.figure import Figure
+
     stream = io.StringIO()
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         # The browser draws the text: that matplotlib's own font lacks a script does not matter.
