@@ -129,10 +129,16 @@ def test_plots_draw_on_the_axes_they_are_given(output, ax):
 def test_names_are_shown_and_not_read_as_mathematics(tmp_path, ax):
     from handed_over import write_pool
 
-    pool = Pool.read(write_pool(tmp_path, names={9: "a $x^ <b>", 2: "$_", 5: "b", 11: "c"}).path, tmp_path / "images")
+    pool = Pool.read(write_pool(tmp_path, names={9: "a $x^$ <b>", 2: "$_$", 5: "b", 11: "c"}).path, tmp_path / "images")
+    cbook = pytest.importorskip("matplotlib.cbook")
     pool.plot_image(41, ax)
+    drawn = [text.get_text() for text in ax.texts]
+    ax.clear()
     pool.plot_classes(ax)
     ax.figure.canvas.draw()
+    drawn += [label.get_text() for label in ax.get_yticklabels()]
+    assert {text.replace("\\", "") for text in drawn} >= {"a $x^$ <b>", "$_$", "b", "c"}
+    assert not any(cbook.is_math_text(text) for text in drawn)
 
 
 def test_what_is_refused(output, tmp_path, ax, monkeypatch):

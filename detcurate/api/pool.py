@@ -94,7 +94,7 @@ class Pool:
         """Draw the number of boxes of each class, the most frequent on top."""
         counts = self.dataset.class_counts()
         order = np.argsort(counts, kind="stable")
-        ax.barh([self.dataset.class_names[at] for at in order.tolist()], counts[order], color=_LABEL)
+        ax.barh([_plain(self.dataset.class_names[at]) for at in order.tolist()], counts[order], color=_LABEL)
         ax.set_xlabel("boxes")
         return ax
 
@@ -122,19 +122,23 @@ class Pool:
                 _draw(ax, list(suspect.box), suspect.sentence(pool.class_names), _CONSENSUS, "--")
         ax.set_xlim(0, int(pool.widths[row]))
         ax.set_ylim(int(pool.heights[row]), 0)
-        ax.set_title(pool.file_names[row].replace("$", r"\$"))
+        ax.set_title(_plain(pool.file_names[row]))
         ax.set_axis_off()
         return ax
+
+
+def _plain(words: str) -> str:
+    """Return a text that matplotlib does not read as mathematics."""
+    return words.replace("$", r"\$")
 
 
 def _draw(ax: Axes, box: list[float], words: str, color: str, line: str) -> None:
     x1, y1, x2, y2 = box
     ax.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], line, color=color, linewidth=1.5)
-    plain = words.replace("$", r"\$")  # else matplotlib reads mathematics
     ax.text(
         x1,
         y1,
-        plain,
+        _plain(words),
         color="white",
         fontsize=7,
         va="bottom",

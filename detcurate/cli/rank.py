@@ -18,7 +18,7 @@ from detcurate.pipeline.selection import SELECTION
 
 _EPILOG = """\
 The ensemble is that of the config's run, whose stage train must have finished. CURATE.SELECT says how many images are
-chosen and how, as of a pool; what asks for labels (boxes, classes, the noise guard) is not read.
+chosen and how, as of a pool; what asks for labels (boxes, classes) is refused, and the noise guard is left out.
 
   %(prog)s new-drives.json --config-file my.yaml --image-root /data/new CURATE.SELECT.NUM_IMAGES 5000
 """
