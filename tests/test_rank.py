@@ -1,5 +1,6 @@
 """Ranking images that are not labelled, with real members."""
 
+import gzip
 import json
 import re
 import shutil
@@ -24,6 +25,8 @@ def trained(tmp_path_factory, write_tiny_config):
     labelled = json.loads((folder / "new" / "new.json").read_bytes())
     images = folder / "drives.json"
     images.write_text(json.dumps({"images": labelled["images"]}))
+    with gzip.open(folder / "drives.json.gz", "wt") as stream:
+        stream.write(images.read_text())
     return config, output, images, folder / "new" / "images-new"
 
 
@@ -42,6 +45,13 @@ def test_the_best_are_to_be_labelled_in_the_pools_categories(trained, done):
     best = sorted(zip([-score for score in scores["image_score"]], scores["image_id"], strict=True))[:4]
     chosen = pq.read_table(folder / "selection" / "selection.parquet").to_pydict()
     assert chosen["image_id"] == [image_id for _, image_id in best]
+
+
+def test_a_compressed_list_is_read_too(trained, done):
+    config, output, images, root = trained
+    words = ["--config-file", config, "--image-root", root, "CURATE.SELECT.NUM_IMAGES", "2"]
+    done("rank", images.with_suffix(".json.gz"), *words)
+    assert len(json.loads((output / "candidates" / "drives" / "manifest" / "subset.json").read_bytes())["images"]) == 2
 
 
 def test_it_is_skipped_when_it_is_done_and_done_again_for_another_ensemble(trained, done, tmp_path):
@@ -79,9 +89,9 @@ def test_a_list_that_is_none_and_an_ensemble_that_is_not_there(trained, refused,
     config, _, images, root = trained
     bad = tmp_path / "bad.json"
     assert "LIST must be a COCO file" in refused("rank", bad, "--config-file", config)
-    for text in ("[1]", "{}", "{"):
+    for text, words in (("[1]", "object"), ("{}", "with `images`, got none"), ("{", "JSON")):
         bad.write_text(text)
-        assert "a list of candidates must be a COCO file with `images`" in refused("rank", bad, "--config-file", config)
+        assert words in refused("rank", bad, "--config-file", config)
     message = refused("rank", images, "--config-file", config, "--image-root", root, "OUTPUT_DIR", tmp_path / "new")
     assert "the stage 'train' must have finished" in message
     assert "must decode" in refused("rank", images, "--config-file", config, "--image-root", tmp_path)

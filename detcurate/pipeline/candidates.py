@@ -6,8 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from detcurate.coco.source import decode_top_level, open_source
 from detcurate.config import CurateSettings
 from detcurate.ensemble import LEDGER, read_ledger, write_ledger
 from detcurate.errors import ConfigError, DatasetError
@@ -40,10 +39,10 @@ def rank_candidates(run: Run, images: Path, image_root: Path | None = None) -> R
     """
     _require_no_labels(run.settings)
     run.marker("train")
-    base = run.output_dir / CANDIDATES
-    listed = base / f"{images.stem}.json"
+    base, name = run.output_dir / CANDIDATES, images.name.removesuffix(".gz").removesuffix(".json")
+    listed = base / f"{name}.json"
     write_bytes(listed, _unlabelled(images, run))
-    own = Run(_own_config(run, base / images.stem, listed, image_root), run.config_file, run.distributed)
+    own = Run(_own_config(run, base / name, listed, image_root), run.config_file, run.distributed)
     claim_output_dir(own, fresh=False)
     _share_members(run, own)
     run_pipeline(own, until="manifest")
@@ -69,14 +68,11 @@ def _require_no_labels(settings: CurateSettings) -> None:
 
 def _unlabelled(images: Path, run: Run) -> bytes:
     """Return the list as a COCO file with the pool's categories, so that the selection can be labelled in them."""
-    try:
-        records = orjson.loads(images.read_bytes())["images"]
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise DatasetError(
-            f"a list of candidates must be a COCO file with `images`, got {error!r} ({images})"
-        ) from None
-    pool = orjson.loads(run.annotations("pool").read_bytes())
-    return orjson.dumps({"images": records, "annotations": [], "categories": pool["categories"]})
+    listed = decode_top_level(open_source(images))
+    if "images" not in listed:
+        raise DatasetError(f"a list of candidates must be a COCO file with `images`, got none ({images})")
+    categories = run.pool.other_top_level["categories"]
+    return b'{"images": %b, "annotations": [], "categories": %b}' % (bytes(listed["images"]), categories)
 
 
 def _own_config(run: Run, output_dir: Path, listed: Path, image_root: Path | None) -> Any:
