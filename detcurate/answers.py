@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 
 from detcurate.errors import PredictionError
 from detcurate.parquet import DAMAGES, fixed_lists, matrix_of, read_table, write_table
+from detcurate.storage import Location
 
 SOURCES = ("consensus", "ground_truth")
 """Where a reference box comes from, by whether it is a label."""
@@ -65,7 +65,7 @@ class References:
         return first
 
 
-def write_references(path: Path, references: References, image_ids: np.ndarray) -> None:
+def write_references(path: Location, references: References, image_ids: np.ndarray) -> None:
     """Write one shard atomically, a row a reference box and member, by box and then member.
 
     Args:
@@ -92,7 +92,7 @@ def write_references(path: Path, references: References, image_ids: np.ndarray) 
     write_table(path, table, described)
 
 
-def read_references(path: Path) -> tuple[References, np.ndarray]:
+def read_references(path: Location) -> tuple[References, np.ndarray]:
     """Read one shard.
 
     Returns:
@@ -118,7 +118,7 @@ def read_references(path: Path) -> tuple[References, np.ndarray]:
     return references, np.asarray(described["image_ids"], np.int64)
 
 
-def write_dense(path: Path, image_ids: np.ndarray, scores: Mapping[str, np.ndarray]) -> None:
+def write_dense(path: Location, image_ids: np.ndarray, scores: Mapping[str, np.ndarray]) -> None:
     """Write one shard atomically.
 
     Args:
@@ -130,7 +130,7 @@ def write_dense(path: Path, image_ids: np.ndarray, scores: Mapping[str, np.ndarr
     write_table(path, {"image_id": pa.array(image_ids.astype(np.int64)), **columns}, {})
 
 
-def read_dense(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def read_dense(path: Location) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Read one shard.
 
     Returns:
@@ -150,7 +150,7 @@ def _column(aggregation: str) -> str:
     return f"mutual_information_{aggregation}"
 
 
-def _damaged(path: Path, what: str, error: Exception) -> PredictionError:
+def _damaged(path: Location, what: str, error: Exception) -> PredictionError:
     return PredictionError(
         f"a shard must be a whole Parquet file of {what} ({path}): {error}; "
         "delete it and run the same command again to predict its images anew"

@@ -1,7 +1,8 @@
 """Shards handed out by file: any number of processes work on one folder, and a dead one's shard is taken over.
 
 A claim is a small file beside what is to be made. It only saves work: what is made is written atomically and is the
-same whoever makes it, so that two processes on one shard, should it ever come to that, do no harm.
+same whoever makes it, so that two processes on one shard, should it ever come to that, do no harm. Object storage
+cannot make a file for one process alone, so the claims of what goes there are below ``OUTPUT_DIR``.
 """
 
 from __future__ import annotations
@@ -15,9 +16,17 @@ from pathlib import Path
 
 import orjson
 
-from detcurate.files import write_bytes
+from detcurate.files import sha256_json, write_bytes
+from detcurate.storage import Location
 
 _SUFFIX = ".claim"
+
+
+def claims_folder(directory: Location, output_dir: Path) -> Path:
+    """Return where the claims of what is made in a directory are: in it or, when that is elsewhere, in the cache."""
+    return (
+        directory if isinstance(directory, Path) else output_dir / "cache" / "claims" / sha256_json(str(directory))[:16]
+    )
 
 
 class Claims:

@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -27,6 +28,7 @@ from detcurate.score.pool import WITHOUT_OBJECTS
 from detcurate.select.compose import GUARDS
 from detcurate.select.quotas import parse_quota
 from detcurate.select.rank import STRATEGIES
+from detcurate.storage import StorageOptions, is_url, locate
 
 ARMS = (
     "curated",
@@ -54,8 +56,17 @@ class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _location(text: str, info: ValidationInfo) -> str:
+    """Return a text that is a path, or a URL that detcurate reads and that holds no secret."""
+    try:
+        locate(text, name=str(info.field_name))
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
 class PoolSettings(_Settings):
-    """Which labelled images are searched. Paths are relative to ``DATASETS.ROOT`` unless absolute.
+    """Which labelled images are searched. Paths are relative to ``DATASETS.ROOT`` unless absolute, or URLs.
 
     ``findings`` holds policies such as ``"invalid_box=repair"``, for the annotations of pool and evaluation.
     """
@@ -73,6 +84,8 @@ class PoolSettings(_Settings):
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return texts
+
+    _validate_locations = field_validator("annotations", "image_root")(_location)
 
 
 class RenderSettings(_Settings):
@@ -92,6 +105,8 @@ class EvaluationSettings(_Settings):
 
     annotations: str = "val.json"
     image_root: str = "images"
+
+    _validate_locations = field_validator("annotations", "image_root")(_location)
 
 
 class TrainSettings(_Settings):
@@ -381,6 +396,37 @@ class RetrainSettings(_Settings):
         return (*self.arms, *self.curve_arms)
 
 
+class StorageSettings(_Settings):
+    """Object storage: docs/storage.md says what may be there.
+
+    ``root`` is a URL below which the predictions and scores go; empty is ``OUTPUT_DIR``. ``cache`` is the folder of
+    local copies, on a disk of this machine; empty is the user's own cache folder. ``cache_gb`` is what copies of images
+    may take in it. A request that fails is tried again ``retries`` times; ``timeout_s`` is for how long a connection
+    may be silent.
+    """
+
+    root: str = ""
+    cache: str = ""
+    cache_gb: float = Field(8.0, gt=0)
+    retries: int = Field(5, ge=0)
+    timeout_s: float = Field(30.0, gt=0)
+
+    _validate_location = field_validator("root")(_location)
+
+    @field_validator("root")
+    @classmethod
+    def _validate_root(cls, text: str) -> str:
+        if text and not is_url(text):
+            raise ValueError(f"root must be a URL, or empty for OUTPUT_DIR, got {text!r}")
+        return text
+
+    @property
+    def options(self) -> StorageOptions:
+        """How object storage is asked."""
+        cache = Path(self.cache).expanduser() if self.cache else None
+        return StorageOptions(self.retries, self.timeout_s, cache, int(self.cache_gb * 1e9))
+
+
 class CurateSettings(_Settings):
     """Everything under ``CURATE``. ``num_processes`` 0 means one a CPU core."""
 
@@ -396,6 +442,7 @@ class CurateSettings(_Settings):
     select: SelectSettings = SelectSettings()
     manifest: ManifestSettings = ManifestSettings()
     retrain: RetrainSettings = RetrainSettings()
+    storage: StorageSettings = StorageSettings()
 
     @model_validator(mode="after")
     def _validate_arms(self) -> CurateSettings:

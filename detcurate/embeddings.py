@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 
 from detcurate.errors import PredictionError
 from detcurate.parquet import DAMAGES, fixed_lists, matrix_of, read_table, write_table
+from detcurate.storage import Location
 
 
-def write_embeddings(path: Path, image_ids: np.ndarray, embeddings: np.ndarray) -> None:
+def write_embeddings(path: Location, image_ids: np.ndarray, embeddings: np.ndarray) -> None:
     """Write one vector an image atomically, in the order given; equal input gives equal bytes.
 
     Args:
@@ -28,7 +27,7 @@ def write_embeddings(path: Path, image_ids: np.ndarray, embeddings: np.ndarray) 
     write_table(path, columns, {"num_features": embeddings.shape[1]})
 
 
-def read_embeddings(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_embeddings(path: Location) -> tuple[np.ndarray, np.ndarray]:
     """Read what :func:`write_embeddings` wrote.
 
     Returns:

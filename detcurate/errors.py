@@ -29,3 +29,7 @@ class PredictionError(DetcurateError):
 
 class SelectionError(DetcurateError):
     """A budget or a strategy that the pool cannot satisfy."""
+
+
+class StorageError(DetcurateError):
+    """Object storage that cannot be reached, denies access, or gives something else than it says."""

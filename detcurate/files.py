@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, digests, the free-space check."""
+"""Files that are either whole or absent, here or in object storage: atomic writes, digests, the free-space check."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,23 @@ from typing import Any
 import orjson
 
 from detcurate.errors import ConfigError
+from detcurate.storage import Location, RemotePath, published
 
 _TEMPORARY_SUFFIX = ".partial"
+_NUM_REQUESTS = 16  # at a time
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Location) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success it replaces ``path``, on failure it is removed.
 
-    A reader sees the old file, the new file or none, never a part of one. The directory is made when absent.
+    A reader sees the old file, the new file or none, never a part of one. The directory is made when absent. What goes
+    to object storage is made in a local folder and uploaded as one.
     """
+    if isinstance(path, RemotePath):
+        with published(path) as temporary:
+            yield temporary
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY_SUFFIX)
     os.close(handle)
@@ -39,21 +47,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Location, data: bytes) -> None:
     """Write ``data`` to ``path`` atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Location, value: Any) -> None:
     """Write ``value`` to ``path`` atomically, indented and with sorted keys, so that equal values are equal bytes."""
     options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
     write_bytes(path, orjson.dumps(value, option=options))
 
 
-def link_or_copy(source: Path, target: Path) -> None:
+def link_or_copy(source: Location, target: Location) -> None:
     """Put a file at ``target`` too, atomically: as a hard link, or as a copy where the disk has no links."""
     with atomic_path(target) as temporary:
+        if isinstance(source, RemotePath):
+            source.download(temporary)
+            return
         temporary.unlink()
         try:
             temporary.hardlink_to(source)
@@ -61,8 +72,10 @@ def link_or_copy(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: Location) -> str:
     """Return the SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    if isinstance(path, RemotePath):
+        return path.sha256()
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -75,8 +88,45 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def remove_temporaries(directory: Path) -> None:
-    """Remove what a killed writer left half written below ``directory``."""
+def describe_files(directory: Location, paths: Iterable[Location]) -> dict[str, dict[str, Any]]:
+    """Return the digest and the size of files below a directory, by their names from there, in the order given.
+
+    Raises:
+        FileNotFoundError: One is not there.
+    """
+    if isinstance(directory, Path):
+        return {
+            path.relative_to(directory).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+            for path in paths
+            if isinstance(path, Path)
+        }
+    names = [path.relative_to(directory).as_posix() for path in paths if isinstance(path, RemotePath)]
+    sizes = file_sizes(directory, names)
+    with ThreadPoolExecutor(_NUM_REQUESTS) as asking:
+        digests = asking.map(lambda name: sha256_file(directory / name), names)
+        return {name: {"sha256": digest, "bytes": sizes[name]} for name, digest in zip(names, digests, strict=True)}
+
+
+def file_sizes(directory: Location, names: Iterable[str]) -> dict[str, int]:
+    """Return the sizes in bytes of those of the files below a directory that are there, by name."""
+    if isinstance(directory, RemotePath):
+        found = directory.list_files()  # one request for a thousand files, not one each
+        return {name: found[name].size for name in names if name in found}
+    return {name: (directory / name).stat().st_size for name in names if (directory / name).is_file()}
+
+
+def remove_tree(path: Location) -> None:
+    """Remove a directory with all that is in it."""
+    if isinstance(path, RemotePath):
+        path.remove_tree()
+    else:
+        shutil.rmtree(path)
+
+
+def remove_temporaries(directory: Location) -> None:
+    """Remove what a killed writer left half written below ``directory``; in object storage nothing ever is."""
+    if isinstance(directory, RemotePath):
+        return
     for leftover in directory.rglob(f".*{_TEMPORARY_SUFFIX}"):
         leftover.unlink(missing_ok=True)
 

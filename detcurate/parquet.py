@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from detcurate.files import atomic_path
+from detcurate.storage import Location
 
 _DESCRIPTION = b"detcurate"
 _DESCRIPTION_SHA256 = b"detcurate.sha256"
@@ -21,7 +22,7 @@ DAMAGES = (OSError, pa.ArrowException, KeyError, TypeError, ValueError, Attribut
 """What reading a file that is absent, truncated, damaged or of another kind raises."""
 
 
-def write_table(path: Path, columns: Mapping[str, pa.Array], description: Mapping[str, Any]) -> None:
+def write_table(path: Location, columns: Mapping[str, pa.Array], description: Mapping[str, Any]) -> None:
     """Write columns of one length atomically, and a description with ``num_rows`` added in the footer."""
     table = pa.table(dict(columns))
     described = orjson.dumps({**description, "num_rows": table.num_rows})
@@ -30,9 +31,16 @@ def write_table(path: Path, columns: Mapping[str, pa.Array], description: Mappin
         pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd", write_page_checksum=True)
 
 
-def read_table(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+def readable(path: Location) -> Path | BinaryIO:
+    """Return what a reader of Parquet takes for a table wherever it is; raises ``FileNotFoundError`` when it is not."""
+    return path if isinstance(path, Path) else path.open()
+
+
+def read_table(path: Location) -> tuple[pa.Table, dict[str, Any]]:
     """Read a file of :func:`write_table` and its description; raises one of ``DAMAGES``."""
-    table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
+    # Elsewhere as a whole: a table of this kind is a block of a few megabytes.
+    source = path if isinstance(path, Path) else pa.BufferReader(path.read_bytes())
+    table = pq.read_table(source, partitioning=None, page_checksum_verification=True)
     metadata = table.schema.metadata
     # The pages have checksums, the footer has none.
     if hashlib.sha256(metadata[_DESCRIPTION]).hexdigest().encode() != metadata[_DESCRIPTION_SHA256]:

@@ -9,17 +9,16 @@ A member that is added later gets a pass of its own, and nobody is asked twice.
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import orjson
 
 from detcurate.errors import PredictionError
-from detcurate.files import write_json
-from detcurate.predictions import read_shard, shard_path
+from detcurate.files import remove_tree, write_json
+from detcurate.predictions import missing_shards, read_shard, shard_path
+from detcurate.storage import Location
 from detcurate.structures import Detections
 
 MEMBERS = "members.json"
@@ -36,12 +35,12 @@ class Pass:
         members: The members asked, in the order of the numbers that its shards give them.
     """
 
-    directory: Path
+    directory: Location
     digest: str
     members: tuple[str, ...]
 
     @property
-    def description(self) -> Path:
+    def description(self) -> Location:
         """The file that says what the pass is."""
         return self.directory / _DESCRIPTION
 
@@ -50,10 +49,11 @@ class Pass:
         write_json(self.description, {"digest": self.digest, "members": list(self.members)})
 
 
-def read_passes(directory: Path) -> list[Pass]:
+def read_passes(directory: Location) -> list[Pass]:
     """Return the passes below a directory, oldest first; one that cannot be read counts as none."""
     passes = []
-    for path in sorted(directory.glob(f"pass-*/{_DESCRIPTION}")):
+    described_by: Iterable[Location] = directory.glob(f"pass-*/{_DESCRIPTION}")
+    for path in sorted(described_by, key=str):
         try:
             described = orjson.loads(path.read_bytes())
             passes.append(Pass(path.parent, described["digest"], tuple(described["members"])))
@@ -62,7 +62,7 @@ def read_passes(directory: Path) -> list[Pass]:
     return passes
 
 
-def prepare_passes(directory: Path, digest: str, members: Sequence[str], *, num_shards: int) -> list[Pass]:
+def prepare_passes(directory: Location, digest: str, members: Sequence[str], *, num_shards: int) -> list[Pass]:
     """Return passes that together ask each member once: those that are there and still good, and a new one.
 
     Passes with another digest are removed, and so are those with a member that is not wanted any more, unless they are
@@ -77,14 +77,14 @@ def prepare_passes(directory: Path, digest: str, members: Sequence[str], *, num_
     wanted, kept = set(members), []
     answered: set[str] = set()
     for old in read_passes(directory):
-        is_complete = all(shard_path(old.directory, number).exists() for number in range(num_shards))
+        is_complete = not missing_shards(old.directory, num_shards)
         is_useful = wanted.issuperset(old.members) or (is_complete and not wanted.isdisjoint(old.members))
         if old.digest == digest and answered.isdisjoint(old.members) and is_useful:
             kept.append(old)
             answered.update(old.members)
     for path in directory.glob("pass-*"):
         if path not in {old.directory for old in kept}:
-            shutil.rmtree(path)
+            remove_tree(path)
     missing = tuple(member for member in members if member not in answered)
     if missing:
         new = Pass(directory / f"pass-{_next_number(kept):02d}", digest, missing)
@@ -94,7 +94,7 @@ def prepare_passes(directory: Path, digest: str, members: Sequence[str], *, num_
     return kept
 
 
-def prepare_folder(folder: Path, digest: str) -> None:
+def prepare_folder(folder: Location, digest: str) -> None:
     """Empty a folder of answers that depend on something else than what ``digest`` is of, and say what they are of."""
     path = folder / _DESCRIPTION
     try:
@@ -102,11 +102,12 @@ def prepare_folder(folder: Path, digest: str) -> None:
     except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
         is_good = False
     if not is_good:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            remove_tree(folder)
         write_json(path, {"digest": digest})
 
 
-def read_members(directory: Path) -> list[str]:
+def read_members(directory: Location) -> list[str]:
     """Return the names of the members whose answers are wanted, in the order of their numbers.
 
     Raises:
@@ -131,7 +132,7 @@ class Predictions:
         num_shards: How many shards there are.
     """
 
-    directory: Path
+    directory: Location
     passes: tuple[Pass, ...]
     members: tuple[str, ...]
     num_shards: int
@@ -154,7 +155,7 @@ class Predictions:
         return Detections.concatenate([detections for detections, _ in parts]), parts[0][1]
 
 
-def open_predictions(directory: Path, members: Sequence[str]) -> Predictions:
+def open_predictions(directory: Location, members: Sequence[str]) -> Predictions:
     """Find the passes below a directory that hold the answers of the members.
 
     Raises:
@@ -171,7 +172,7 @@ def open_predictions(directory: Path, members: Sequence[str]) -> Predictions:
     return Predictions(directory, tuple(passes), tuple(members), num_shards)
 
 
-def read_predictions(directory: Path, members: Sequence[str]) -> Iterator[tuple[Detections, np.ndarray]]:
+def read_predictions(directory: Location, members: Sequence[str]) -> Iterator[tuple[Detections, np.ndarray]]:
     """Read all shards one after another; arguments and errors are those of ``open_predictions`` and its ``read``."""
     predictions = open_predictions(directory, members)
     for index in range(predictions.num_shards):

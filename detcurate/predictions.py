@@ -6,22 +6,30 @@ saw anything is told from one that was never shown to them.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 
 from detcurate.errors import PredictionError
 from detcurate.parquet import DAMAGES, fixed_lists, matrix_of, read_table, write_table
+from detcurate.storage import Location, RemotePath
 from detcurate.structures import Detections
 
 
-def shard_path(directory: Path, index: int) -> Path:
+def shard_path(directory: Location, index: int) -> Location:
     """Return the file of a shard."""
     return directory / f"shard-{index:05d}.parquet"
 
 
-def write_shard(path: Path, detections: Detections, image_ids: np.ndarray) -> None:
+def missing_shards(directory: Location, num_shards: int) -> list[int]:
+    """Return the numbers of the shards that are not there, in order; elsewhere one listing tells."""
+    paths = [shard_path(directory, number) for number in range(num_shards)]
+    if isinstance(directory, RemotePath):
+        found = {path.name for path in directory.glob("shard-*.parquet")}
+        return [number for number, path in enumerate(paths) if path.name not in found]
+    return [number for number, path in enumerate(paths) if not path.exists()]
+
+
+def write_shard(path: Location, detections: Detections, image_ids: np.ndarray) -> None:
     """Write one shard atomically, rows sorted by image and member (a member's own order, best first, is kept).
 
     Args:
@@ -46,7 +54,7 @@ def write_shard(path: Path, detections: Detections, image_ids: np.ndarray) -> No
     write_table(path, columns, description)
 
 
-def read_shard(path: Path) -> tuple[Detections, np.ndarray]:
+def read_shard(path: Location) -> tuple[Detections, np.ndarray]:
     """Read one shard.
 
     Returns:

@@ -8,16 +8,15 @@ result does not touch the stages after it.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 
 from detcurate.errors import ConfigError
-from detcurate.files import remove_temporaries, sha256_file, sha256_json, write_json
+from detcurate.files import describe_files, file_sizes, remove_temporaries, remove_tree, sha256_json, write_json
+from detcurate.storage import Location
 
 MARKER = "stage.json"
 
@@ -36,7 +35,7 @@ class StageResult:
         facts: Small values for later stages and the report.
     """
 
-    outputs: Sequence[Path]
+    outputs: Sequence[Location]
     summary: str
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -56,7 +55,7 @@ class Stage:
     """
 
     name: str
-    directory: Path
+    directory: Location
     settings: Mapping[str, Any]
     inputs: Mapping[str, str]
     run: Callable[[], StageResult]
@@ -68,7 +67,7 @@ class Stage:
         return sha256_json({"settings": self.settings, "inputs": self.inputs})
 
 
-def read_marker(directory: Path) -> dict[str, Any] | None:
+def read_marker(directory: Location) -> dict[str, Any] | None:
     """Return what ``stage.json`` says, or ``None`` when no stage has begun there.
 
     Raises:
@@ -114,10 +113,7 @@ def run_stage(stage: Stage) -> dict[str, Any]:
     begun = {"stage": stage.name, "digest": stage.digest, "settings": stage.settings, "inputs": stage.inputs}
     write_json(stage.directory / MARKER, {**begun, "status": "started"})
     result = stage.run()
-    outputs = {
-        path.relative_to(stage.directory).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-        for path in result.outputs
-    }
+    outputs = describe_files(stage.directory, result.outputs)
     finished = {"status": "complete", "outputs": outputs, "summary": result.summary, "facts": dict(result.facts)}
     write_json(stage.directory / MARKER, {**begun, **finished})
     _logger.info("%-9s %s", stage.name, result.summary)
@@ -143,26 +139,26 @@ def changes(stage: Stage) -> list[str]:
     return texts
 
 
-def _outputs_are_there(directory: Path, marker: Mapping[str, Any]) -> bool:
-    paths = ((directory / name, output["bytes"]) for name, output in marker["outputs"].items())
-    return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+def _outputs_are_there(directory: Location, marker: Mapping[str, Any]) -> bool:
+    sizes = {name: output["bytes"] for name, output in marker["outputs"].items()}
+    return file_sizes(directory, sizes) == sizes
 
 
-def _remove_old_result(directory: Path) -> None:
+def _remove_old_result(directory: Location) -> None:
     """Remove all but the marker, which keeps saying whose files these are should the removal be cut short."""
     for path in directory.iterdir():
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            remove_tree(path)
         elif path.name != MARKER:
             path.unlink()
 
 
-def _remove_damaged(directory: Path, marker: Mapping[str, Any]) -> None:
+def _remove_damaged(directory: Location, marker: Mapping[str, Any]) -> None:
     """Remove outputs of a once finished stage that no longer have their size, so that they are made again."""
-    for name, output in marker.get("outputs", {}).items():
-        path = directory / name
-        if path.is_file() and path.stat().st_size != output["bytes"]:
-            path.unlink()
+    outputs = marker.get("outputs", {})
+    for name, size in file_sizes(directory, outputs).items():
+        if size != outputs[name]["bytes"]:
+            (directory / name).unlink()
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "detcurate"
 RANKS = {
     "version": 0,
     "errors": 0,
+    "storage": 0.5,  # whatever writes a file may write it there
     "structures": 1,
     "boxes": 1,
     "files": 1,

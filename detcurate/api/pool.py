@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from detcurate.api.frames import Folder, data_frame, open_run, original_ids, row
 from detcurate.coco.dataset import CocoDataset, read_coco
 from detcurate.export.content import require_inside
 from detcurate.export.queue import Suspect
+from detcurate.storage import Location, image_files, image_source, locate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,11 +29,11 @@ class Pool:
 
     Args:
         dataset: Their columns; see :class:`detcurate.coco.dataset.CocoDataset`.
-        image_root: What the file names are relative to.
+        image_root: What the file names are relative to, here or in object storage.
     """
 
     dataset: CocoDataset
-    image_root: Path
+    image_root: Location
 
     @classmethod
     def open(cls, output_dir: Folder) -> Pool:
@@ -50,7 +52,7 @@ class Pool:
         Raises:
             DatasetError: It cannot be read.
         """
-        return cls(read_coco(Path(annotations)), Path(image_root))
+        return cls(read_coco(Path(annotations)), locate(os.fspath(image_root), name="image_root"))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -113,7 +115,8 @@ class Pool:
 
         pool, row = self.dataset, row_of(self.dataset, image_id)
         require_inside(pool.file_names[row], pool.path)
-        with Image.open(self.image_root / pool.file_names[row]) as image:
+        (file,) = image_files(self.image_root, [pool.file_names[row]])
+        with image_source(file) as stream, Image.open(stream) as image:
             ax.imshow(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
         for at in np.flatnonzero(pool.image_index == row).tolist():
             _draw(ax, pool.boxes[at].tolist(), pool.class_names[int(pool.class_index[at])], _LABEL, "-")

@@ -15,6 +15,7 @@ from detcurate.pipeline import Run
 from detcurate.pipeline.candidates import rank_candidates
 from detcurate.pipeline.choose import subset_file
 from detcurate.pipeline.selection import SELECTION
+from detcurate.storage import locate
 
 _EPILOG = """\
 The ensemble is that of the config's run, whose stage train must have finished. CURATE.SELECT says how many images are
@@ -35,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("images", type=Path, metavar="LIST", help="a COCO file with `images`; no annotations are read")
     parser.add_argument("--config-file", type=Path, required=True, metavar="FILE", help="the config of the run")
     parser.add_argument(
-        "--image-root", type=Path, metavar="DIR", help="what its file names are relative to (default: the pool's)"
+        "--image-root", metavar="DIR", help="what its file names are relative to, a folder or URL (default: the pool's)"
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
@@ -48,7 +49,8 @@ def run(argv: Sequence[str]) -> int:
     if not arguments.images.is_file():
         raise DatasetError(f"LIST must be a COCO file, got {arguments.images}, which is not there")
     cfg = load_config(arguments.config_file, arguments.opts)
-    curate_settings(cfg.CURATE)
-    ranked = rank_candidates(Run(cfg, arguments.config_file), arguments.images, arguments.image_root)
+    options, root = curate_settings(cfg.CURATE).storage.options, arguments.image_root
+    image_root = None if root is None else locate(root, name="--image-root", options=options)
+    ranked = rank_candidates(Run(cfg, arguments.config_file), arguments.images, image_root)
     say("", f"to label: {subset_file(ranked)}", f"ranks:    {ranked.directory('select') / SELECTION}")
     return 0

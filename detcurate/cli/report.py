@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
     arguments = build_parser().parse_intermixed_args(argv)
     found = named_run(arguments.config_file, arguments.rest)
     stage = report_stage(found)
-    directory = arguments.to or stage.directory
+    directory: Path = arguments.to or found.directory("report")
     _require_writable(directory)
     if arguments.to is None:
         run_stage(stage)

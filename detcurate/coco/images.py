@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from PIL import Image, ImageOps
 
 from detcurate.coco.dataset import CocoDataset
 from detcurate.coco.findings import FindingLog
-from detcurate.errors import DatasetError
+from detcurate.errors import DatasetError, StorageError
 from detcurate.files import write_bytes
 from detcurate.parallel import run_jobs
+from detcurate.storage import Location, RemoteImage, fetch_ahead, image_files, image_source, image_statuses, path_status
 
 _BLOCK = 64
 
@@ -43,7 +45,10 @@ class ImageFinding:
 
 
 class _Look(msgspec.Struct, frozen=True, array_like=True):
-    """What was seen of one file: its size in bytes and its time, its size upright in px, or why it cannot be read."""
+    """What was seen of one file: its size in bytes and its time, its size upright in px, or why it cannot be read.
+
+    Of an object in storage the tag of its content stands in the place of the time.
+    """
 
     num_bytes: int
     mtime_ns: int
@@ -56,26 +61,27 @@ class _Look(msgspec.Struct, frozen=True, array_like=True):
 @dataclass(frozen=True)
 class _Block:
     file_names: tuple[str, ...]
-    image_root: Path
+    files: tuple[Path | RemoteImage, ...]
 
 
-def image_fingerprint(dataset: CocoDataset, image_root: Path) -> str:
+def image_fingerprint(dataset: CocoDataset, image_root: Location) -> str:
     """Return a digest of the images' names, sizes in bytes and times of change, without reading them."""
     digest = hashlib.sha256()
-    for name in dataset.file_names:
-        num_bytes, mtime_ns = _status(image_root / name)
+    for name, (num_bytes, mtime_ns) in zip(
+        dataset.file_names, image_statuses(image_root, dataset.file_names), strict=True
+    ):
         digest.update(f"{name}\0{num_bytes}\0{mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
 def examine_images(
-    dataset: CocoDataset, image_root: Path, *, num_processes: int, desc: str, cache: Path | None = None
+    dataset: CocoDataset, image_root: Location, *, num_processes: int, desc: str, cache: Path | None = None
 ) -> list[ImageFinding]:
     """Decode every image once, in parallel, and return what is wrong with those that something is wrong with.
 
     Args:
         dataset: The records.
-        image_root: What their file names are relative to.
+        image_root: What their file names are relative to, here or in object storage.
         num_processes: How many worker processes.
         desc: What the progress bar says.
         cache: A file that remembers what was seen, so that files of the same size and time are not decoded again.
@@ -85,14 +91,19 @@ def examine_images(
 
     Raises:
         DatasetError: ``image_root`` is not a directory.
+        StorageError: An image cannot be fetched.
     """
     if not image_root.is_dir():
         raise DatasetError(f"image_root must be a directory, got {image_root}; name the folder that holds the images")
     known = _read_cache(cache)
-    status = {name: _status(image_root / name) for name in dataset.file_names}
+    status = dict(zip(dataset.file_names, image_statuses(image_root, dataset.file_names), strict=True))
     # What did not decode is tried again: its rights may have been set since, or another version of Pillow reads it.
     new = [name for name, seen in status.items() if name not in known or known[name][:2] != seen or known[name][-1]]
-    blocks = [_Block(tuple(new[start : start + _BLOCK]), image_root) for start in range(0, len(new), _BLOCK)]
+    files = image_files(image_root, new)
+    blocks = [
+        _Block(tuple(new[start : start + _BLOCK]), files[start : start + _BLOCK])
+        for start in range(0, len(new), _BLOCK)
+    ]
     for looks in run_jobs(_look_at, blocks, num_processes=num_processes, total=len(new), desc=desc, unit="image"):
         known.update(looks)
     if cache is not None and new:
@@ -124,36 +135,35 @@ def _judge(look: _Look, size: tuple[int, int]) -> tuple[str, str] | None:
 
 
 def _look_at(block: _Block, progress: Callable[[int], None]) -> dict[str, tuple]:
-    looks = {name: msgspec.structs.astuple(_look(block.image_root / name)) for name in block.file_names}
+    fetch_ahead(block.files)
+    looks = {
+        name: msgspec.structs.astuple(_look(file)) for name, file in zip(block.file_names, block.files, strict=True)
+    }
     progress(len(looks))
     return looks
 
 
-def _look(path: Path) -> _Look:
+def _look(file: Path | RemoteImage) -> _Look:
     """Decode one image; its EXIF rotation is applied, as Detectron2 does."""
-    num_bytes, mtime_ns = _status(path)
+    num_bytes, mtime_ns = file.entry if isinstance(file, RemoteImage) else path_status(file)
     if num_bytes < 0:
         return _Look(num_bytes, mtime_ns)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), image_source(file) as source:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(source) as image:
                 image.load()
                 is_rotated = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
                 width, height = ImageOps.exif_transpose(image).size
+    except StorageError:  # which says nothing of the image
+        raise
+    except FileNotFoundError:  # it is gone since it was listed
+        return _Look(-1, 0)
     except Exception as error:  # broken bytes make a decoder raise TypeError and worse
         # Without the folder: what is said of an image goes into the provenance, which is the same on every machine.
-        reason = str(error).replace(str(path), path.name) or type(error).__name__
+        reason = _NO_FILE.sub(repr(file.name), str(error)).replace(str(file), file.name) or type(error).__name__
         return _Look(num_bytes, mtime_ns, error=reason)
     return _Look(num_bytes, mtime_ns, width, height, is_rotated)
-
-
-def _status(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except (OSError, ValueError):  # ValueError: a name that the file system cannot hold
-        return -1, 0
-    return status.st_size, status.st_mtime_ns
 
 
 def _read_cache(path: Path | None) -> dict[str, tuple]:
@@ -167,3 +177,4 @@ def _read_cache(path: Path | None) -> dict[str, tuple]:
 
 
 _ORIENTATION = 0x0112
+_NO_FILE = re.compile(r"<_io\.BufferedReader name='[^']*'>")  # how Pillow calls a file that it was given open

@@ -19,6 +19,7 @@ from detcurate.coco.provenance import subset_path
 from detcurate.coco.source import open_source
 from detcurate.d2.hooks import mix_seed
 from detcurate.errors import ConfigError
+from detcurate.storage import Location, image_files
 
 # What pycocotools, with which Detectron2 evaluates, stumbles over or silently counts wrong.
 _NOT_FOR_PYCOCOTOOLS = (
@@ -31,24 +32,26 @@ _NOT_FOR_PYCOCOTOOLS = (
 )
 
 
-def detection_dicts(dataset: CocoDataset, image_root: Path, image_ids: np.ndarray | None = None) -> list[dict]:
+def detection_dicts(dataset: CocoDataset, image_root: Location, image_ids: np.ndarray | None = None) -> list[dict]:
     """Return Detectron2's dataset dicts, images without objects included, in ascending order of ``image_id``.
 
     Args:
         dataset: The pool.
-        image_root: What its file names are relative to.
+        image_root: What its file names are relative to; those in object storage are named with what a listing says.
         image_ids: (K,) int64, the images to take; all when absent.
     """
     keep = np.ones(len(dataset), bool) if image_ids is None else np.isin(dataset.image_ids, image_ids)
+    rows = np.flatnonzero(keep)
+    files = image_files(image_root, [dataset.file_names[row] for row in rows])
     records: dict[int, dict] = {
         int(row): {
-            "file_name": str(image_root / dataset.file_names[row]),
+            "file_name": str(file),
             "image_id": int(dataset.image_ids[row]),
             "height": int(dataset.heights[row]),
             "width": int(dataset.widths[row]),
             "annotations": [],
         }
-        for row in np.flatnonzero(keep)
+        for row, file in zip(rows, files, strict=True)
     }
     for annotation in np.flatnonzero(keep[dataset.image_index]):
         records[int(dataset.image_index[annotation])]["annotations"].append(

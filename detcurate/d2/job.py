@@ -8,6 +8,7 @@ from pathlib import Path
 
 from detcurate.d2.config import load_config_text
 from detcurate.ensemble import AVERAGE, CHECKPOINT, MemberWriter
+from detcurate.storage import Location
 
 
 @dataclass(frozen=True)
@@ -16,13 +17,13 @@ class ImageSet:
 
     Args:
         annotations: A COCO file.
-        image_root: What its file names are relative to.
+        image_root: What its file names are relative to, here or in object storage.
         image_ids: The images meant; all of the file when ``None``.
         policies: What is done about findings, pairs of code and policy.
     """
 
     annotations: Path
-    image_root: Path
+    image_root: Location
     image_ids: tuple[int, ...] | None = None
     policies: tuple[tuple[str, str], ...] = ()
 

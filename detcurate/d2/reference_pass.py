@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -16,9 +15,10 @@ from detcurate.answers import References, write_references
 from detcurate.d2.members import MemberModels
 from detcurate.d2.reference import ReferenceAnswers, reference_answers
 from detcurate.d2.shards import Batch, Group, PredictionPass, ask_groups, make_shards, naming_member
-from detcurate.passes import open_predictions
+from detcurate.passes import Predictions, open_predictions
 from detcurate.score.associate import associate
 from detcurate.score.reference import choose_references
+from detcurate.storage import Location
 
 _Boxes = dict[int, tuple[np.ndarray, np.ndarray]]
 """image_id -> (R, 4) float32 boxes and (R,) bool, whether each is labelled."""
@@ -41,7 +41,7 @@ class ReferencePass:
     """
 
     images: PredictionPass
-    predictions: Path
+    predictions: Location
     member_names: tuple[str, ...]
     truth_boxes: np.ndarray
     truth_bounds: np.ndarray
@@ -75,9 +75,15 @@ def _ask_shard(
     write_references(job.images.shards[number], _collect(job, image_ids.tolist(), boxes, answers), image_ids)
 
 
+@functools.lru_cache(maxsize=1)
+def _opened(directory: Location, member_names: tuple[str, ...]) -> Predictions:
+    """Open the first step's answers, which are complete by now, once for all shards."""
+    return open_predictions(directory, member_names)
+
+
 def _boxes_of(job: ReferencePass, number: int) -> _Boxes:
     """Return the reference boxes of one shard's images."""
-    detections, _ = open_predictions(job.predictions, job.member_names).read(number)
+    detections, _ = _opened(job.predictions, job.member_names).read(number)
     clusters = associate(detections, num_members=len(job.member_names), iou_threshold=job.iou_threshold)
     boxes = {}
     for row in job.images.rows(number):

@@ -17,13 +17,15 @@ import numpy as np
 import torch
 from detectron2.data import DatasetMapper
 
-from detcurate.claims import Claims
+from detcurate.claims import Claims, claims_folder
 from detcurate.d2 import backbones  # noqa: F401  registers the small backbone
 from detcurate.d2.config import load_config_text
 from detcurate.d2.members import MemberModels
+from detcurate.d2.remote_images import open_remote_images, storage_options
 from detcurate.embeddings import write_embeddings
-from detcurate.errors import DatasetError, PredictionError
-from detcurate.predictions import shard_path
+from detcurate.errors import DatasetError, PredictionError, StorageError
+from detcurate.predictions import missing_shards, shard_path
+from detcurate.storage import Location, fetch_ahead
 
 Batch = list[dict[str, Any]]
 Group = list[tuple[int, Any]]
@@ -45,7 +47,7 @@ class PredictionPass:
         config: The whole config as YAML (``cfg.dump()``).
         members: The members' weights and digests, in the order of their numbers.
         image_ids: (I,) int64.
-        file_names: I paths.
+        file_names: I paths, or images in object storage as :class:`detcurate.storage.RemoteImage` writes them.
         sizes: (I, 2) int64, the width and height that the records state, px.
         num_classes: C.
         shard_size: Images a shard.
@@ -67,16 +69,25 @@ class PredictionPass:
     shard_size: int
     batch_size: int
     device: str
-    directory: Path
+    directory: Location
     memory_gb: float = 8.0
     precision: str = "fp32"
     num_decoders: int = 0
-    embeddings: Path | None = None
+    embeddings: Location | None = None
 
     @property
-    def shards(self) -> list[Path]:
+    def shards(self) -> list[Location]:
         """The files of all shards, in order."""
-        return [shard_path(self.directory, number) for number in range(-(-len(self.image_ids) // self.shard_size))]
+        return [shard_path(self.directory, number) for number in range(self.num_shards)]
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards there are."""
+        return -(-len(self.image_ids) // self.shard_size)
+
+    def missing(self) -> list[int]:
+        """Return the numbers of the shards that are not there."""
+        return missing_shards(self.directory, self.num_shards)
 
     def rows(self, shard: int) -> range:
         """Return the rows of one shard's images."""
@@ -112,6 +123,7 @@ def make_shards(job: PredictionPass, work: Work) -> None:
     cfg = load_config_text(job.config).clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = job.device
+    open_remote_images(cfg)
     models: list[MemberModels] = []
 
     def make(number: int, batches: list[Batch]) -> None:
@@ -119,8 +131,8 @@ def make_shards(job: PredictionPass, work: Work) -> None:
             models.append(MemberModels(cfg, job.members, memory_gb=job.memory_gb, precision=job.precision))
         work(models[0], number, batches)
 
-    with Claims(job.directory) as claims:
-        while not all(path.exists() for path in job.shards):
+    with Claims(claims_folder(job.directory, Path(cfg.OUTPUT_DIR))) as claims:
+        while job.missing():
             if not _sweep(job, claims, cfg, make):
                 time.sleep(_POLL_SECONDS)  # the rest is in others' hands: they finish it, or their claims grow stale
 
@@ -195,14 +207,18 @@ def _sweep(job: PredictionPass, claims: Claims, cfg: Any, make: Callable[[int, l
         claims.release(shard_path(job.directory, number).name)
 
     with ThreadPoolExecutor(max(1, job.num_decoders)) as decoders:
-        for number, path in enumerate(job.shards):
-            if path.exists() or not claims.take(path.name):
+        shards, options = job.shards, storage_options(cfg)
+        for number in job.missing():
+            path = shards[number]
+            if not claims.take(path.name):
                 continue
-            if path.exists():  # made between the two looks
+            if path.is_file():  # made between the two looks
                 claims.release(path.name)
                 continue
+            records = job.records(number)
+            fetch_ahead((record["file_name"] for record in records), options)
             # Pillow lets other threads run while it decodes.
-            waiting.append((number, [_decoding(decoders, job, mapper, record) for record in job.records(number)]))
+            waiting.append((number, [_decoding(decoders, job, mapper, record) for record in records]))
             made += 1
             while len(waiting) > (1 if job.num_decoders else 0):
                 finish()
@@ -223,6 +239,8 @@ def _decoding(
 def _decode(mapper: DatasetMapper, record: dict) -> dict:
     try:
         return mapper(record)
+    except StorageError:
+        raise
     except Exception as error:
         raise DatasetError(
             f"an image must decode to the size of its record, got {error} "

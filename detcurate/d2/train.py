@@ -31,6 +31,7 @@ from detcurate.d2.hooks import (
 )
 from detcurate.d2.job import ImageSet as ImageSet  # what a job is made of, for those who train
 from detcurate.d2.job import TrainingJob
+from detcurate.d2.remote_images import open_remote_images
 from detcurate.d2.solver import build_lr_scheduler, build_optimizer
 from detcurate.d2.weights import load_initial_weights, load_tensors
 from detcurate.errors import EnsembleError
@@ -142,6 +143,7 @@ def _train(job: TrainingJob, progress: Progress) -> None:
         torch.cuda.set_device(job.device)  # no context on the first GPU beside it
     if cfg.MODEL.DEVICE == "cpu":
         torch.set_num_threads(1)
+    open_remote_images(cfg)
     torch.manual_seed(mix_seed(job.seed))
     images = job.images
     dataset = read_coco(images.annotations, dict(images.policies))

@@ -16,6 +16,7 @@ from detcurate.errors import DatasetError
 from detcurate.export.ids import annotation_id_of
 from detcurate.export.queue import Suspect
 from detcurate.files import link_or_copy
+from detcurate.storage import Location
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Content:
     """
 
     dataset: CocoDataset
-    image_root: Path
+    image_root: Location
     suspects: Sequence[Suspect] = ()
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 

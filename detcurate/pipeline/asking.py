@@ -14,6 +14,7 @@ from detcurate.parallel import run_jobs
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.train import require_device, training_config, training_settings
 from detcurate.stages import output_digest
+from detcurate.storage import Location, image_files
 
 EMBEDDINGS = "embeddings"
 
@@ -60,21 +61,22 @@ def count_shards(run: Run, image_ids: np.ndarray) -> int:
 def prediction_job(
     run: Run,
     part: str,
-    directory: Path,
+    directory: Location,
     weights: Sequence[tuple[Path, str]],
     image_ids: np.ndarray,
-    embeddings: Path | None = None,
+    embeddings: Location | None = None,
 ) -> Any:
     """Return the job of asking members about images of the ``"pool"`` or the ``"evaluation"``."""
     from detcurate.d2.shards import PredictionPass
 
-    settings, dataset, root = run.settings.predict, getattr(run, part), run.image_root(part)
+    settings, dataset = run.settings.predict, getattr(run, part)
     rows = dataset.subset_rows(image_ids)
+    files = image_files(run.image_root(part), [dataset.file_names[row] for row in rows.tolist()])
     return PredictionPass(
         config=training_config(run),
         members=tuple(weights),
         image_ids=image_ids,
-        file_names=tuple(str(root / dataset.file_names[row]) for row in rows.tolist()),
+        file_names=tuple(str(file) for file in files),
         sizes=np.column_stack((dataset.widths[rows], dataset.heights[rows])),
         num_classes=len(run.class_names),
         shard_size=settings.shard_size,
@@ -105,7 +107,7 @@ def make_missing_shards(
         desc: What the progress bar says.
         wrap: Makes of the job what ``work`` takes.
     """
-    missing = [number for number, path in enumerate(job.shards) if not path.exists()]
+    missing = job.missing()
     if not missing:
         return
     require_device(run)

@@ -13,11 +13,12 @@ from detcurate.errors import ConfigError, DatasetError
 from detcurate.files import link_or_copy, write_bytes
 from detcurate.pipeline.context import ADDED, CANDIDATES, Run
 from detcurate.pipeline.run import claim_output_dir, run_pipeline
+from detcurate.storage import Location
 
 _ASK_FOR_LABELS = ("num_boxes", "class_floors", "class_caps", "empty_floor")
 
 
-def rank_candidates(run: Run, images: Path, image_root: Path | None = None) -> Run:
+def rank_candidates(run: Run, images: Path, image_root: Location | None = None) -> Run:
     """Score a list of images with the ensemble of a run, and select those to label first.
 
     What is kept of an unlabelled list is chosen as of a pool, by the settings under ``CURATE.SELECT``, but for those
@@ -75,14 +76,16 @@ def _unlabelled(images: Path, run: Run) -> bytes:
     return b'{"images": %b, "annotations": [], "categories": %b}' % (bytes(listed["images"]), categories)
 
 
-def _own_config(run: Run, output_dir: Path, listed: Path, image_root: Path | None) -> Any:
+def _own_config(run: Run, output_dir: Path, listed: Path, image_root: Location | None) -> Any:
     cfg = run.cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = str(output_dir)
     cfg.CURATE.POOL.ANNOTATIONS = str(listed.resolve())
     cfg.CURATE.POOL.IMAGE_ROOT = str((image_root or run.image_root("pool")).resolve())
-    cfg.CURATE.EVALUATION.ANNOTATIONS = str(run.annotations("evaluation").resolve())
+    cfg.CURATE.EVALUATION.ANNOTATIONS = str(run.annotations_place("evaluation").resolve())
     cfg.CURATE.EVALUATION.IMAGE_ROOT = str(run.image_root("evaluation").resolve())
+    if run.settings.storage.root:
+        cfg.CURATE.STORAGE.ROOT = str((run.storage_root / CANDIDATES / output_dir.name).resolve())
     cfg.CURATE.RENDER.NUM_IMAGES = 0
     cfg.CURATE.ENSEMBLE.NUM_RUNS = 0
     cfg.CURATE.SEARCH.SCHEME = "none"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import orjson
@@ -14,8 +14,9 @@ from detcurate.coco.dataset import CocoDataset, read_coco
 from detcurate.coco.findings import parse_policies
 from detcurate.coco.synthetic import CLASSES, SyntheticConfig
 from detcurate.config import CurateSettings, EvaluationSettings, PoolSettings, curate_settings
-from detcurate.errors import PredictionError
+from detcurate.errors import DatasetError, PredictionError
 from detcurate.stages import read_marker
+from detcurate.storage import Location, RemotePath, annotation_copy, join, locate
 
 Marker = dict[str, Any]
 
@@ -33,6 +34,12 @@ CANDIDATES = "candidates"
 
 IMPORTED = "imported"
 """The directory below ``OUTPUT_DIR`` for the answers of other frameworks' detectors; no stage owns it."""
+
+STORED = ("predict", "score")
+"""The stages whose directories ``CURATE.STORAGE.ROOT`` moves into object storage."""
+
+HereStage = Literal["pool", "search", "train", "select", "manifest", "retrain", "evaluate", "report"]
+"""Those whose directories are always below ``OUTPUT_DIR``."""
 
 DIRECTORIES = {
     "pool": "pool",
@@ -80,11 +87,26 @@ class Run:
         """``OUTPUT_DIR``."""
         return Path(self.cfg.OUTPUT_DIR)
 
-    def directory(self, stage: str) -> Path:
-        """The directory that a stage owns."""
+    @overload
+    def directory(self, stage: HereStage) -> Path: ...
+
+    @overload
+    def directory(self, stage: str) -> Location: ...
+
+    def directory(self, stage: str) -> Location:
+        """The directory that a stage owns; those in ``STORED`` are below ``CURATE.STORAGE.ROOT`` where it is set."""
+        base = self.storage_root if stage in STORED else self.output_dir
         if self.round is None or stage == "pool":
-            return self.output_dir / DIRECTORIES[stage]
-        return self.output_dir / DIRECTORIES["search"] / f"round-{self.round}" / DIRECTORIES[stage]
+            return base / DIRECTORIES[stage]
+        return base / DIRECTORIES["search"] / f"round-{self.round}" / DIRECTORIES[stage]
+
+    @cached_property
+    def storage_root(self) -> Location:
+        """What ``CURATE.STORAGE.ROOT`` names; ``OUTPUT_DIR`` where it is empty."""
+        storage = self.settings.storage
+        if not storage.root:
+            return self.output_dir
+        return locate(storage.root, name="CURATE.STORAGE.ROOT", options=storage.options)
 
     def for_round(self, number: int) -> Run:
         """Return the run of a round of the search; it shares what this one has read of the pool."""
@@ -113,16 +135,47 @@ class Run:
         return self.settings.render.num_images > 0
 
     def annotations(self, part: str) -> Path:
-        """The COCO file of the ``"pool"`` or the ``"evaluation"`` images."""
+        """The COCO file of the ``"pool"`` or the ``"evaluation"`` images, or a copy of it from object storage.
+
+        Raises:
+            DatasetError: There is no such object.
+            StorageError: It cannot be read.
+        """
+        if part not in self._annotations:
+            place = self.annotations_place(part)
+            self._annotations[part] = place if isinstance(place, Path) else _copied(place, part)
+        return self._annotations[part]
+
+    def annotations_place(self, part: str) -> Location:
+        """Where that file is, perhaps in object storage."""
         if self.is_rendered:
             return self.directory("pool") / f"{_RENDERED[part]}.json"
-        return Path(self.cfg.DATASETS.ROOT) / self._files(part).annotations
+        return join(self.dataset_root, self._files(part).annotations)
 
-    def image_root(self, part: str) -> Path:
-        """What the file names of the ``"pool"`` or the ``"evaluation"`` images are relative to."""
+    def image_root(self, part: str) -> Location:
+        """What the file names of the ``"pool"`` or the ``"evaluation"`` images are relative to.
+
+        In object storage it is the same place each time, with what its listing said.
+        """
         if self.is_rendered:
             return self.directory("pool") / f"images-{_RENDERED[part]}"
-        return Path(self.cfg.DATASETS.ROOT) / self._files(part).image_root
+        if part not in self._image_roots:
+            self._image_roots[part] = join(self.dataset_root, self._files(part).image_root)
+        return self._image_roots[part]
+
+    @cached_property
+    def dataset_root(self) -> Location:
+        """``DATASETS.ROOT``."""
+        options = self.settings.storage.options
+        return locate(str(self.cfg.DATASETS.ROOT), name="DATASETS.ROOT", options=options)
+
+    @cached_property
+    def _annotations(self) -> dict[str, Path]:
+        return {}
+
+    @cached_property
+    def _image_roots(self) -> dict[str, Location]:
+        return {}
 
     def _files(self, part: str) -> PoolSettings | EvaluationSettings:
         return self.settings.pool if part == "pool" else self.settings.evaluation
@@ -182,4 +235,14 @@ class Run:
 
 
 _RENDERED = {"pool": "train", "evaluation": "val"}
-_OF_THE_POOL = ("settings", "pool", "evaluation", "usable_image_ids", "pool_facts")
+_OF_THE_POOL = ("settings", "pool", "evaluation", "usable_image_ids", "pool_facts", "_annotations", "_image_roots")
+
+
+def _copied(place: RemotePath, part: str) -> Path:
+    try:
+        return annotation_copy(place)
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"the annotation file of the {part} must be there, got none ({place}); set DATASETS.ROOT and "
+            f"CURATE.{part.upper()}.ANNOTATIONS"
+        ) from error

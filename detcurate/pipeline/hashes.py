@@ -15,6 +15,7 @@ from detcurate.parallel import Progress, run_jobs
 from detcurate.parquet import DAMAGES, read_table, write_table
 from detcurate.pipeline.context import CACHE, Run
 from detcurate.select.thin import difference_hash
+from detcurate.storage import RemoteImage, fetch_ahead, image_files
 
 HASHES = "hashes.parquet"
 _BLOCK = 64
@@ -23,7 +24,7 @@ _FEWEST_FOR_WORKERS = 2_000  # a worker takes a second to start
 
 @dataclass(frozen=True)
 class _Block:
-    paths: tuple[Path, ...]
+    files: tuple[Path | RemoteImage, ...]
 
 
 def pool_hashes(run: Run, rows: np.ndarray) -> np.ndarray:
@@ -45,10 +46,10 @@ def pool_hashes(run: Run, rows: np.ndarray) -> np.ndarray:
     known = _read_cache(path, fingerprint, image_ids)
     if known is not None:
         return known
-    paths = [run.image_root("pool") / run.pool.file_names[row] for row in rows.tolist()]
-    blocks = [_Block(tuple(paths[start : start + _BLOCK])) for start in range(0, len(paths), _BLOCK)]
-    num_processes = run.settings.worker_processes if len(paths) > _FEWEST_FOR_WORKERS else 1
-    parts = run_jobs(_hash_block, blocks, num_processes=num_processes, total=len(paths), desc="hash pool", unit="image")
+    files = image_files(run.image_root("pool"), [run.pool.file_names[row] for row in rows.tolist()])
+    blocks = [_Block(files[start : start + _BLOCK]) for start in range(0, len(files), _BLOCK)]
+    num_processes = run.settings.worker_processes if len(files) > _FEWEST_FOR_WORKERS else 1
+    parts = run_jobs(_hash_block, blocks, num_processes=num_processes, total=len(files), desc="hash pool", unit="image")
     hashes = np.array([found for part in parts for found in part], np.uint64)
     write_table(path, {"image_id": pa.array(image_ids), "hash": pa.array(hashes)}, {"images": fingerprint})
     return hashes
@@ -66,10 +67,20 @@ def _read_cache(path: Path, fingerprint: str, image_ids: np.ndarray) -> np.ndarr
 
 def _hash_block(block: _Block, progress: Progress) -> list[int]:
     hashes = []
-    for path in block.paths:
-        gray = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    fetch_ahead(block.files)
+    for file in block.files:
+        gray = _read_gray(file)
         if gray is None:
-            raise DatasetError(f"an image must decode, got one that does not ({path}); mend it")
+            raise DatasetError(f"an image must decode, got one that does not ({file}); mend it")
         hashes.append(difference_hash(cv2.resize(gray, (9, 8), interpolation=cv2.INTER_AREA)))
     progress(len(hashes))
     return hashes
+
+
+def _read_gray(file: Path | RemoteImage) -> np.ndarray | None:
+    """Return the image in shades of gray, upright; None when it does not decode."""
+    if isinstance(file, Path):
+        return cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
+    with file.open() as stream:
+        data = np.frombuffer(stream.read(), np.uint8)
+    return cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if len(data) else None

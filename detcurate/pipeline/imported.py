@@ -10,7 +10,6 @@ imported again is not read again. The stages ``train`` and ``predict`` link thes
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import orjson
 
 from detcurate.ensemble import LEDGER, RESULTS, Member, verify_member, write_ledger
 from detcurate.errors import ConfigError, PredictionError
-from detcurate.files import link_or_copy, sha256_file, sha256_json, write_json
+from detcurate.files import link_or_copy, remove_tree, sha256_file, sha256_json, write_json
 from detcurate.passes import MEMBERS, Pass
 from detcurate.pipeline.context import IMPORTED, Run
 from detcurate.predictions import shard_path
@@ -211,7 +210,7 @@ def _take_answers(run: Run, found: Import) -> StageResult:
     directory, num_images = run.directory("predict"), len(run.usable_image_ids)
     num_shards = -(-num_images // run.settings.predict.shard_size)
     for path in directory.glob("pass-*"):
-        shutil.rmtree(path)
+        remove_tree(path)
     names, written = [], []
     for number, imported in enumerate(found.members):
         member = imported.member()

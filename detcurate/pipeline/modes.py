@@ -29,6 +29,7 @@ from detcurate.pipeline.context import Run
 from detcurate.pipeline.train import training_config
 from detcurate.predictions import shard_path
 from detcurate.score.measures import LABEL_MEASURES, MEASURES
+from detcurate.storage import Location
 
 REFERENCE, DENSE = "reference", "dense"
 """The folders below ``predictions/``, by mode."""
@@ -116,7 +117,7 @@ def score_settings(settings: CurateSettings, mode: str) -> ScoreSettings:
     return asked.model_copy(update={"measures": (_DENSE_MEASURE,), "weights": (1.0,)})
 
 
-def ask_references(run: Run, weights: Weights) -> list[Path]:
+def ask_references(run: Run, weights: Weights) -> list[Location]:
     """Ask all members about the reference boxes of the pool, once their passes are there; return the files.
 
     What a member says of a box depends on all members, for their consensus is among the boxes: another ensemble is
@@ -147,7 +148,7 @@ def _truth(run: Run, image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return pool.boxes[kept].astype(np.float32), bounds
 
 
-def ask_densely(run: Run, weights: Weights) -> list[Path]:
+def ask_densely(run: Run, weights: Weights) -> list[Location]:
     """Compare all members at every anchor of every image of the pool; return the files.
 
     The running sums are over all members, so another ensemble is asked anew.

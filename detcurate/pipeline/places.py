@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,9 @@ from detcurate.coco.dataset import CocoDataset
 from detcurate.coco.labels import image_labels
 from detcurate.errors import PredictionError
 from detcurate.export.queue import Suspect
-from detcurate.parquet import matrix_of
+from detcurate.parquet import matrix_of, readable
 from detcurate.score.kernels.labels import compare_clusters
+from detcurate.storage import Location
 
 _BATCH = 1 << 17  # objects read at a time
 _SIDES = ("x1", "y1", "x2", "y2")
@@ -51,7 +51,7 @@ class Places:
     votes: np.ndarray
 
     @classmethod
-    def read(cls, objects: Path, dataset: CocoDataset, image_ids: np.ndarray, iou_threshold: float) -> Places:
+    def read(cls, objects: Location, dataset: CocoDataset, image_ids: np.ndarray, iou_threshold: float) -> Places:
         """Read the objects of some images, by ascending id, and compare their clusters with the pool's labels."""
         table, table_row = _rows_of(objects, image_ids)
         of_image = table["image_id"].to_numpy()
@@ -134,7 +134,7 @@ def _annotation_rows(dataset: CocoDataset, image_ids: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int64), *(np.arange(first, stop) for first, stop in bounds.tolist())])
 
 
-def _rows_of(objects: Path, image_ids: np.ndarray) -> tuple[pa.Table, np.ndarray]:
+def _rows_of(objects: Location, image_ids: np.ndarray) -> tuple[pa.Table, np.ndarray]:
     """Return the rows of some images, by ascending id, and where they stand in the table."""
     parts, rows, first = [], [], 0
     for batch in batches(objects, _DETAILS):
@@ -149,7 +149,7 @@ def _rows_of(objects: Path, image_ids: np.ndarray) -> tuple[pa.Table, np.ndarray
     return pa.Table.from_batches(parts).combine_chunks(), np.concatenate(rows)
 
 
-def batches(objects: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def batches(objects: Location, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Yield some columns of a table of objects, many rows at a time; raises ``PredictionError`` when it is damaged."""
     with opened(objects) as table:
         try:
@@ -158,13 +158,13 @@ def batches(objects: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
             raise _damaged(objects, error) from error
 
 
-def opened(objects: Path) -> Any:
+def opened(objects: Location) -> Any:
     """Open a table of objects; raises ``PredictionError`` when that is no whole Parquet file."""
     try:
-        return pq.ParquetFile(objects)
+        return pq.ParquetFile(readable(objects))
     except (OSError, pa.ArrowException) as error:
         raise _damaged(objects, error) from error
 
 
-def _damaged(objects: Path, error: BaseException) -> PredictionError:
+def _damaged(objects: Location, error: BaseException) -> PredictionError:
     return PredictionError(f"a table must be a whole Parquet file ({objects}): {error}; delete it and run again")

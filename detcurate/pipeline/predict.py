@@ -29,6 +29,7 @@ from detcurate.pipeline.modes import ask_densely, ask_references, mode_settings
 from detcurate.pipeline.tables import write_columns
 from detcurate.predictions import shard_path
 from detcurate.stages import Stage, StageResult, output_digest
+from detcurate.storage import Location
 from detcurate.structures import Detections
 
 FIGURES, REPLICATES = "figures.json", "replicates.parquet"
@@ -115,12 +116,12 @@ def resampled_figures(matches: MatchTable, weights: np.ndarray, class_names: Seq
 def _predict(
     run: Run,
     part: str,
-    directory: Path,
+    directory: Location,
     weights: Mapping[str, tuple[Path, str]],
     image_ids: np.ndarray,
     *,
     desc: str,
-) -> list[Path]:
+) -> list[Location]:
     """Ask the members named about the images, those that have not answered yet; return the files with the answers."""
     from detcurate.d2.runner import run_pass
 

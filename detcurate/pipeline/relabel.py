@@ -16,6 +16,7 @@ from detcurate.pipeline.context import Run
 from detcurate.pipeline.places import Places, batches, opened
 from detcurate.pipeline.score import OBJECTS
 from detcurate.stages import output_digest
+from detcurate.storage import Location
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def write_relabel(run: Run, selected_ids: np.ndarray) -> tuple[Path, dict[str, i
     return path, counts
 
 
-def has_suspicions(objects: Path) -> bool:
+def has_suspicions(objects: Location) -> bool:
     """Tell whether a table of objects is there and has the columns of suspicion."""
     if not objects.is_file():
         return False
@@ -76,7 +77,7 @@ def has_suspicions(objects: Path) -> bool:
 
 
 def find_suspects(
-    objects: Path, dataset: CocoDataset, *, limit: int, iou_threshold: float, selected_ids: np.ndarray
+    objects: Location, dataset: CocoDataset, *, limit: int, iou_threshold: float, selected_ids: np.ndarray
 ) -> tuple[list[Suspect], Mapping[str, int]]:
     """Find the worst suspicions and what the consensus says in each place.
 
@@ -106,7 +107,7 @@ def find_suspects(
     return [suspect for suspect in suspects if suspect is not None], worst.found
 
 
-def worst_rows(objects: Path, *, limit: int) -> Worst:
+def worst_rows(objects: Location, *, limit: int) -> Worst:
     """Return the rows with the greatest suspicions, a row with two kinds twice; no suspicion gives none."""
     kept: list[tuple[np.ndarray, ...]] = []
     found = dict.fromkeys(SUSPICION_KINDS, 0)

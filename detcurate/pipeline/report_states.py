@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from detcurate.errors import ConfigError
+from detcurate.files import file_sizes
 from detcurate.pipeline.context import DIRECTORIES, LOG, Marker, Run
 from detcurate.report.records import StageState
 from detcurate.stages import output_digest, read_marker
@@ -46,7 +47,8 @@ def _state(run: Run, name: str, states: dict[str, StageState], markers: dict[str
     if marker["status"] != "complete":
         why = _stopped(run)
         return StageState(name, "interrupted", "it was stopped before its end" + (f": {why}" if why else ""))
-    gone = [file for file in marker["outputs"] if not (directory / file).is_file()]
+    there = file_sizes(directory, marker["outputs"])
+    gone = [file for file in marker["outputs"] if file not in there]
     if gone:
         more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
         return StageState(name, "interrupted", f"{DIRECTORIES[name]}/{gone[0]}{more} is not there any more")

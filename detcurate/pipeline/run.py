@@ -27,6 +27,7 @@ from detcurate.pipeline.report import report_stage
 from detcurate.pipeline.retrain import retrain_stage
 from detcurate.pipeline.score import score_stage
 from detcurate.pipeline.search import ROUND_STAGES, SEED_SET, builds_up, require_search, search_rounds
+from detcurate.pipeline.stored import claim_storage_root, require_locations, require_own_root
 from detcurate.pipeline.train import require_device, require_solver
 from detcurate.stages import Stage, changes, run_stage, stage_state
 
@@ -106,6 +107,7 @@ def _stages(run: Run, name: str) -> Iterator[tuple[Run, str, Stage]]:
 def dry_run(run: Run, *, until: str | None = None, only: str | None = None) -> list[tuple[str, str, str]]:
     """Validate everything and tell, a row a stage, its name, its state and what it would do; write nothing."""
     _require_own_directory(run)
+    require_own_root(run)
     names = stage_names(run, until=until, only=only)
     _validate(run, names)
     plans = plan_stages(run, names)
@@ -135,6 +137,7 @@ def _state(run: Run, name: str) -> tuple[str, bool]:
 
 def claim_output_dir(run: Run, *, fresh: bool) -> None:
     """Make ``OUTPUT_DIR`` this config's, or refuse to touch what another config or program put there."""
+    require_own_root(run)
     if fresh and (run.output_dir / _OWNER).is_file():
         # What the run is to begin with stays, and so does the file that says whose it is.
         kept = {run.output_dir / IMPORTED} if run.settings.predict.results else set()
@@ -145,6 +148,7 @@ def claim_output_dir(run: Run, *, fresh: bool) -> None:
         if not kept:
             (run.output_dir / _OWNER).unlink(missing_ok=True)
     _require_own_directory(run)
+    claim_storage_root(run, fresh=fresh)
     write_json(run.output_dir / _OWNER, {"config_file": run.config_file.name})
     write_bytes(run.output_dir / _CONFIG, run.cfg.dump().encode())
 
@@ -171,6 +175,7 @@ def _require_own_directory(run: Run) -> None:
 
 def _validate(run: Run, names: list[str]) -> None:
     """Find what can be found before the first long stage: settings, files, budget, devices."""
+    require_locations(run)
     if run.settings.manifest.croissant:
         require_mlcroissant()
     if run.cfg.SEED < 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from detcurate.score.measures import LABEL_MEASURES, MEASURES
 from detcurate.score.objects import validate_measures
 from detcurate.score.pool import combine_images, score_box_correlation
 from detcurate.stages import Stage, StageResult, output_digest
+from detcurate.storage import Location
 from detcurate.structures import ImageScores
 
 IMAGES, OBJECTS = "images.parquet", "objects.parquet"
@@ -97,7 +97,7 @@ def _combine(run: Run, components: Mapping[str, np.ndarray]) -> StageResult:
     return StageResult(outputs, summary, {"score_box_correlation": correlation, "images_without_objects": empty})
 
 
-def _write_images(run: Run, scores: ImageScores) -> Path:
+def _write_images(run: Run, scores: ImageScores) -> Location:
     path = run.directory("score") / IMAGES
     write_columns(path, {"image_id": scores.image_ids, "image_score": scores.image_score, **scores.components})
     return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +22,7 @@ from detcurate.score.calibrate import Calibration, apply_temperatures, calibrate
 from detcurate.score.measures import available_measures
 from detcurate.score.objects import score_labelled_objects
 from detcurate.score.pool import image_components
+from detcurate.storage import Location
 from detcurate.structures import Detections, Labels
 
 _BLOCK_IMAGES = 512  # what a worker is given at a time
@@ -106,7 +106,7 @@ def score_predictions(
     settings: ScoreSettings,
     shard_size: int,
     trajectories: Sequence[Sequence[int]],
-    objects_path: Path,
+    objects_path: Location,
     num_processes: int,
 ) -> tuple[dict[str, np.ndarray], Calibration | None]:
     """Score all images, in blocks that worker processes take; write the objects, and return the images' components.

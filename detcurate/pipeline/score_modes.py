@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,12 +21,13 @@ from detcurate.score.combine import combine
 from detcurate.score.measures import MEASURES, available_measures
 from detcurate.score.pool import image_components, score_box_correlation
 from detcurate.score.reference import score_references
+from detcurate.storage import Location
 from detcurate.structures import ImageScores
 
 Content = TypeVar("Content")
 
 
-def score_references_of(run: Run, objects_path: Path) -> dict[str, np.ndarray]:
+def score_references_of(run: Run, objects_path: Location) -> dict[str, np.ndarray]:
     """Write the pool's reference boxes, an object each with the members' disagreement on it; return the components.
 
     Raises:
@@ -80,17 +80,17 @@ def score_densely(run: Run) -> tuple[ImageScores, str, dict[str, Any]]:
     return scores, summary, {"score_box_correlation": correlation}
 
 
-def _read_answers(path: Path) -> tuple[Any, np.ndarray]:
+def _read_answers(path: Location) -> tuple[Any, np.ndarray]:
     return read_references(path)
 
 
-def _read_scores(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _read_scores(path: Location) -> tuple[dict[str, np.ndarray], np.ndarray]:
     image_ids, scores = read_dense(path)
     return scores, image_ids
 
 
 def _shards(
-    run: Run, folder: Path, read: Callable[[Path], tuple[Content, np.ndarray]]
+    run: Run, folder: Location, read: Callable[[Location], tuple[Content, np.ndarray]]
 ) -> Iterator[tuple[Content, np.ndarray]]:
     """Read the shards of a folder in order; all of the pool's images must be in them, in order, once each."""
     covered = [np.zeros(0, np.int64)]

@@ -7,11 +7,12 @@ import io
 import re
 import warnings
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from PIL import Image, ImageOps
 
 from detcurate.report.records import Picture, Tile
+from detcurate.storage import Location, image_source
 
 BUDGET = 9_000_000
 """Bytes of all JPEGs; base64 makes 12 MB of them."""
@@ -36,7 +37,7 @@ class Encoded:
     problem: str
 
 
-def safe_path(root: Path, file_name: str) -> Path | None:
+def safe_path(root: Location, file_name: str) -> Location | None:
     """Return the file of an image, None where its name leaves the image root.
 
     Example:
@@ -107,7 +108,7 @@ def _encode_one(picture: Picture, tiles: list[Tile], side: int) -> tuple[bytes, 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(picture.path) as opened:
+            with image_source(picture.path) as source, Image.open(source) as opened:
                 image = ImageOps.exif_transpose(opened).convert("RGB")
     except FileNotFoundError:
         return b"", "the file is absent", {}

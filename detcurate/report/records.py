@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from detcurate.storage import Location
 
 STATES = ("complete", "interrupted", "outdated", "absent")
 """What may have become of a stage: ``outdated`` was made from what has since been made again."""
@@ -157,7 +158,7 @@ class Picture:
     key: str
     image_id: int | str
     file_name: str
-    path: Path | None
+    path: Location | None
     size: tuple[int, int]
     where: str
     kept: bool | None

@@ -1,0 +1,146 @@
+"""An S3 emulator on loopback, and a server before it that fails as object storage does."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import boto3
+from moto.server import ThreadedMotoServer
+
+BUCKET = "pool"
+KEY_ID, SECRET = "AKIADETCURATETEST123", "a/very+secret/key-of-the-emulator-0123456"
+
+SLOW_DOWN = (
+    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+)
+
+
+@dataclass
+class Faults:
+    """What goes wrong: ``plan(method, path)`` names a fault for a request, or ``None``; every request is noted.
+
+    Faults: ``"slow_down"`` (503), ``"stall"`` (no answer), ``"half"`` (half of the body under the whole length, then
+    the end), ``"short"`` (half of the body, and a length that says so), ``"reset"`` (the connection is reset).
+    """
+
+    plan: Callable[[str, str], str | None] = lambda method, path: None
+    stall_s: float = 3.0
+    seen: list[tuple[str, str]] = field(default_factory=list)
+
+    def first(self, count: int, fault: str, *, method: str = "GET", contains: str = "") -> None:
+        """Let the first so many requests of a kind fail."""
+        left = [count]
+
+        def plan(found: str, path: str) -> str | None:
+            if found != method or contains not in path or not left[0]:
+                return None
+            left[0] -= 1
+            return fault
+
+        self.plan = plan
+
+    def count(self, method: str, contains: str = "") -> int:
+        """Return how many requests of a kind there were."""
+        return sum(found == method and contains in path for found, path in self.seen)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def _pass_on(self) -> None:
+        faults, behind = self.server.faults, self.server.behind
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        faults.seen.append((self.command, self.path))
+        fault = faults.plan(self.command, self.path)
+        if fault == "stall":
+            time.sleep(faults.stall_s)
+            self.close_connection = True
+            return
+        if fault == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            self.close_connection = True
+            return
+        if fault == "slow_down":
+            self._answer(503, {"Content-Type": "application/xml"}, SLOW_DOWN, len(SLOW_DOWN))
+            return
+        connection = HTTPConnection(*behind)
+        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        content = answer.read()
+        skipped = ("content-length", "connection", "transfer-encoding", "date", "server")
+        headers = {name: value for name, value in answer.getheaders() if name.lower() not in skipped}
+        connection.close()
+        length = int(answer.headers.get("Content-Length") or len(content))
+        if fault in ("half", "short"):
+            content = content[: len(content) // 2]
+            headers = {name: value for name, value in headers.items() if not name.lower().startswith("x-amz-checksum")}
+            length = length if fault == "half" else len(content)
+            self.close_connection = True
+        self._answer(answer.status, headers, content, length)
+
+    def _answer(self, status: int, headers: dict[str, str], content: bytes, length: int) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if status != 204:
+            self.send_header("Content-Length", str(length))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _pass_on
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing: clients that give up are what this is for."""
+
+
+@contextmanager
+def faulty_server(behind: tuple[str, int]) -> Iterator[tuple[str, Faults]]:
+    """Serve before an emulator; give the endpoint and what goes wrong."""
+    server = _Server(("127.0.0.1", 0), _Handler)
+    server.behind, server.faults = behind, Faults()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", server.faults
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def boto(endpoint: str) -> boto3.client:
+    """Return a client of another make than the one that is tested."""
+    return boto3.client(
+        "s3", endpoint_url=endpoint, aws_access_key_id=KEY_ID, aws_secret_access_key=SECRET, region_name="us-east-1"
+    )
+
+
+@contextmanager
+def emulator() -> Iterator[tuple[str, int]]:
+    """Serve moto's S3 on loopback; give host and port."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        yield server.get_host_and_port()
+    finally:
+        server.stop()
