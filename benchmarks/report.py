@@ -47,17 +47,17 @@ def make_run(output: Path, data: Path, num_images: int, *, has_images: bool) -> 
     )
     boxes, classes = _labels(rng)
     _write_annotations(data / "train.json", boxes, classes, num_images)
-    _write_pool(output, data, num_images)
+    write_pool(output, data, num_images)
     ids = np.arange(1, num_images + 1)
     components = {name: np.round(rng.beta(2, 4, num_images), 6) for name in MEASURES}
     score = np.argsort(np.argsort(components["mutual_information"])) / num_images
     counts = {"num_objects": np.full(num_images, _CLUSTERS), "num_labels": np.full(num_images, _BOXES)}
     _write(output / "scores" / "images.parquet", {"image_id": ids, "image_score": score, **components, **counts})
     _write_objects(output / "scores" / "objects.parquet", boxes, classes, num_images)
-    _finish(output, "ensemble", "ensemble.jsonl", inputs=["pool"], text="")
+    finish(output, "ensemble", "ensemble.jsonl", inputs=["pool"], text="")
     _write_predictions(output, boxes, classes, num_images if has_images else 0)
     settings = {"measures": ["mutual_information", "iou_dispersion", "existence_entropy"], "aggregation": "top_k_mean"}
-    _finish(output, "scores", "images.parquet", "objects.parquet", inputs=["pool"], settings=settings)
+    finish(output, "scores", "images.parquet", "objects.parquet", inputs=["pool"], settings=settings)
     _write_selection(output, ids, score, rng)
     _write_manifest(output, num_images)
     _write_arms(output, rng, num_images)
@@ -95,17 +95,18 @@ def _write_annotations(path: Path, boxes: np.ndarray, classes: np.ndarray, num_i
         stream.write("]}")
 
 
-def _write_pool(output: Path, data: Path, num_images: int) -> None:
+def write_pool(output: Path, data: Path, num_images: int, *, num_boxes: int | None = None) -> None:
+    """Write what the stage ``pool`` leaves, of an annotation file that is there."""
     from detcurate.files import sha256_file
 
-    counts = {"num_images": num_images, "num_boxes": num_images * _BOXES}
+    counts = {"num_images": num_images, "num_boxes": num_boxes or num_images * _BOXES}
     facts = {
         "pool": {"annotations_sha256": sha256_file(data / "train.json"), **counts},
         "evaluation": {"annotations_sha256": "", "num_images": 1000, "num_boxes": 15000},
         "class_names": [f"class {c}" for c in range(_CLASSES)],
         "quarantined": [],
     }
-    _finish(output, "pool", "pool.json", text=json.dumps(facts))
+    finish(output, "pool", "pool.json", text=json.dumps(facts))
 
 
 def _write(path: Path, columns: dict[str, np.ndarray]) -> None:
@@ -173,7 +174,7 @@ def _write_predictions(output: Path, boxes: np.ndarray, classes: np.ndarray, num
             detections.take(detections.image_ids <= num_images),
             ids[ids <= num_images],
         )
-    _finish(output, "predictions", MEMBERS, inputs=["pool"])
+    finish(output, "predictions", MEMBERS, inputs=["pool"])
 
 
 def _write_selection(output: Path, ids: np.ndarray, score: np.ndarray, rng: np.random.Generator) -> None:
@@ -186,7 +187,7 @@ def _write_selection(output: Path, ids: np.ndarray, score: np.ndarray, rng: np.r
     reason = np.where(np.arange(len(gone)) % 3 > 0, "budget", "near_duplicate")
     table = {"image_id": ids[gone], "image_score": score[gone], "reason": reason, "because": because}
     _write(output / "selection" / "removed.parquet", table)
-    _finish(output, "selection", "selection.parquet", "removed.parquet", inputs=["pool", "scores"])
+    finish(output, "selection", "selection.parquet", "removed.parquet", inputs=["pool", "scores"])
 
 
 def _write_manifest(output: Path, num_images: int) -> None:
@@ -201,7 +202,7 @@ def _write_manifest(output: Path, num_images: int) -> None:
         **{f"field {k}": {f"value {v}": half(num_images // 6) for v in range(6)} for k in range(6)},
     }
     text = orjson.dumps({"histograms": histograms, "versions": {}}).decode()
-    _finish(output, "manifest", "provenance.json", inputs=["pool", "selection"], text=text)
+    finish(output, "manifest", "provenance.json", inputs=["pool", "selection"], text=text)
 
 
 def _write_arms(output: Path, rng: np.random.Generator, num_images: int) -> None:
@@ -219,10 +220,10 @@ def _write_arms(output: Path, rng: np.random.Generator, num_images: int) -> None
             names += [f"per_class/{name}" for name in figures["per_class"]]
             replicates |= {f"{arm}/seed-{seed}/{name}": ap + rng.normal(0, 0.5, 1000) for name in names}
     settings = {"CURATE.RETRAIN": {"equal": "iterations"}}
-    _finish(output, "retrain", inputs=["pool"], settings=settings, facts={"models": models})
+    finish(output, "retrain", inputs=["pool"], settings=settings, facts={"models": models})
     (output / "evaluation" / "figures.json").write_bytes(orjson.dumps(rows))
     _write(output / "evaluation" / "replicates.parquet", replicates)
-    _finish(output, "evaluation", "figures.json", "replicates.parquet", inputs=["pool", "retrain"])
+    finish(output, "evaluation", "figures.json", "replicates.parquet", inputs=["pool", "retrain"])
 
 
 def _write_images(folder: Path, rng: np.random.Generator) -> None:
@@ -235,7 +236,7 @@ def _write_images(folder: Path, rng: np.random.Generator) -> None:
         Image.fromarray(noisy).save(folder / f"{number:03d}.jpg", quality=90)
 
 
-def _finish(
+def finish(
     output: Path,
     folder: str,
     *names: str,

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ _CLASSES = 10
 _SEEN, _STRAYS = 0.9, 3  # how often a member sees an object, and the boxes of its own it adds to an image
 _OBJECTS = 28
 _SIZE = np.array([1280.0, 720.0])
-_SHARD = 512
+SHARD = 512
 
 
 def make_pool(num_images: int, num_members: int, seed: int = 0) -> tuple[Detections, np.ndarray, np.ndarray]:
@@ -158,26 +158,34 @@ def first_call() -> float:
         return _measure(["--first"], NUMBA_CACHE_DIR=cache)[0]
 
 
-def make_shards(folder: Path, num_images: int, num_members: int) -> None:
+def make_shards(folder: Path, num_images: int, names: Sequence[str]) -> None:
     """Write a store of predictions and the annotation file: 50 different shards again and again, with ids of their own.
 
-    The annotation file holds the objects that the detections are jittered copies of.
+    The annotation file holds the objects that the detections are jittered copies of, on drives of 200 frames.
+
+    Args:
+        folder: Where to; the annotation file is ``labels.json``.
+        num_images: How many.
+        names: Of the members.
     """
     from detcurate.passes import prepare_passes
     from detcurate.predictions import shard_path, write_shard
 
-    num_shards = -(-num_images // _SHARD)
-    names = [f"run-0/iter-{e:07d}" for e in range(num_members)]
+    num_shards = -(-num_images // SHARD)
     [found] = prepare_passes(folder, "0" * 64, names, num_shards=num_shards)
-    originals = [make_pool(_SHARD, num_members, seed) for seed in range(min(num_shards, 50))]
+    originals = [make_pool(SHARD, len(names), seed) for seed in range(min(num_shards, 50))]
     with (folder / "labels.json").open("w") as stream:
         categories = ", ".join(f'{{"id": {c + 1}, "name": "class {c}"}}' for c in range(_CLASSES))
         stream.write(f'{{"categories": [{categories}], "images": [')
-        rows = (f'{{"id": {i + 1}, "file_name": "{i}.jpg", "width": 1280, "height": 720}}' for i in range(num_images))
+        rows = (
+            f'{{"id": {i + 1}, "file_name": "{i}.jpg", "width": 1280, "height": 720, '
+            f'"sequence": "drive-{i // 200}", "frame_index": {i % 200}}}'
+            for i in range(num_images)
+        )
         stream.write(",\n".join(rows) + '], "annotations": [')
         for shard in range(num_shards):
             detections, boxes, classes = originals[shard % len(originals)]
-            first, size = shard * _SHARD, min(_SHARD, num_images - shard * _SHARD)
+            first, size = shard * SHARD, min(SHARD, num_images - shard * SHARD)
             rows_of_shard = detections.take(detections.image_ids <= size)
             moved = replace(rows_of_shard, image_ids=rows_of_shard.image_ids + first)
             write_shard(shard_path(found.directory, shard), moved, np.arange(1, size + 1) + first)
@@ -213,7 +221,7 @@ def score_store(folder: Path) -> tuple[float, float]:
         dataset,
         dataset.image_ids,
         settings=settings,
-        shard_size=_SHARD,
+        shard_size=SHARD,
         trajectories=[list(range(len(members)))],
         objects_path=folder / "objects.parquet",
         num_processes=2,
@@ -267,7 +275,7 @@ def whole_pools(sizes: list[int], num_members: int) -> list[str]:
     ]
     for num_images in sizes:
         with tempfile.TemporaryDirectory() as name:
-            make_shards(Path(name), num_images, num_members)
+            make_shards(Path(name), num_images, [f"run-0/iter-{e:07d}" for e in range(num_members)])
             seconds, peak = _measure(["--store", name])
         print(f"{num_images:,} images: {seconds:.1f} s, {peak:.2f} GB", file=sys.stderr)
         lines.append(f"| {num_images:,} | {seconds:.1f} | {num_images / seconds:,.0f} | {peak:.2f} |")

@@ -71,12 +71,32 @@ class Arm:
         fraction: Of the pool.
         rule: A name in ``RULES``.
         options: Of the rule.
+        length: Of its training, as a share of the part's iterations: ``fraction`` sees each image as often as the whole
+            pool's images are seen.
     """
 
     name: str
     fraction: float
     rule: str
     options: tuple[tuple[str, Any], ...] = ()
+    length: float = 1.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """A question: arms that are compared.
+
+    Args:
+        pool: A name in ``POOLS``.
+        num_seeds: How many times each arm is trained.
+        arms: What is compared.
+        student: Overrides of the config for what is trained on the arms; the ensemble that scores stays as it is.
+    """
+
+    pool: str
+    num_seeds: int
+    arms: list[Arm]
+    student: tuple[str, ...] = ()
 
 
 def full(run: Run, scores: ImageScores, fraction: float, seed: int) -> np.ndarray:
@@ -191,11 +211,11 @@ FULL = Arm("full", 1.0, "full")
 CURATED = Arm("curated 50%", 0.5, "curated")
 RANDOM = Arm("random 50%", 0.5, "random")
 THINNED = Arm("thinned, random order 50%", 0.5, "curated", (("strategy", "random"),))
-PARTS: dict[str, tuple[str, int, list[Arm]]] = {
-    "headline": ("planted", 10, [FULL, CURATED, THINNED, RANDOM]),
+PARTS: dict[str, Part] = {
+    "headline": Part("planted", 10, [FULL, CURATED, THINNED, RANDOM]),
     # Below 30 % the hardest images alone are known to lose: there the score range is covered. At 80 % there is no room
     # for thinning: it leaves 60 % of the planted pool.
-    "fractions": (
+    "fractions": Part(
         "planted",
         5,
         [
@@ -206,17 +226,17 @@ PARTS: dict[str, tuple[str, int, list[Arm]]] = {
             Arm("random 80%", 0.8, "random"),
         ],
     ),
-    "control": (
+    "control": Part(
         "clean",
         5,
         [FULL, CURATED, Arm("most boxes 50%", 0.5, "most_boxes", (("similarity", 0.0),)), RANDOM],
     ),
-    "crowds": (
+    "crowds": Part(
         "planted",
         5,
         [FULL, CURATED, Arm("thinned, most boxes 50%", 0.5, "most_boxes", (("similarity", SIMILARITY),)), THINNED],
     ),
-    "schemes": (
+    "schemes": Part(
         "planted",
         3,
         [
@@ -233,7 +253,7 @@ PARTS: dict[str, tuple[str, int, list[Arm]]] = {
         ],
     ),
     # Of 16 members, 8 a run: the last of each run, its last and middle one, ….
-    "members": (
+    "members": Part(
         "planted",
         3,
         [
@@ -241,7 +261,7 @@ PARTS: dict[str, tuple[str, int, list[Arm]]] = {
             *(Arm(f"{name} 50%", 0.5, "fewer_members", (("members", members),)) for name, members in MEMBERS.items()),
         ],
     ),
-    "steps": (
+    "steps": Part(
         "planted",
         5,
         [
@@ -253,7 +273,7 @@ PARTS: dict[str, tuple[str, int, list[Arm]]] = {
             RANDOM,
         ],
     ),
-    "measures": (
+    "measures": Part(
         "planted",
         3,
         [
@@ -271,6 +291,23 @@ PARTS: dict[str, tuple[str, int, list[Arm]]] = {
             ),
         ],
     ),
+    # Three times as long: does the gain survive a training that has seen all of the pool often?
+    "longer": Part(
+        "planted",
+        5,
+        [FULL, CURATED, Arm("curated 50%, half as long", 0.5, "curated", length=0.5), RANDOM],
+        ("SOLVER.MAX_ITER", "2100"),
+    ),
+    # Four times the weights.
+    "transfer": Part(
+        "planted",
+        3,
+        [FULL, CURATED, RANDOM],
+        (
+            *("MODEL.TINY_RESNET.STEM_OUT_CHANNELS", "32", "MODEL.TINY_RESNET.WIDTHS", "(48, 80, 128, 192)"),
+            *("MODEL.FPN.OUT_CHANNELS", "64", "MODEL.ROI_BOX_HEAD.FC_DIM", "256"),
+        ),
+    ),
 }
 
 
@@ -283,30 +320,44 @@ def load_run(output_dir: Path, pool: str, overrides: tuple[str, ...], until: str
     return run
 
 
-def train(run: Run, arms: Sequence[Arm], num_seeds: int) -> list[dict[str, Any]]:
+def student_of(run: Run, overrides: Sequence[str]) -> tuple[Run, Path]:
+    """Return the run by which the arms are trained and evaluated, and the folder of what comes of it."""
+    if not overrides:
+        return run, run.output_dir
+    cfg = run.cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list([*overrides])
+    cfg.freeze()
+    return dataclasses.replace(run, cfg=cfg), run.output_dir / "students" / sha256_json([*overrides])[:12]
+
+
+def train(run: Run, part: Part, num_seeds: int) -> list[dict[str, Any]]:
     """Train every arm with every seed, and return a row a detector."""
-    scores, last = read_scores(run), run.cfg.SOLVER.MAX_ITER - 1
-    window = {last: tuple(range(last - run.cfg.SOLVER.MAX_ITER // 5, last + 1, 5))}
+    scores, (student, directory) = read_scores(run), student_of(run, part.student)
     rows, jobs = [], []
     for seed in range(num_seeds):  # seed by seed: what is there when it is cut short is paired
-        for arm in arms:
+        for arm in part.arms:
             images = np.sort(RULES[arm.rule](run, scores, arm.fraction, seed, **dict(arm.options)))
-            folder = run.output_dir / "arms" / sha256_json(images.tolist())[:12]
-            job = training_job(run, folder, f"seed-{seed}", 0, seed, ())
+            num_iterations = round(student.cfg.SOLVER.MAX_ITER * arm.length)
+            of_length = "" if arm.length == 1 else f"-{num_iterations}"
+            folder = directory / "arms" / (sha256_json(images.tolist())[:12] + of_length)
+            job = training_job(student, folder, f"seed-{seed}", 0, seed, (), max_iter=num_iterations)
             images_of_job = dataclasses.replace(job.images, image_ids=tuple(images.tolist()))
+            last = num_iterations - 1
+            window = {last: tuple(range(last - num_iterations // 5, last + 1, 5))}
             jobs.append(dataclasses.replace(job, images=images_of_job, windows=window))
             rows.append({"arm": arm.name, "seed": seed, "images": images, "directory": jobs[-1].directory})
     by_directory = {job.run_directory: job for job in jobs if not job.is_complete}  # two arms may hold the same images
-    train_jobs(run, list(by_directory.values()), desc="train arms")
+    train_jobs(student, list(by_directory.values()), desc="train arms")
     for row, job in zip(rows, jobs, strict=True):
         members = read_ledger(job.run_directory / RUN_LEDGER)
         row["member"] = next(member for member in members if member.kind == AVERAGE)
     return rows
 
 
-def evaluate(run: Run, rows: Sequence[dict[str, Any]]) -> None:
+def evaluate(run: Run, rows: Sequence[dict[str, Any]], directory: Path) -> None:
     """Add to each row its figures, and its AP on resampled images."""
-    image_ids, directory = run.evaluation.image_ids, run.output_dir / "arm_predictions"
+    image_ids, directory = run.evaluation.image_ids, directory / "arm_predictions"
     weights = {_weights_key(row): (row["directory"] / row["member"].file, row["member"].sha256) for row in rows}
     passes = prepare_passes(
         directory, answers_digest(run, image_ids), list(weights), num_shards=count_shards(run, image_ids)
@@ -402,21 +453,24 @@ def main() -> None:
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
     arguments = parser.parse_args()
     for part in arguments.parts:
-        pool, num_seeds, arms = PARTS[part]
-        num_seeds = min(num_seeds, arguments.seeds or num_seeds)
-        run = load_run(arguments.output_dir, pool, tuple(arguments.opts))
-        rows = train(run, arms, num_seeds)
-        evaluate(run, rows)
-        solver = run.cfg.SOLVER
+        asked = PARTS[part]
+        num_seeds = min(asked.num_seeds, arguments.seeds or asked.num_seeds)
+        run = load_run(arguments.output_dir, asked.pool, tuple(arguments.opts))
+        rows = train(run, asked, num_seeds)
+        student, directory = student_of(run, asked.student)
+        evaluate(student, rows, directory)
+        solver, changed = student.cfg.SOLVER, " ".join(asked.student)
         lines = [
             f"# Subset search: {part}",
             "",
-            f"Pool: {len(run.usable_image_ids):,} rendered images, {run.pool.num_boxes:,} boxes ({pool}). Evaluation: "
-            f"{len(run.evaluation):,} images, {run.evaluation.num_boxes:,} boxes. Every arm: {num_seeds} seeds, "
-            f"{solver.MAX_ITER:,} iterations of {solver.IMS_PER_BATCH} images, average of the last fifth. Differences: "
-            "95 % intervals over the paired seeds (Student), and over seeds and evaluation images (bootstrap).",
+            f"Pool: {len(run.usable_image_ids):,} rendered images, {run.pool.num_boxes:,} boxes ({asked.pool}). "
+            f"Evaluation: {len(run.evaluation):,} images, {run.evaluation.num_boxes:,} boxes. "
+            f"Every arm: {num_seeds} seeds, {solver.MAX_ITER:,} iterations of {solver.IMS_PER_BATCH} images, average of "
+            "the last fifth. Differences: 95 % intervals over the paired seeds (Student), and over seeds and evaluation "
+            "images (bootstrap).",
             "",
-            *table(run, rows, arms),
+            *([f"Trained on the arms: `{changed}`; what scored the pool is as ever.", ""] if changed else []),
+            *table(run, rows, asked.arms),
             "",
             *(agreement(run) if part == "members" else []),
             *footer(f"python benchmarks/subset_search.py --parts {part}", packages=("torch",)),

@@ -194,6 +194,28 @@ def test_the_full_arm_is_the_ensembles_own_runs(finished):
         assert sha256_file(full) == sha256_file(output / "ensemble" / f"run-{seed}" / "iter-0000003.safetensors")
 
 
+def test_one_more_arm_or_seed_trains_nothing_anew_and_another_setting_all(finished, write_tiny_config, tmp_path):
+    _, whole, _ = finished
+    config, output = write_tiny_config(tmp_path)
+    shutil.copytree(whole, output)
+    words = ["--config-file", str(config), "--until", "retrain"]
+
+    def trained():
+        return {path.parent: path.stat().st_mtime_ns for path in output.glob("retrain/*/*/iter-0000003.safetensors")}
+
+    before = trained()
+    more = ["CURATE.RETRAIN.ARMS", '("curated", "random", "most_boxes")', "CURATE.RETRAIN.NUM_SEEDS", "3"]
+    assert main([*words, *more]) == 0
+    after = trained()
+    assert {path.relative_to(output / "retrain").as_posix() for path in after} == {
+        f"{arm}/seed-{seed}" for arm in ("curated", "random", "most_boxes") for seed in range(3)
+    }
+    kept = {path for path in before if path.parent.name != "full"}
+    assert {path for path in after if after[path] == before.get(path)} == kept
+    assert main(["--config-file", str(config), "--only", "retrain", *more, "SOLVER.WEIGHT_DECAY", "0.02"]) == 0
+    assert not set(trained().values()) & set(after.values())
+
+
 def test_results_name_every_arm_and_seed(finished):
     _, output, _ = finished
     results = json.loads((output / "report" / "results.json").read_text())

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
 from detcurate.config import CurateSettings
 from detcurate.d2.environment import require_detectron2
 from detcurate.ensemble import RUN_LEDGER, Member, read_ledger
-from detcurate.files import write_bytes
+from detcurate.files import sha256_file, sha256_json, write_bytes, write_json
 from detcurate.pipeline.arms import Pool, arm_images, arm_inputs, trained_arms
 from detcurate.pipeline.choose import subset_file
 from detcurate.pipeline.context import Run
@@ -22,6 +24,7 @@ from detcurate.pipeline.train import train_jobs, training_job, training_settings
 from detcurate.stages import Stage, StageResult, output_digest
 
 _REUSED, _REUSED_TEXT = "reused.txt", "the last weights of "
+_TRAINED_ON = "job.json"
 
 
 def retrain_stage(run: Run) -> Stage:
@@ -39,23 +42,23 @@ def retrain_stage(run: Run) -> Stage:
         "ensemble": output_digest(run.marker("train")),
         **arm_inputs(run),
     }
-    return Stage("retrain", run.directory("retrain"), settings, inputs, lambda: _retrain(run))
+    # One more arm, seed or share of the curve leaves what was trained for the others good.
+    return Stage("retrain", run.directory("retrain"), settings, inputs, lambda: _retrain(run), keeps_good_files=True)
 
 
 def _retrain(run: Run) -> StageResult:
     pool = Pool(run)
-    jobs, reused = [], 0
+    planned: list[Any] = []
     models: list[dict[str, Any]] = []
     arms = trained_arms(pool)
     for arm in arms:
         for seed in retrain_seeds(run.settings, run.cfg.SEED):
             images = np.sort(arm_images(pool, arm, seed))
-            job = _job(run, arm, images, len(models), seed)
-            models.append({"arm": arm, "seed": seed, **_counts(run, images), **_cost(run, job)})
-            if arm == "full" and job.weights is None and _reuse(run, job):
-                reused += 1
-            else:
-                jobs.append(job)
+            planned.append(_job(run, arm, images, seed))
+            models.append({"arm": arm, "seed": seed, **_counts(run, images), **_cost(run, planned[-1])})
+    _remove_other_models(run, planned)
+    jobs = [job for job in planned if not _reuse(run, job)]
+    reused = len(planned) - len(jobs)
     train_jobs(run, jobs, desc="retrain arms")
     outputs = []
     for model in models:
@@ -86,14 +89,51 @@ def arm_iterations(run: Run, num_images: int) -> int:
     return max(1, round(int(run.cfg.SOLVER.MAX_ITER) * num_images / len(run.usable_image_ids)))
 
 
-def _job(run: Run, arm: str, images: np.ndarray, number: int, seed: int) -> Any:
+def _job(run: Run, arm: str, images: np.ndarray, seed: int) -> Any:
     iterations = arm_iterations(run, len(images))
     directory, folder, last = run.directory("retrain") / arm, f"seed-{seed}", (iterations - 1,)
-    job = training_job(run, directory, folder, number, seed, last, max_iter=iterations)
+    job = training_job(run, directory, folder, seed - run.cfg.SEED, seed, last, max_iter=iterations)
     chosen = dataclasses.replace(job.images, image_ids=tuple(images.tolist()))
     if arm == "curated":  # the manifest itself: what a user will train on
         chosen = dataclasses.replace(job.images, annotations=subset_file(run), image_ids=None)
     return dataclasses.replace(job, images=chosen, weights=_pretrained(run, seed))
+
+
+def _remove_other_models(run: Run, jobs: Sequence[Any]) -> None:
+    """Remove what was trained for arms and seeds that are not asked for, or otherwise than they would be now.
+
+    What comes of a training is told by a digest beside it: of the settings, the images and their labels, the seed, the
+    length, and the weights that it starts from. What was taken from the ensemble is taken anew.
+    """
+    wanted = {job.run_directory: _digest(run, job) for job in jobs}
+    for path in run.directory("retrain").glob("*/*"):
+        if path not in wanted or wanted[path] != _read_digest(path / _TRAINED_ON) or (path / _REUSED).exists():
+            shutil.rmtree(path)
+            if not any(path.parent.iterdir()):
+                path.parent.rmdir()
+    for directory, digest in wanted.items():
+        write_json(directory / _TRAINED_ON, {"digest": digest})
+
+
+def _digest(run: Run, job: Any) -> str:
+    labels = run.marker("pool") if job.images.image_ids is not None else run.marker("manifest")
+    return sha256_json(
+        {
+            "settings": training_settings(run),
+            "labels": output_digest(labels),
+            "images": None if job.images.image_ids is None else list(job.images.image_ids),
+            "seed": job.seed,
+            "last_iteration": job.last_iteration,
+            "weights": sha256_file(job.weights) if job.weights else "",
+        }
+    )
+
+
+def _read_digest(path: Path) -> str:
+    try:
+        return str(orjson.loads(path.read_bytes())["digest"])
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+        return ""
 
 
 def _pretrained(run: Run, seed: int) -> Path | None:
@@ -107,9 +147,9 @@ def _reuse(run: Run, job: Any) -> bool:
     """Take an ensemble run's last weights for the full arm: the same data, settings and seed give the same weights.
 
     Returns:
-        Whether there is such a run.
+        Whether it is the full arm, and there is such a run.
     """
-    found = last_weights(run, job.seed)
+    found = last_weights(run, job.seed) if job.directory.name == "full" and job.weights is None else None
     if found is None:
         return False
     path, last = found
