@@ -465,8 +465,8 @@ def main() -> None:
             "",
             f"Pool: {len(run.usable_image_ids):,} rendered images, {run.pool.num_boxes:,} boxes ({asked.pool}). "
             f"Evaluation: {len(run.evaluation):,} images, {run.evaluation.num_boxes:,} boxes. "
-            f"Every arm: {num_seeds} seeds, {solver.MAX_ITER:,} iterations of {solver.IMS_PER_BATCH} images, average of "
-            "the last fifth. Differences: 95 % intervals over the paired seeds (Student), and over seeds and evaluation "
+            f"Every arm: {num_seeds} seeds, {solver.MAX_ITER:,} iterations of {solver.IMS_PER_BATCH} images, mean of "
+            "the last fifth. Differences: 95 % intervals over paired seeds (Student), and over seeds and evaluation "
             "images (bootstrap).",
             "",
             *([f"Trained on the arms: `{changed}`; what scored the pool is as ever.", ""] if changed else []),
