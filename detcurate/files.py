@@ -17,6 +17,8 @@ import orjson
 from detcurate.errors import ConfigError
 
 _TEMPORARY_SUFFIX = ".partial"
+UMASK = os.umask(0o077)
+os.umask(UMASK)  # it can only be read by setting it, which is safe while there is one thread
 
 
 @contextmanager
@@ -33,7 +35,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o644)  # mkstemp makes the file readable by its owner alone
+        if temporary.stat().st_nlink == 1:  # the rights of a link are those of the file that it is a link to
+            temporary.chmod(0o666 & ~UMASK)  # mkstemp makes the file readable by its owner alone
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

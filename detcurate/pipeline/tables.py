@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from detcurate.errors import PredictionError
 from detcurate.files import atomic_path
+from detcurate.parquet import require_bounded
 
 
 def write_columns(path: Path, columns: Mapping[str, Any]) -> None:
@@ -27,9 +28,10 @@ def read_columns(path: Path, names: Sequence[str] | None = None) -> dict[str, np
         PredictionError: The file is absent, truncated or no Parquet file.
     """
     try:
+        require_bounded(path)
         known = None if names is None else [name for name in pq.read_schema(path).names if name in names]
         table = pq.read_table(path, partitioning=None, columns=known)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise PredictionError(
             f"a table must be a whole Parquet file ({path}): {error}; delete it and run again"
         ) from error

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageOps
 
+from detcurate.coco.image_files import opened_image
 from detcurate.report.records import Picture, Tile
 
 BUDGET = 9_000_000
@@ -103,12 +103,10 @@ def part(picture: Picture, tile: Tile) -> Box:
 
 def _encode_one(picture: Picture, tiles: list[Tile], side: int) -> tuple[bytes, str, dict[Tile, bytes]]:
     if picture.path is None:
-        return b"", "its name leaves the image root", {}
+        return b"", "its name leaves the image root, or a link does", {}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(picture.path) as opened:
-                image = ImageOps.exif_transpose(opened).convert("RGB")
+        with opened_image(picture.path) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB")
     except FileNotFoundError:
         return b"", "the file is absent", {}
     except Exception as error:  # broken bytes make a decoder raise TypeError and worse
