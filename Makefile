@@ -6,12 +6,12 @@ READY := $(VENV)/.ready
 
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint lock audit clean
 
 help:  ## say what the targets do
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## */  make \1|/' | column -t -s '|'
 
-$(READY): pyproject.toml constraints.txt requirements-detectron2.txt tools/setup_env.py
+$(READY): pyproject.toml requirements.lock requirements-detectron2.txt tools/setup_env.py
 	$(PYTHON) tools/setup_env.py $(VENV)
 	touch $@
 
@@ -27,6 +27,12 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+lock:  ## pin what pyproject.toml names anew, with digests
+	$(PYTHON) tools/lock.py
+
+audit: $(READY)  ## known weaknesses of the packages, or where the list cannot be reached, that they are the lock's
+	$(BIN)/python tools/audit.py
 
 clean:  ## remove the environment and all output
 	rm -rf $(VENV) output

@@ -16,9 +16,11 @@ from detcurate.errors import EnsembleError
 from detcurate.files import atomic_path, sha256_file, write_bytes
 from detcurate.schedule import member_iterations as member_iterations  # where users of a ledger look for it
 from detcurate.schedule import thin_evenly
+from detcurate.untrusted import is_inside
 
 LEDGER, RUN_LEDGER = "ensemble.jsonl", "members.jsonl"
 CHECKPOINT, AVERAGE = "checkpoint", "average"
+KINDS = (CHECKPOINT, AVERAGE)
 STORAGES = ("fp32", "bf16", "fp16")
 RESULTS = "results"
 """The storage of a member that is known by its answers alone: its file is a COCO results file."""
@@ -171,12 +173,24 @@ def read_ledger(path: Path) -> list[Member]:
     members = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            members.append(Member(**orjson.loads(line)))
-        except (orjson.JSONDecodeError, TypeError) as error:
+            members.append(_plain(Member(**orjson.loads(line))))
+        except (orjson.JSONDecodeError, TypeError, ValueError) as error:
             raise EnsembleError(f"a ledger line must be one member as JSON ({path}, line {number}): {error}") from error
     if len({(member.run, *member.key) for member in members}) != len(members):
         raise EnsembleError(f"a member must stand once in the ledger, got a (run, iteration) twice ({path})")
     return members
+
+
+def _plain(member: Member) -> Member:
+    """Return a member of a ledger that may be a stranger's; raises ``ValueError`` for what no ledger of ours says."""
+    numbers = (member.run, member.iteration)
+    if not all(type(number) is int and 0 <= number < 2**31 for number in numbers):
+        raise ValueError(f"run and iteration must be integers from 0, got {numbers}")
+    if not is_inside(member.file) or not isinstance(member.sha256, str):
+        raise ValueError(f"file must be a path below the ensemble with a digest, got {member.file!r}")
+    if member.kind not in KINDS or member.storage not in (*STORAGES, RESULTS):
+        raise ValueError(f"kind and storage must be known, got {member.kind!r} and {member.storage!r}")
+    return member
 
 
 _RETRAIN = "delete the ensemble directory and run the same command again to train it anew"

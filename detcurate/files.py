@@ -20,6 +20,8 @@ from detcurate.storage import Location, RemotePath, published
 
 _TEMPORARY_SUFFIX = ".partial"
 _NUM_REQUESTS = 16  # at a time
+UMASK = os.umask(0o077)
+os.umask(UMASK)  # it can only be read by setting it, which is safe while there is one thread
 
 
 @contextmanager
@@ -41,7 +43,8 @@ def atomic_path(path: Location) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o644)  # mkstemp makes the file readable by its owner alone
+        if temporary.stat().st_nlink == 1:  # the rights of a link are those of the file that it is a link to
+            temporary.chmod(0o666 & ~UMASK)  # mkstemp makes the file readable by its owner alone
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

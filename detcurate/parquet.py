@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,7 @@ def readable(path: Location) -> Path | BinaryIO:
 
 def read_table(path: Location) -> tuple[pa.Table, dict[str, Any]]:
     """Read a file of :func:`write_table` and its description; raises one of ``DAMAGES``."""
+    require_bounded(path)
     # Elsewhere as a whole: a table of this kind is a block of a few megabytes.
     source = path if isinstance(path, Path) else pa.BufferReader(path.read_bytes())
     table = pq.read_table(source, partitioning=None, page_checksum_verification=True)
@@ -49,6 +51,38 @@ def read_table(path: Location) -> tuple[pa.Table, dict[str, Any]]:
     if described["num_rows"] != table.num_rows:
         raise ValueError(f"it has {table.num_rows} rows, its metadata say {described['num_rows']}")
     return table, described
+
+
+def require_bounded(path: Location) -> None:
+    """Raise ``ValueError`` where a table is to be much larger in memory than its file, as a bomb is.
+
+    A column of one value for a thousand million rows takes some bytes on the disk. What is looked at is the footer.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+    with pq.ParquetFile(readable(path)) as file:
+        # Not the columns of a group: Arrow ends the process where a damaged footer has fewer than its schema.
+        footer, width = file.metadata, sum(_width(column.type) for column in file.schema_arrow)
+        groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+        num_rows = max(footer.num_rows, sum(group.num_rows for group in groups))
+        num_bytes = max(width * num_rows, sum(group.total_byte_size for group in groups))
+    size = path.stat().st_size if isinstance(path, Path) else path.entry().size
+    most = max(_FREE_GROWTH, _MOST_GROWTH * size)
+    if num_bytes > most:
+        raise ValueError(f"it would take {num_bytes:,} bytes of memory, more than {most:,} for a file of its size")
+
+
+def _width(kind: pa.DataType) -> int:
+    """Return the least bytes that a value of a column takes in memory."""
+    if isinstance(kind, pa.FixedSizeListType):
+        return int(kind.list_size) * _width(kind.value_type)
+    try:
+        return max(1, int(kind.bit_width) // 8)
+    except ValueError:  # of no fixed width
+        return 8
+
+
+_FREE_GROWTH, _MOST_GROWTH = 4 << 30, 100
 
 
 def fixed_lists(matrix: np.ndarray) -> pa.FixedSizeListArray:

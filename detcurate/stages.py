@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import orjson
-
 from detcurate.errors import ConfigError
 from detcurate.files import describe_files, file_sizes, remove_temporaries, remove_tree, sha256_json, write_json
 from detcurate.storage import Location
+from detcurate.untrusted import is_inside, read_json_object
 
 MARKER = "stage.json"
 
@@ -77,11 +76,20 @@ def read_marker(directory: Location) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        marker = orjson.loads(path.read_bytes())
+        marker = read_json_object(path)
         marker["status"], marker["digest"]
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        _require_own_outputs(marker.get("outputs", {}))
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"a stage marker must be JSON from detcurate ({path}): {error}; delete it") from error
     return dict(marker)
+
+
+def _require_own_outputs(outputs: Any) -> None:
+    """Raise ``ValueError`` where a marker, which may be a stranger's, names a file outside its directory as its own."""
+    for name, output in outputs.items() if isinstance(outputs, dict) else [(None, None)]:
+        sizes = isinstance(output, dict) and isinstance(output.get("sha256"), str) and type(output.get("bytes")) is int
+        if not is_inside(name) or not sizes:
+            raise ValueError(f"outputs must be files of the stage with their digests and sizes, got {name!r}")
 
 
 def stage_state(stage: Stage) -> State:
@@ -97,6 +105,11 @@ def stage_state(stage: Stage) -> State:
 
 def run_stage(stage: Stage) -> dict[str, Any]:
     """Bring a stage to completion and return its marker."""
+    if stage.directory.is_symlink():
+        raise ConfigError(
+            f"a stage's directory must be no link, as a stage removes what is in it, got one ({stage.directory}); "
+            "make OUTPUT_DIR itself the link"
+        )
     state = stage_state(stage)
     if state == "complete":
         marker = read_marker(stage.directory) or {}

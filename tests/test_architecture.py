@@ -15,6 +15,7 @@ RANKS = {
     "files": 1,
     "parallel": 1,
     "schedule": 1,
+    "untrusted": 1,
     "stages": 2,
     "ensemble": 2,
     "claims": 2,

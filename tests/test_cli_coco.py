@@ -241,7 +241,7 @@ def test_validate_remembers_images(write, said, images, monkeypatch):
     def fail(*_: object, **__: object):
         raise AssertionError("a known image must not be decoded again")
 
-    monkeypatch.setattr("detcurate.coco.images.Image.open", fail)
+    monkeypatch.setattr("detcurate.coco.image_files.Image.open", fail)
     assert said(*words) == first
 
 

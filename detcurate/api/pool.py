@@ -12,9 +12,10 @@ import numpy as np
 
 from detcurate.api.frames import Folder, data_frame, open_run, original_ids, row_of
 from detcurate.coco.dataset import CocoDataset, read_coco
+from detcurate.coco.image_files import opened_image
 from detcurate.export.content import require_inside
 from detcurate.export.queue import Suspect
-from detcurate.storage import Location, image_files, image_source, locate
+from detcurate.storage import Location, image_files, locate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,12 +112,12 @@ class Pool:
         Raises:
             DatasetError: There is no such image, or its file name leads out of the image root.
         """
-        from PIL import Image, ImageOps
+        from PIL import ImageOps
 
         pool, row = self.dataset, row_of(self.dataset, image_id)
         require_inside(pool.file_names[row], pool.path)
         (file,) = image_files(self.image_root, [pool.file_names[row]])
-        with image_source(file) as stream, Image.open(stream) as image:
+        with opened_image(file) as image:
             ax.imshow(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
         for at in np.flatnonzero(pool.image_index == row).tolist():
             _draw(ax, pool.boxes[at].tolist(), pool.class_names[int(pool.class_index[at])], _LABEL, "-")

@@ -20,6 +20,7 @@ from detcurate.cli.results import run as run_import_results
 from detcurate.cli.validate import run as run_validate
 from detcurate.errors import ConfigError, DetcurateError
 from detcurate.files import is_disk_full, is_inaccessible
+from detcurate.untrusted import PlainFormatter, printable
 
 # What the first word may be; anything else is the main job's, which begins with an option as in Detectron2.
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
@@ -70,7 +71,7 @@ def _require_config_or_command(words: Sequence[str]) -> None:
 
 
 def _fail(message: str, status: int, words: Sequence[str]) -> int:
-    sys.stderr.write(f"detcurate: {message}\n")
+    sys.stderr.write(f"detcurate: {printable(message)}\n")
     if "--debug" in words:
         traceback.print_exc()
     return status
@@ -79,7 +80,7 @@ def _fail(message: str, status: int, words: Sequence[str]) -> int:
 def _log_to_terminal() -> None:
     logger = logging.getLogger("detcurate")
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(PlainFormatter("%(message)s"))
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -9,12 +9,14 @@ from typing import Any
 
 import orjson
 
+from detcurate.untrusted import printable
+
 _NUMBER = re.compile(r"[+-]?[\d,.]+%?|–")
 
 
 def say(*lines: str) -> None:
-    """Print lines."""
-    sys.stdout.write("\n".join(lines) + "\n")
+    """Print lines; names from files of strangers cannot drive a terminal."""
+    sys.stdout.write(printable("\n".join(lines)) + "\n")
 
 
 def say_json(value: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,8 @@ import numpy as np
 from detcurate.coco.fast import ABSENT_ID
 from detcurate.coco.findings import FindingLog, describe_errors
 from detcurate.errors import DatasetError
+from detcurate.untrusted import is_absolute, leads_out
 
-_ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 LARGEST_EXACT_FLOAT = 2**53
 """Above it, floats are not all integers."""
 
@@ -69,23 +68,6 @@ def check_images(
             ),
         )
     return rows
-
-
-def is_absolute(name: str) -> bool:
-    """Tell whether a file name is absolute, on this system or on another."""
-    return bool(_ABSOLUTE.match(name))
-
-
-def leads_out(name: str) -> bool:
-    """Tell by the text alone whether a relative name leaves its root; links are the user's own arrangement."""
-    if ".." not in name:
-        return False
-    depth = 0
-    for part in name.replace("\\", "/").split("/"):
-        depth += -1 if part == ".." else part not in ("", ".")
-        if depth < 0:
-            return True
-    return False
 
 
 def _unique_rows(path: Path, name: str, ids: np.ndarray, log: FindingLog) -> np.ndarray:

@@ -45,7 +45,7 @@ def find_elements(text, limit, state, count, spans):  # type: ignore[no-untyped-
         if text[start] == 93:
             i = len(text)
             break
-        i, depth = _after_value(text, start)
+        i, depth = after_value(text, start)
         deepest = max(deepest, depth + 1)
         spans[count, 0], spans[count, 1] = start, _trimmed(text, i)
         count += 1
@@ -98,7 +98,7 @@ def read_elements(text, limit, state, count, spans, read, ids, image, category, 
             field = _field(text, key, i)
             i = _skip_space(text, _skip_space(text, i + 1) + 1)  # over the colon
             if field == _OTHER:
-                i, depth = _after_value(text, i)
+                i, depth = after_value(text, i)
                 deepest = max(deepest, depth + 2)
             elif field == _BBOX:
                 i, good = _read_box(text, i, xywh, row)
@@ -126,7 +126,7 @@ def read_elements(text, limit, state, count, spans, read, ids, image, category, 
         if good:
             i += 1
         else:
-            i, depth = _after_value(text, start)
+            i, depth = after_value(text, start)
             deepest = max(deepest, depth + 1)
         read[row] = good and (seen & _NEEDED) == _NEEDED
         spans[row, 0], spans[row, 1] = start, _trimmed(text, i)
@@ -158,7 +158,7 @@ def _trimmed(text, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 
 @njit(cache=True)
-def _after_value(text, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def after_value(text, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
     """Return the place after a value of any kind, or after a bare literal that of what follows, and its depth."""
     depth, deepest, stop = 0, 0, len(text)
     while i < stop:

@@ -12,6 +12,7 @@ from detcurate.errors import ConfigError
 
 POLICIES = ("error", "warn", "repair", "note")
 NUM_EXAMPLES = 3
+LINK = "link_leaves_root"
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,9 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             "error", "error warn", "", "write it relative to the image root, so that the set can be moved"
         ),
         "escaping_file_name": _rule("error", "error", "", "file_name must stay inside the image root"),
+        LINK: _rule(
+            "error", "error warn note", "", "copy the files into the image root, or allow it if the links are your own"
+        ),
         "missing_image_file": _rule("error", "error warn", "", "add the files or name another image root"),
         "unreadable_image": _rule("error", "error warn", "", "write the image again or drop its record"),
         "image_size_differs": _rule("error", "error warn", "", "write the image's true size; boxes may be scaled"),

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from detcurate.coco.dataset import CocoDataset
-from detcurate.coco.findings import FindingLog
+from detcurate.coco.findings import LINK, FindingLog
+from detcurate.coco.image_files import names_that_lead_out, opened_image
 from detcurate.errors import DatasetError, StorageError
 from detcurate.files import write_bytes
 from detcurate.parallel import run_jobs
-from detcurate.storage import Location, RemoteImage, fetch_ahead, image_files, image_source, image_statuses, path_status
+from detcurate.storage import Location, RemoteImage, fetch_ahead, image_files, image_statuses, path_status
 
 _BLOCK = 64
 
@@ -29,7 +29,8 @@ class ImageFinding:
     Args:
         image_id: The image.
         file_name: Its file, relative to the image root.
-        code: ``missing_image_file``, ``unreadable_image``, ``image_size_differs`` or ``exif_rotation``.
+        code: ``missing_image_file``, ``unreadable_image``, ``image_size_differs``, ``exif_rotation`` or
+            ``link_leaves_root``.
         reason: In words.
     """
 
@@ -40,8 +41,11 @@ class ImageFinding:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the image can be trained on all the same: Detectron2 turns an image as its EXIF data says."""
-        return self.code == "exif_rotation"
+        """Whether the image can be trained on all the same: Detectron2 turns an image as its EXIF data says.
+
+        A link is never put in quarantine: its policy decides.
+        """
+        return self.code in ("exif_rotation", LINK)
 
 
 class _Look(msgspec.Struct, frozen=True, array_like=True):
@@ -87,7 +91,8 @@ def examine_images(
         cache: A file that remembers what was seen, so that files of the same size and time are not decoded again.
 
     Returns:
-        One finding an image at most, in ascending order of ``image_id``; absent, broken, of another size, turned.
+        In ascending order of ``image_id``: links that lead out of the root, and one finding an image at most of those
+        absent, broken, of another size, turned.
 
     Raises:
         DatasetError: ``image_root`` is not a directory.
@@ -95,6 +100,7 @@ def examine_images(
     """
     if not image_root.is_dir():
         raise DatasetError(f"image_root must be a directory, got {image_root}; name the folder that holds the images")
+    led_out = set(names_that_lead_out(image_root, dataset.file_names))
     known = _read_cache(cache)
     status = dict(zip(dataset.file_names, image_statuses(image_root, dataset.file_names), strict=True))
     # What did not decode is tried again: its rights may have been set since, or another version of Pillow reads it.
@@ -110,6 +116,9 @@ def examine_images(
         write_bytes(cache, msgspec.json.encode({name: known[name] for name in status}))
     findings = []
     for row, name in enumerate(dataset.file_names):
+        if name in led_out:
+            reason = "it, or a folder on the way to it, is a link that leads out of the image root"
+            findings.append(ImageFinding(int(dataset.image_ids[row]), name, LINK, reason))
         found = _judge(_Look(*known[name]), (int(dataset.widths[row]), int(dataset.heights[row])))
         if found is not None:
             findings.append(ImageFinding(int(dataset.image_ids[row]), name, *found))
@@ -149,12 +158,10 @@ def _look(file: Path | RemoteImage) -> _Look:
     if num_bytes < 0:
         return _Look(num_bytes, mtime_ns)
     try:
-        with warnings.catch_warnings(), image_source(file) as source:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
-                image.load()
-                is_rotated = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
-                width, height = ImageOps.exif_transpose(image).size
+        with opened_image(file) as image:
+            image.load()
+            is_rotated = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+            width, height = ImageOps.exif_transpose(image).size
     except StorageError:  # which says nothing of the image
         raise
     except FileNotFoundError:  # it is gone since it was listed

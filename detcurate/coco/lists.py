@@ -9,10 +9,9 @@ import numpy as np
 
 from detcurate.coco.fast import find_elements
 from detcurate.coco.mapped import CHUNK
-from detcurate.coco.source import Records, Source, decode_as, got_kind, offset_of, raise_broken_json
+from detcurate.coco.source import Records, Source, decode_as, got_kind, offset_of, require_depth
 from detcurate.errors import DatasetError
 
-_MOST_NESTED = 200  # far above what any COCO file has, and far below what Python's readers can follow
 _ROOM = 65_536  # records that there is room for before the length of a record is known
 
 
@@ -69,8 +68,7 @@ def walk_list(
             filled = _longer(filled, count, max(expected, count + count // 2 + 1))
         count = walk(characters, min(int(state[0]) + CHUNK, len(text)), state, count, *filled)
         source.release()
-    if state[1] > _MOST_NESTED:
-        raise_broken_json(source.path, source.content, offset_of(source, text), "too many nested lists", source.kind)
+    require_depth(source, text, int(state[1]))
     spans, *filled = (column[:count] for column in filled)
     spans += offset_of(source, text)
     return Records(name, source, spans), filled

@@ -190,9 +190,13 @@ def write_manifest(
 
 
 def images_text(dataset: CocoDataset, images: np.ndarray) -> bytes:
-    """Return the text of ``images.txt``: the file names of some rows in the order of the file, one a line."""
+    """Return the text of ``images.txt``: the file names of some rows in the order of the file, one a line.
+
+    A line break in a name is written as an escape, so that no name makes a line of its own.
+    """
     rows = images[np.argsort(dataset.image_positions[images])]
-    return "".join(f"{dataset.file_names[row]}\n" for row in rows.tolist()).encode()
+    names = (dataset.file_names[row].replace("\r", "\\r").replace("\n", "\\n") for row in rows.tolist())
+    return "".join(f"{name}\n" for name in names).encode()
 
 
 def histograms(

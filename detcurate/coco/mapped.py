@@ -5,13 +5,17 @@ from __future__ import annotations
 import codecs
 import hashlib
 import mmap
+import os
+import stat
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 from detcurate.errors import DatasetError
 
 CHUNK = 64 << 20  # so much of a mapped file is in memory at a time, where it can be helped
 _PIECE = 4 << 20
+_MOST_PIPED = 1 << 30
 _MAP_FROM = 32 << 20  # smaller files are read: a mapped file must not be truncated while it is in use
 
 
@@ -23,12 +27,22 @@ def map_file(path: Path, kind: str) -> memoryview:
     """
     try:
         with path.open("rb") as stream:
-            if path.stat().st_size < _MAP_FROM:
-                return memoryview(stream.read())
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):  # a pipe, or a device that never ends
+                return memoryview(_read_all(stream))
+            if status.st_size < _MAP_FROM:
+                return memoryview(stream.read(_MAP_FROM))
             return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DatasetError(f"the {kind} must be readable, got {reason} ({path}); check the path") from error
+
+
+def _read_all(stream: BinaryIO) -> bytes:
+    content = stream.read(_MOST_PIPED + 1)
+    if len(content) > _MOST_PIPED:
+        raise ValueError(f"more than {_MOST_PIPED:,} bytes from what is no regular file")
+    return content
 
 
 def release(data: memoryview) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import gzip
+import io
 import json
 import re
 import zlib
@@ -17,15 +18,20 @@ from typing import Any, NoReturn
 import msgspec
 import numpy as np
 
+from detcurate.coco.fast import after_value
 from detcurate.coco.mapped import begin_sha256, first_not_utf8, map_file, release
 from detcurate.errors import DatasetError
 
 ANNOTATIONS = "annotation file"
 
 _BLOCK = 65_536
+_PIECE = 4 << 20
 _STRING_OR_NOT_FINITE = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\b(?:NaN|Infinity)\b')
 _GZIP_MAGIC = b"\x1f\x8b"
 _MOST_DIGITS = 640  # int() may refuse longer ones
+_MOST_NESTED = 200  # far above what any COCO file has, and far below what Python's readers can follow
+_MOST_GROWTH, _FREE_GROWTH = 200, 64 << 20
+"""How much larger than its file a compressed text may be, and what it may have in any case: gzip can do 1,000 times."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,20 @@ def decode_top_level(source: Source) -> dict[str, msgspec.Raw]:
             f"{_got(error)} ({source.path}); export it as COCO detection JSON"
         ) from None
     _require_each_key_once(source, top_level)
+    for key in top_level.keys() - _WALKED:
+        require_depth(source, memoryview(top_level[key]))
     return top_level
+
+
+_WALKED = frozenset(("images", "annotations", "categories"))  # which are looked at on the way to their records
+
+
+def require_depth(source: Source, text: memoryview, deepest: int | None = None) -> None:
+    """Raise ``DatasetError`` when the lists in a part of a text are nested more than 200 deep."""
+    if deepest is None:
+        _, deepest = after_value(np.frombuffer(text, np.uint8), 0)
+    if deepest > _MOST_NESTED:
+        raise_broken_json(source.path, source.content, offset_of(source, text), "too many nested lists", source.kind)
 
 
 @dataclass(frozen=True)
@@ -192,11 +211,20 @@ def raise_broken_json(path: Path, content: memoryview, offset: int, reason: str,
     ) from None
 
 
-def _decompress(path: Path, data: memoryview, kind: str) -> bytes:
+def _decompress(path: Path, data: memoryview, kind: str) -> bytearray:
+    most, text = max(_FREE_GROWTH, _MOST_GROWTH * len(data)), bytearray()
     try:
-        return gzip.decompress(data)
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as zipped:
+            while piece := zipped.read(_PIECE):
+                text += piece
+                if len(text) > most:
+                    raise DatasetError(
+                        f"the {kind} must grow at most {_MOST_GROWTH} times when unpacked, got {len(text):,} bytes and "
+                        f"more from {len(data):,} ({path}); unpack it yourself if you trust its maker"
+                    )
     except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(f"the {kind} must be whole gzip, got {error} ({path}); compress it again") from error
+    return text
 
 
 def offset_of(source: Source, text: memoryview) -> int:

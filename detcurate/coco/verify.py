@@ -18,6 +18,7 @@ from detcurate.coco.source import open_source
 from detcurate.ensemble import CHECKPOINT, LEDGER, read_ledger
 from detcurate.errors import DetcurateError, SelectionError
 from detcurate.files import sha256_file, sha256_json
+from detcurate.untrusted import MOST_YAML_BYTES, is_inside, load_yaml, read_bytes
 
 Status = Literal["ok", "failed", "absent"]
 
@@ -126,14 +127,14 @@ def _config(provenance: Mapping[str, Any]) -> str:
 
 def _find_source(provenance: Mapping[str, Any], output_dir: Path) -> Path | None:
     """Return the pool's annotation file: rendered into the run, or where the run's config says."""
-    rendered = output_dir / "pool" / str(provenance["source"]["file_name"])
-    if rendered.is_file():
+    name = str(provenance["source"]["file_name"])
+    rendered = output_dir / "pool" / name
+    if is_inside(name) and rendered.is_file():
         return rendered
-    config = output_dir / "config.yaml"
     try:
-        tree: Any = yaml.safe_load(config.read_bytes())
+        tree: Any = load_yaml(read_bytes(output_dir / "config.yaml", MOST_YAML_BYTES).decode())
         path = Path(str(tree["DATASETS"]["ROOT"])) / str(tree["CURATE"]["POOL"]["ANNOTATIONS"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError):  # then it is to be named with --source
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):  # then it is to be named with --source
         return None
     return path if path.is_file() else None
 

@@ -15,10 +15,16 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
+from detcurate.coco.decode import shorten
 from detcurate.config import curate_defaults
 from detcurate.d2.environment import has_detectron2, require_detectron2
 from detcurate.errors import ConfigError
+from detcurate.untrusted import MOST_YAML_BYTES, load_yaml, merged, read_bytes
 
+_BASE = "_BASE_"
+_MOST_BASES = 32
+_MOST_CHARACTERS = 100_000
+_ALLOW_PICKLE = "CURATE.TRAIN.ALLOW_PICKLE"
 _DETECTRON2_TREES = (
     "CUDNN_BENCHMARK", "DATALOADER", "DATASETS", "FLOAT32_PRECISION", "GLOBAL", "INPUT", "MODEL", "SOLVER", "TEST",
     "VERSION", "VIS_PERIOD",
@@ -58,18 +64,19 @@ def load_config(config_file: Path, overrides: Sequence[str] = ()) -> Any:
     """Read a YAML config (with ``_BASE_``) over the defaults, then ``KEY VALUE`` overrides.
 
     Args:
-        config_file: The file; its YAML is loaded safely (plain values only, no Python objects).
+        config_file: The file; it and its ``_BASE_`` are read as untrusted: plain values, bounded sizes, no URL.
         overrides: Alternating keys and values, as on Detectron2's command lines.
 
     Returns:
         A frozen ``CfgNode``.
 
     Raises:
-        ConfigError: The file is missing or not YAML, a key is unknown (the nearest known ones are named), or a value
-            has another type than its default.
+        ConfigError: The file is missing or not YAML, a key is unknown (the nearest known ones are named), a value has
+            another type than its default, or a file allows pickles: that is for the command line.
     """
-    cfg = default_config()
-    _merge(cfg, dict(_leaves(_read_yaml(config_file))), source=str(config_file))
+    cfg, tree = default_config(), _read_yaml(config_file)
+    _refuse_pickle(tree, config_file)
+    _merge(cfg, dict(_leaves(tree)), source=str(config_file))
     if len(overrides) % 2:
         raise ConfigError(f"overrides must be pairs of KEY VALUE, got {len(overrides)} words: {' '.join(overrides)}")
     _merge(cfg, dict(zip(overrides[::2], overrides[1::2], strict=True)), source="command line")
@@ -89,17 +96,50 @@ def _read_yaml(config_file: Path) -> Mapping[str, Any]:
     if not config_file.is_file():
         raise ConfigError(f"--config-file must name an existing file, got {config_file}")
     try:
-        tree = CfgNode.load_yaml_with_base(str(config_file), allow_unsafe=False)
-    except TypeError:  # fvcore's for a file, or a _BASE_, that is empty or a number
-        tree = None
+        tree = _with_base(config_file, [])
     except yaml.YAMLError as error:
         raise ConfigError(f"the config must be plain YAML ({config_file}): {error}") from error
-    except (OSError, UnicodeDecodeError, AttributeError, AssertionError, RecursionError) as error:
-        # the last three are fvcore's for a _BASE_ that is no text, that a key cannot inherit from, or that is circular
+    except (OSError, ValueError) as error:  # among them a text that is not UTF-8
         raise ConfigError(f"the config and its _BASE_ must be readable ({config_file}): {error}") from error
     if not isinstance(tree, Mapping):
         raise ConfigError(f"the config must be a mapping of keys to values, got {type(tree).__name__} ({config_file})")
     return tree
+
+
+def _with_base(path: Path, opened: list[Path]) -> Any:
+    """Read a file over its ``_BASE_``, as Detectron2 does, but within bounds and from this machine's files alone.
+
+    Raises:
+        yaml.YAMLError: One of them is not plain YAML.
+        OSError: One cannot be opened.
+        ValueError: One goes beyond a bound, is no file of text, or a ``_BASE_`` is a URL or no text.
+    """
+    opened.append(path)
+    if len(opened) > _MOST_BASES:
+        raise ValueError(f"a config must have at most {_MOST_BASES} files below it, got more: is one its own _BASE_?")
+    tree = load_yaml(read_bytes(path, MOST_YAML_BYTES).decode())
+    if not isinstance(tree, dict) or _BASE not in tree:
+        return tree
+    named = tree.pop(_BASE)
+    base: dict[str, Any] = {}
+    for name in named if isinstance(named, list) else [named]:
+        if not isinstance(name, str) or "://" in name:
+            raise ValueError(f"{_BASE} must be the path of a file, got {shorten(name)}")
+        below = _with_base(path.parent / Path(name).expanduser(), opened)
+        if not isinstance(below, Mapping):
+            raise ValueError(f"{_BASE} must be a mapping of keys to values, got {type(below).__name__} ({name})")
+        merged(below, base)
+    return merged(tree, base)
+
+
+def _refuse_pickle(tree: Mapping[str, Any], config_file: Path) -> None:
+    """Raise ``ConfigError`` when a file, and not the person who runs it, lets weights run code."""
+    if CfgNode._decode_cfg_value(dict(_leaves(tree)).get(_ALLOW_PICKLE)) not in (None, False):
+        raise ConfigError(
+            f"{_ALLOW_PICKLE} must be given on the command line, got it in a file ({config_file}): weights that may be "
+            "unpickled can run code, and a config may be a stranger's; delete the line, and if you trust the maker of "
+            f"the weights end your command with `{_ALLOW_PICKLE} True`"
+        )
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -127,7 +167,7 @@ def _merge(cfg: Any, values: Mapping[str, Any], source: str) -> None:
 
 def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
     """Give ``value`` the type of ``default`` where nothing is lost by it, as YAML and shells write numbers loosely."""
-    text, value = value, CfgNode._decode_cfg_value(value)
+    text, value = value, _decoded(key, value, source)
     if isinstance(default, str) and isinstance(text, str) and not isinstance(value, str):
         return text  # a folder may have a number for a name
     sequence = (tuple, list)
@@ -137,4 +177,14 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
         return type(default)(value)
     if default is None or value is None or type(value) is type(default):
         return value
-    raise ConfigError(f"{key} must be of type {type(default).__name__}, got {value!r} ({source})")
+    raise ConfigError(f"{key} must be of type {type(default).__name__}, got {shorten(value)} ({source})")
+
+
+def _decoded(key: str, value: Any, source: str) -> Any:
+    """Return what a text means as a Python value of plain types, else the text itself."""
+    if isinstance(value, str) and len(value) > _MOST_CHARACTERS:
+        raise ConfigError(f"{key} must have at most {_MOST_CHARACTERS:,} characters, got {len(value):,} ({source})")
+    try:
+        return CfgNode._decode_cfg_value(value)
+    except (RecursionError, MemoryError, OverflowError):
+        raise ConfigError(f"{key} must be a plain value, got {shorten(value)} ({source})") from None

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from detectron2.modeling import build_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from detcurate.d2 import backbones  # noqa: F401  registers the small backbone
+from detcurate.d2.archives import require_no_growth
 from detcurate.d2.config import load_config_text
 from detcurate.d2.storage import require_finite, stored
 from detcurate.errors import EnsembleError
@@ -50,7 +52,7 @@ def read_checkpoint(path: Path, *, allow_pickle: bool) -> Checkpoint:
     Raises:
         EnsembleError: It is damaged, holds no weights, or would run code and that is not allowed.
     """
-    content = load_file(path) if path.suffix == ".safetensors" else _unpickle(path, allow_pickle)
+    content = _load(path) if path.suffix == ".safetensors" else _unpickle(path, allow_pickle)
     iteration: Any = None
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         iteration, content = content.get("iteration"), content["model"]
@@ -64,6 +66,8 @@ def read_checkpoint(path: Path, *, allow_pickle: bool) -> Checkpoint:
             raise EnsembleError(
                 f"a checkpoint must hold tensors by name, got {name} of type {type(value).__name__} ({path})"
             ) from None
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise EnsembleError(f"a checkpoint must hold plain tensors, got {name} of another kind ({path})")
         tensors[str(name).removeprefix("module.")] = tensor  # saved from within a DistributedDataParallel
     if not isinstance(iteration, int):
         named = re.search(r"_(\d+)$", path.stem)
@@ -71,8 +75,16 @@ def read_checkpoint(path: Path, *, allow_pickle: bool) -> Checkpoint:
     return Checkpoint(path, iteration, tensors)
 
 
+def _load(path: Path) -> Any:
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, KeyError, OSError) as error:
+        raise EnsembleError(f"a checkpoint must be a whole .safetensors file, got {error} ({path})") from error
+
+
 def _unpickle(path: Path, allow_pickle: bool) -> Any:
     try:
+        require_no_growth(path)
         with warnings.catch_warnings():  # an old or strange format: read or refused below, there is no third
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=not allow_pickle)
@@ -82,10 +94,11 @@ def _unpickle(path: Path, allow_pickle: bool) -> Any:
         reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error).splitlines()[0])
         raise EnsembleError(
             f"a checkpoint must hold tensors and plain values alone, got a pickle that could run code ({path}: "
-            f"{reason.strip()}); set CURATE.TRAIN.ALLOW_PICKLE True if you trust its maker"
+            f"{reason.strip()}); end your command with CURATE.TRAIN.ALLOW_PICKLE True if you trust its maker"
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise EnsembleError(f"a checkpoint must be a whole file, got {str(error).splitlines()[0]} ({path})") from error
+    except Exception as error:  # broken bytes make the reader raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise EnsembleError(f"a checkpoint must be a whole file, got {reason} ({path})") from error
 
 
 def model_state(config: str) -> dict[str, torch.Tensor]:

@@ -10,10 +10,12 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
 from safetensors.torch import load_file
 from torch import nn
 
 from detcurate.d2 import backbones  # noqa: F401  registers the small backbone
+from detcurate.d2.archives import require_arrays_alone, require_no_growth
 from detcurate.d2.config import load_config_text
 from detcurate.errors import ConfigError, EnsembleError
 
@@ -23,8 +25,8 @@ def load_initial_weights(model: nn.Module, weights: str, *, allow_pickle: bool) 
 
     Args:
         model: Changed in place; parameters that the file lacks keep their initialization.
-        weights: Empty (from scratch), ``.safetensors``, ``.pth``/``.pt`` (tensors only), or anything that Detectron2's
-            checkpointer reads, for which ``allow_pickle`` must be set.
+        weights: Empty (from scratch), ``.safetensors``, ``.pth``/``.pt`` (tensors only), ``.pkl`` (arrays only; a URL
+            as Detectron2 has them, too), or anything else that its checkpointer reads, with ``allow_pickle``.
         allow_pickle: Whether a file may be unpickled, which can run code.
 
     Raises:
@@ -48,11 +50,26 @@ def load_initial_weights(model: nn.Module, weights: str, *, allow_pickle: bool) 
         logging.getLogger("detectron2").info("initial weights from %s: %s", path.name, unmatched)
         return
     if not allow_pickle:
-        raise ConfigError(
-            f"MODEL.WEIGHTS must be .safetensors or .pth, got {weights}; it would be unpickled, which can run code: "
-            "set CURATE.TRAIN.ALLOW_PICKLE True if you trust its maker"
-        )
+        _require_harmless(weights)
     DetectionCheckpointer(model).load(weights)
+
+
+def _require_harmless(weights: str) -> None:
+    """Raise ``ConfigError`` unless the weights are a pickle of arrays alone, as Detectron2's makers give out."""
+    if weights.endswith(".pkl"):
+        try:
+            require_arrays_alone(Path(PathManager.get_local_path(weights)))
+            return
+        except ValueError as error:
+            reason = f": {error}"
+        except Exception as error:  # a download fails in many ways
+            raise ConfigError(f"MODEL.WEIGHTS must be readable, got {error} ({weights})") from error
+    else:
+        reason = ""
+    raise ConfigError(
+        f"MODEL.WEIGHTS must be .safetensors, .pth or a .pkl of arrays alone, got {weights}{reason}; it would be "
+        "unpickled, which can run code: end your command with CURATE.TRAIN.ALLOW_PICKLE True if you trust its maker"
+    )
 
 
 def model_of(config: str) -> nn.Module:
@@ -79,5 +96,6 @@ def model_for_weights(cfg: CfgNode, weights: Path) -> nn.Module:
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
-    """Load tensors and plain values; a pickle that would run code is refused."""
+    """Load tensors and plain values; a pickle that would run code is refused, and so is an archive that grows."""
+    require_no_growth(path)
     return torch.load(path, map_location="cpu", weights_only=True)

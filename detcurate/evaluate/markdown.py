@@ -37,4 +37,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _escape(cell: str) -> str:
-    return " ".join(cell.split()).replace("|", "\\|")
+    return plain(cell).replace("|", "\\|")
+
+
+def plain(text: str) -> str:
+    """Return a text as one line in which no tag can begin, as viewers may show HTML that stands in Markdown."""
+    return " ".join(text.split()).replace("<", "&lt;")

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from detcurate.coco.checks import is_absolute, leads_out
 from detcurate.coco.dataset import CocoDataset
+from detcurate.coco.image_files import leads_out_by_link
 from detcurate.coco.source import Records
 from detcurate.errors import DatasetError
 from detcurate.export.ids import annotation_id_of
 from detcurate.export.queue import Suspect
 from detcurate.files import link_or_copy
 from detcurate.storage import Location
+from detcurate.untrusted import is_inside
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def queue_rows(suspects: Sequence[Suspect]) -> np.ndarray:
 
 def require_inside(name: str, path: Path) -> None:
     """Raise ``DatasetError`` when a file name leads out of the image root: it would be written to from here on."""
-    if is_absolute(name) or leads_out(name) or not name:
+    if not is_inside(name):
         raise DatasetError(
             f"file_name must be relative and stay inside the image root, got {name!r} ({path}); mend the file"
         )
@@ -123,11 +124,16 @@ def place_images(content: Content, directory: Path) -> None:
     """Put the images below a directory under their own names, as hard links, or as copies on another disk.
 
     Raises:
-        DatasetError: An image is absent.
+        DatasetError: An image is absent, or a link leads out of the image root.
     """
     for row in content.rows.tolist():
         name = content.dataset.file_names[row]
         source = content.image_root / name
+        if leads_out_by_link(content.image_root, name):
+            raise DatasetError(
+                f"an image must be below the image root to be handed over, got a link that leads out of it ({source}, "
+                f"image_id {content.dataset.original_id(row)}); copy it, or hand over the list alone with --images none"
+            )
         if not source.is_file():
             raise DatasetError(
                 f"an image must be there to be linked, got none ({source}, image_id {content.dataset.original_id(row)})"

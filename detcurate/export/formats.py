@@ -15,6 +15,7 @@ from detcurate.export.cvat import write_cvat
 from detcurate.export.fiftyone import write_fiftyone
 from detcurate.export.label_studio import LOCAL_FILES, write_label_studio
 from detcurate.export.yolo import write_yolo
+from detcurate.files import UMASK
 
 Images = Literal["none", "link"]
 IMAGES: tuple[Images, ...] = ("none", "link")
@@ -83,7 +84,7 @@ def write_export(name: str, directory: Path, parts: Mapping[str, Content], optio
         if options.images == "link":
             for part, content in parts.items():
                 place_images(content, temporary / "images" / (part if name in _WITH_PARTS else ""))
-        temporary.chmod(0o755)  # mkdtemp makes it readable by its owner alone
+        temporary.chmod(0o777 & ~UMASK)  # mkdtemp makes it readable by its owner alone
         temporary.replace(directory)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -65,12 +65,26 @@ def _read_coco(path: Path, text: bytes) -> Images:
     return images, {"crowd_regions": int(dataset.iscrowd.sum())}
 
 
+class _DocumentTypeError(Exception):
+    """What entities would be declared in."""
+
+
+class _PlainTree(ET.TreeBuilder):
+    """A tree of a document without a type, whatever its encoding: no entity is declared, so none can grow."""
+
+    def doctype(self, *_: object) -> None:
+        """Refuse the declaration before what stands in it is read."""
+        raise _DocumentTypeError
+
+
 def _read_cvat(path: Path, text: bytes) -> Images:
-    if b"<!DOCTYPE" in text:
-        raise DatasetError(f"the {_KIND} must not declare a document type, got one ({path}); export it from CVAT again")
     try:
-        root = ET.fromstring(text)
-    except ET.ParseError as error:
+        root = ET.fromstring(text, ET.XMLParser(target=_PlainTree()))
+    except _DocumentTypeError:
+        raise DatasetError(
+            f"the {_KIND} must not declare a document type, got one ({path}); export it from CVAT again"
+        ) from None
+    except (ET.ParseError, ValueError, LookupError) as error:  # the last two for an encoding that is unknown
         raise DatasetError(f"the {_KIND} must be XML from CVAT ({path}): {error}; export it again") from error
     if root.tag != "annotations" or root.find("track") is not None:
         what = "tracks" if root.tag == "annotations" else f"<{root.tag}>"
@@ -134,7 +148,7 @@ def _refuse_shape(path: Path, name: str, what: str) -> None:
 def _read_label_studio(path: Path, text: bytes) -> Images:
     try:
         tasks = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"the {_KIND} must be JSON from Label Studio ({path}): {error}; export it again") from error
     images = []
     skipped = {"not_annotated": 0}
@@ -148,7 +162,7 @@ def _read_label_studio(path: Path, text: bytes) -> Images:
             latest = max(enumerate(done), key=lambda pair: (str(pair[1].get("updated_at") or ""), pair[0]))[1]
             image_id, size = task["data"].get("image_id"), _stated_size(latest["result"])
             boxes = [box for region in latest["result"] for box in _region_boxes(path, name, region)]
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise DatasetError(
                 f"task {number} must be one of Label Studio's JSON export, got {type(error).__name__}: {error} "
                 f"({path}); export as JSON, not as JSON-MIN"
@@ -193,7 +207,7 @@ def _key_of_region(text: str) -> str:
         return ""
     try:
         key = json.loads(text.removeprefix(REGION).rpartition("#")[0])
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     return "" if key is None else str(key)
 

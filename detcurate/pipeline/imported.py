@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import orjson
-
 from detcurate.ensemble import LEDGER, RESULTS, Member, verify_member, write_ledger
 from detcurate.errors import ConfigError, PredictionError
 from detcurate.files import link_or_copy, remove_tree, sha256_file, sha256_json, write_json
@@ -23,6 +21,7 @@ from detcurate.passes import MEMBERS, Pass
 from detcurate.pipeline.context import IMPORTED, Run
 from detcurate.predictions import shard_path
 from detcurate.stages import Stage, StageResult, output_digest, read_marker
+from detcurate.untrusted import is_inside, read_json_object
 
 DESCRIPTION = "import.json"
 _SETTING = "CURATE.PREDICT.RESULTS"
@@ -107,13 +106,23 @@ def read_import(directory: Path) -> Import | None:
     if not path.is_file():
         return None
     try:
-        value = orjson.loads(path.read_bytes())
-        members = tuple(ImportedMember(**member) for member in value["members"])
+        value = read_json_object(path)
+        members = tuple(_plain(ImportedMember(**member)) for member in value["members"])
         return Import(directory, value["digest"], ImportOptions(**value["options"]), members)
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise PredictionError(
             f"an import must be described by JSON from detcurate ({path}): {error}; delete {directory} and import again"
         ) from error
+
+
+def _plain(member: ImportedMember) -> ImportedMember:
+    """Return a member of an import that may be a stranger's; raises ``ValueError`` for a name that is a path."""
+    for name in (member.file_name, member.folder, member.copy):
+        if not is_inside(name) or "/" in name or name in (".", ".."):
+            raise ValueError(f"file_name, folder and copy must be names without a folder, got {name!r}")
+    if not all(type(number) is int and 0 <= number < 2**31 for number in (member.run, member.iteration)):
+        raise ValueError(f"run and iteration must be integers from 0, got {member.run!r} and {member.iteration!r}")
+    return member
 
 
 def require_imported(run: Run) -> Import:

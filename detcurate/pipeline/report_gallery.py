@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from detcurate.coco.findings import LINK, RULES
+from detcurate.coco.image_files import leads_out_by_link
 from detcurate.errors import PredictionError
 from detcurate.parquet import DAMAGES
 from detcurate.pipeline.context import Run
@@ -148,6 +150,13 @@ def _num_members(objects: Objects) -> int:
     return max((len(rows[0]["votes"]) for rows in objects.values() if rows), default=0)
 
 
+def _path(run: Run, file_name: str) -> Location | None:
+    """Return the file of an image; None where its name leaves the image root, or a link does that is not allowed."""
+    root, allowed = run.image_root("pool"), run.policies.get(LINK, RULES[LINK].policy) != "error"
+    path = safe_path(root, file_name)
+    return path if path is None or allowed or not leads_out_by_link(root, file_name) else None
+
+
 def _picture(source: _Source, row: int) -> Picture:
     run, pool, scores, choice = source.run, source.pool, source.scores, source.choice
     image_id, frame = int(pool.image_ids[row]), int(pool.frame_index[row])
@@ -160,7 +169,7 @@ def _picture(source: _Source, row: int) -> Picture:
         key=str(image_id),
         image_id=run.pool.original_id(at),
         file_name=run.pool.file_names[at],
-        path=safe_path(run.image_root("pool"), run.pool.file_names[at]),
+        path=_path(run, run.pool.file_names[at]),
         size=(int(run.pool.widths[at]), int(run.pool.heights[at])),
         where=where,
         kept=None if choice is None else bool(choice.kept[row]),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-
-import orjson
+from typing import Any, TextIO
 
 from detcurate.coco.croissant import require_mlcroissant
 from detcurate.errors import ConfigError, DetcurateError
@@ -30,6 +30,7 @@ from detcurate.pipeline.search import ROUND_STAGES, SEED_SET, builds_up, require
 from detcurate.pipeline.stored import claim_storage_root, require_locations, require_own_root
 from detcurate.pipeline.train import require_device, require_solver
 from detcurate.stages import Stage, changes, run_stage, stage_state
+from detcurate.untrusted import PlainFormatter, read_json_object
 
 STAGES: Mapping[str, Callable[[Run], Stage]] = {
     "pool": pool_stage,
@@ -150,7 +151,10 @@ def claim_output_dir(run: Run, *, fresh: bool) -> None:
     _require_own_directory(run)
     claim_storage_root(run, fresh=fresh)
     write_json(run.output_dir / _OWNER, {"config_file": run.config_file.name})
-    write_bytes(run.output_dir / _CONFIG, run.cfg.dump().encode())
+    kept_cfg = run.cfg.clone()
+    kept_cfg.defrost()
+    kept_cfg.CURATE.TRAIN.ALLOW_PICKLE = False  # a command's own, never a file's
+    write_bytes(run.output_dir / _CONFIG, kept_cfg.dump().encode())
 
 
 def _require_own_directory(run: Run) -> None:
@@ -158,7 +162,7 @@ def _require_own_directory(run: Run) -> None:
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"OUTPUT_DIR must be a directory, got a file ({directory})")
     if owner.is_file():
-        made_by = orjson.loads(owner.read_bytes()).get("config_file")
+        made_by = _made_by(owner)
         if made_by != run.config_file.name:
             raise ConfigError(
                 f"OUTPUT_DIR must be empty or made by {run.config_file.name}, got one made by {made_by} ({directory}); "
@@ -171,6 +175,15 @@ def _require_own_directory(run: Run) -> None:
                 f"OUTPUT_DIR must be empty or made by detcurate, got one that holds {', '.join(sorted(others)[:3])} "
                 f"({directory}); give another OUTPUT_DIR"
             )
+
+
+def _made_by(owner: Path) -> Any:
+    try:
+        return read_json_object(owner).get("config_file")
+    except ValueError as error:
+        raise ConfigError(
+            f"OUTPUT_DIR must say which config made it, got what cannot be read ({owner}): {error}; give another"
+        ) from error
 
 
 def _validate(run: Run, names: list[str]) -> None:
@@ -210,11 +223,20 @@ def _validate(run: Run, names: list[str]) -> None:
             require_mode(run)
 
 
+def _open_log(path: Path) -> TextIO:
+    """Open a log to add to it; a link, which could lead to any file of the user's, is refused."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        raise ConfigError(f"the log must be a file that can be written, got {error.strerror} ({path})") from error
+    return os.fdopen(handle, "a", encoding="utf-8")
+
+
 @contextmanager
 def _logged_to(path: Path) -> Iterator[None]:
     """Write the log to a file too, and what stopped the run to the file alone: the terminal is told by the caller."""
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler = logging.StreamHandler(_open_log(path))
+    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
     _logger.addHandler(handler)
     try:
         yield
@@ -224,4 +246,4 @@ def _logged_to(path: Path) -> Iterator[None]:
         raise
     finally:
         _logger.removeHandler(handler)
-        handler.close()
+        handler.stream.close()

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from detcurate.errors import PredictionError
 from detcurate.files import atomic_path
-from detcurate.parquet import readable
+from detcurate.parquet import readable, require_bounded
 from detcurate.storage import Location
 
 
@@ -28,9 +28,10 @@ def read_columns(path: Location, names: Sequence[str] | None = None) -> dict[str
         PredictionError: The file is absent, truncated or no Parquet file.
     """
     try:
+        require_bounded(path)
         known = None if names is None else [name for name in pq.read_schema(readable(path)).names if name in names]
         table = pq.read_table(readable(path), partitioning=None, columns=known)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise PredictionError(
             f"a table must be a whole Parquet file ({path}): {error}; delete it and run again"
         ) from error

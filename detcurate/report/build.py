@@ -12,6 +12,7 @@ import numpy as np
 
 from detcurate.coco.manifest import BOX_SIZE_EDGES
 from detcurate.evaluate.compare import COMPARED
+from detcurate.evaluate.markdown import plain
 from detcurate.files import write_bytes, write_json
 from detcurate.report.figures_arms import arm_figures
 from detcurate.report.figures_pool import box_size_figure, count_figure, sequence_figure
@@ -92,10 +93,11 @@ def results(data: ReportData, found: Verdict) -> dict[str, Any]:
 def summary_text(data: ReportData, found: Verdict) -> str:
     """Return ``summary.md``."""
     lines = ["# What the subset bought", "", f"**{found.headline}**", ""]
-    lines += [f"- {name}: {value}" for name, value in data.facts.items()]
+    lines += [f"- {name}: {plain(value)}" for name, value in data.facts.items()]
     for stage in data.unfinished:
-        lines.append(f"- not finished: the stage {stage.name} is {stage.state}" + f", {stage.note}" * bool(stage.note))
-    lines += [f"- missing: {sentence}" for sentence in data.missing]
+        note = f", {plain(stage.note)}" * bool(stage.note)
+        lines.append(f"- not finished: the stage {stage.name} is {stage.state}{note}")
+    lines += [f"- missing: {plain(sentence)}" for sentence in data.missing]
     if data.comparison:
         lines += ["", data.comparison.table.rstrip(), *(f"\n{section}" for section in data.comparison.sections)]
     return "\n".join([*lines, ""])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import re
-import warnings
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from PIL import Image, ImageOps
 
+from detcurate.coco.image_files import opened_image
 from detcurate.report.records import Picture, Tile
-from detcurate.storage import Location, image_source
+from detcurate.storage import Location
 
 BUDGET = 9_000_000
 """Bytes of all JPEGs; base64 makes 12 MB of them."""
@@ -104,12 +104,10 @@ def part(picture: Picture, tile: Tile) -> Box:
 
 def _encode_one(picture: Picture, tiles: list[Tile], side: int) -> tuple[bytes, str, dict[Tile, bytes]]:
     if picture.path is None:
-        return b"", "its name leaves the image root", {}
+        return b"", "its name leaves the image root, or a link does", {}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with image_source(picture.path) as source, Image.open(source) as opened:
-                image = ImageOps.exif_transpose(opened).convert("RGB")
+        with opened_image(picture.path) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB")
     except FileNotFoundError:
         return b"", "the file is absent", {}
     except Exception as error:  # broken bytes make a decoder raise TypeError and worse

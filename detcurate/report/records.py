@@ -144,7 +144,7 @@ class Picture:
         key: Of the image, unique.
         image_id: As the annotation file has it.
         file_name: Likewise.
-        path: The file; None where the name leaves the image root.
+        path: The file; None where the name or a link leaves the image root.
         size: Width and height of the image's record, px.
         where: Its sequence and frame, or nothing.
         kept: Whether it was; None when nothing was selected.

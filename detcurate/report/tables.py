@@ -81,12 +81,21 @@ def text(cell: Cell) -> str:
 
 
 def to_csv(table: Table) -> bytes:
-    """Return a table as CSV: UTF-8, a header, an empty cell where a value is unknown."""
+    """Return a table as CSV: UTF-8, a header, an empty cell where a value is unknown.
+
+    A text that a spreadsheet would take for a formula has an apostrophe before it.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(table.columns)
-    writer.writerows(table.rows)
+    writer.writerows([_no_formula(cell) for cell in row] for row in (table.columns, *table.rows))
     return stream.getvalue().encode("utf-8", "replace")
+
+
+def _no_formula(cell: Cell) -> Cell:
+    return f"'{cell}" if isinstance(cell, str) and cell.lstrip()[:1] in _FORMULA and cell.strip() else cell
+
+
+_FORMULA = ("=", "+", "-", "@")
 
 
 def mean_costs(comparison: Comparison) -> dict[str, dict[str, float | None]]:

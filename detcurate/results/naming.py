@@ -13,6 +13,7 @@ from detcurate.coco.fast import ABSENT_ID
 from detcurate.coco.ids import IdTable
 from detcurate.errors import PredictionError
 
+_MOST_DIGITS = 64
 IGNORED, UNKNOWN = -1, -2
 """Instead of the row of an image: it is in quarantine; the pool has no such image."""
 
@@ -96,7 +97,9 @@ def _by_stem(dataset: CocoDataset) -> _Numbers:
 
 
 def _stem(name: int | str) -> int | str:
-    return int(name) if isinstance(name, str) and name.isascii() and name.isdigit() else name
+    return (
+        int(name) if isinstance(name, str) and name.isascii() and name.isdigit() and len(name) < _MOST_DIGITS else name
+    )
 
 
 IMAGE_KEYS: Mapping[str, Callable[[CocoDataset], _Numbers]] = {"id": _by_id, "stem": _by_stem}
