@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,10 @@ import orjson
 
 from detcurate.errors import ConfigError
 
-_TEMPORARY_SUFFIX = ".partial"
+TEMPORARY_SUFFIX = ".partial"
+_SEAL = "sha256"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_being_written: set[Path] = set()
 
 
 @contextmanager
@@ -26,16 +29,46 @@ def atomic_path(path: Path) -> Iterator[Path]:
     A reader sees the old file, the new file or none, never a part of one. The directory is made when absent.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY_SUFFIX)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
     os.close(handle)
     temporary = Path(name)
+    _being_written.add(temporary)
     try:
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.chmod(0o644)  # mkstemp makes the file readable by its owner alone
         temporary.replace(path)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)  # a full disk does not say where it is
+        raise
+    except Exception as error:
+        number = _full_disk(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
     finally:
+        temporary.unlink(missing_ok=True)
+        _being_written.discard(temporary)
+
+
+def _full_disk(error: BaseException) -> int | None:
+    """Return the number of a full disk's error in the words of libraries that raise none of their own kind."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.errno in _FULL:  # torch raises another one on top
+            return found.errno
+        for number in _FULL:
+            if f"os error {number}" in str(found):  # safetensors
+                return number
+        found = found.__context__
+    return None
+
+
+def discard_temporaries() -> None:
+    """Remove what this process is writing, for when it ends without unwinding."""
+    for temporary in list(_being_written):
         temporary.unlink(missing_ok=True)
 
 
@@ -75,9 +108,30 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with its own digest as ``"sha256"``, so that :func:`unsealed` finds a changed byte."""
+    plain = orjson.loads(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
+    return {**plain, _SEAL: sha256_json(plain)}
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """Read a JSON object that was written with its own digest; one without any, of an older version, is believed.
+
+    Raises:
+        ValueError: It is no JSON object, or not what was written.
+    """
+    value = orjson.loads(data)
+    if not isinstance(value, dict):
+        raise ValueError(f"it is no JSON object but {type(value).__name__}")
+    seal = value.pop(_SEAL, None)
+    if seal is not None and seal != sha256_json(value):
+        raise ValueError("it is not what was written, by its own digest")
+    return value
+
+
 def remove_temporaries(directory: Path) -> None:
     """Remove what a killed writer left half written below ``directory``."""
-    for leftover in directory.rglob(f".*{_TEMPORARY_SUFFIX}"):
+    for leftover in directory.rglob(f".*{TEMPORARY_SUFFIX}"):
         leftover.unlink(missing_ok=True)
 
 
@@ -98,7 +152,7 @@ def is_disk_full(error: BaseException) -> bool:
     """Tell whether an error, or what caused it, is a full disk or an exhausted quota."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(cause, OSError) and cause.errno in _FULL:
             return True
         cause = cause.__cause__
     return False

@@ -7,6 +7,7 @@ result does not touch the stages after it.
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -14,16 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
-
+from detcurate.claims import remove_claims
 from detcurate.errors import ConfigError
-from detcurate.files import remove_temporaries, sha256_file, sha256_json, write_json
+from detcurate.files import remove_temporaries, sealed, sha256_file, sha256_json, unsealed, write_json
 
 MARKER = "stage.json"
+
+_CHECKED_WHEN_READ = ("*.safetensors", "shard-*.parquet")
+"""Large files that whoever reads them checks, by the ledger's digest and by the checksums of their pages."""
 
 State = Literal["complete", "interrupted", "changed", "new"]
 
 _logger = logging.getLogger("detcurate")
+_found_good: set[tuple[Any, ...]] = set()
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,14 @@ def read_marker(directory: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        marker = orjson.loads(path.read_bytes())
+        marker = unsealed(path.read_bytes())
         marker["status"], marker["digest"]
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise ConfigError(f"a stage marker must be JSON from detcurate ({path}): {error}; delete it") from error
-    return dict(marker)
+    except (ValueError, KeyError) as error:
+        raise ConfigError(
+            f"a stage marker must be JSON from detcurate ({path}): {error}; "
+            "delete it, and the stage is done again from its beginning"
+        ) from error
+    return marker
 
 
 def stage_state(stage: Stage) -> State:
@@ -92,8 +99,23 @@ def stage_state(stage: Stage) -> State:
         return "new"
     if marker["digest"] != stage.digest:
         return "changed"
-    is_whole = marker["status"] == "complete" and _outputs_are_there(stage.directory, marker)
+    is_whole = marker["status"] == "complete" and not damaged_outputs(stage.directory, marker)
     return "complete" if is_whole else "interrupted"
+
+
+def damaged_outputs(directory: Path, marker: Mapping[str, Any]) -> dict[str, str]:
+    """Return which files of a finished stage are not as it wrote them, and what they are: absent or damaged.
+
+    Files are read for it, once a process, but for those that are large and checked by whoever reads them.
+    """
+    damaged = {}
+    for name, output in marker["outputs"].items():
+        path = directory / name
+        if not path.is_file():
+            damaged[name] = "is not there any more"
+        elif not _is_good(path, output):
+            damaged[name] = "is damaged"
+    return damaged
 
 
 def run_stage(stage: Stage) -> dict[str, Any]:
@@ -109,17 +131,21 @@ def run_stage(stage: Stage) -> dict[str, Any]:
             _remove_old_result(stage.directory)
     elif state == "interrupted":
         _logger.info("%-9s continues where it stopped", stage.name)
-        _remove_damaged(stage.directory, read_marker(stage.directory) or {})
+        _remove_damaged(stage)
+    elif not stage.keeps_good_files and stage.directory.is_dir():
+        _remove_old_result(stage.directory)  # whose files these are, nothing says any more
     remove_temporaries(stage.directory)
     begun = {"stage": stage.name, "digest": stage.digest, "settings": stage.settings, "inputs": stage.inputs}
-    write_json(stage.directory / MARKER, {**begun, "status": "started"})
+    write_json(stage.directory / MARKER, sealed({**begun, "status": "started"}))
     result = stage.run()
+    remove_temporaries(stage.directory)  # of workers that were killed
+    remove_claims(stage.directory)
     outputs = {
         path.relative_to(stage.directory).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
         for path in result.outputs
     }
     finished = {"status": "complete", "outputs": outputs, "summary": result.summary, "facts": dict(result.facts)}
-    write_json(stage.directory / MARKER, {**begun, **finished})
+    write_json(stage.directory / MARKER, sealed({**begun, **finished}))
     _logger.info("%-9s %s", stage.name, result.summary)
     return read_marker(stage.directory) or {}
 
@@ -143,9 +169,18 @@ def changes(stage: Stage) -> list[str]:
     return texts
 
 
-def _outputs_are_there(directory: Path, marker: Mapping[str, Any]) -> bool:
-    paths = ((directory / name, output["bytes"]) for name, output in marker["outputs"].items())
-    return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+def _is_good(path: Path, output: Mapping[str, Any]) -> bool:
+    status = path.stat()
+    if status.st_size != output["bytes"]:
+        return False
+    if any(fnmatch.fnmatch(path.name, pattern) for pattern in _CHECKED_WHEN_READ):
+        return True
+    seen = (path, status.st_ino, status.st_mtime_ns, status.st_size, output["sha256"])
+    if seen not in _found_good:
+        if sha256_file(path) != output["sha256"]:
+            return False
+        _found_good.add(seen)
+    return True
 
 
 def _remove_old_result(directory: Path) -> None:
@@ -157,12 +192,12 @@ def _remove_old_result(directory: Path) -> None:
             path.unlink()
 
 
-def _remove_damaged(directory: Path, marker: Mapping[str, Any]) -> None:
-    """Remove outputs of a once finished stage that no longer have their size, so that they are made again."""
-    for name, output in marker.get("outputs", {}).items():
-        path = directory / name
-        if path.is_file() and path.stat().st_size != output["bytes"]:
-            path.unlink()
+def _remove_damaged(stage: Stage) -> None:
+    """Remove outputs of a once finished stage that are not what it wrote, so that they are made again."""
+    marker = read_marker(stage.directory) or {}
+    for name, why in damaged_outputs(stage.directory, {"outputs": marker.get("outputs", {})}).items():
+        _logger.warning("%-9s %s %s, and is made again", stage.name, stage.directory / name, why)
+        (stage.directory / name).unlink(missing_ok=True)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import orjson
 
 from detcurate.coco.manifest import PROVENANCE_FILE, SUBSET_FILE
 from detcurate.errors import DatasetError
+from detcurate.files import unsealed
 
 AS_WRITTEN = {"box_outside_image": "note", "absolute_file_name": "warn", "normalized_boxes": "note"}
 """Policies for looking at a manifest: what was let through when it was written is let through again."""
@@ -23,13 +23,13 @@ def read_provenance(directory: Path) -> dict[str, Any]:
     """
     path = directory / PROVENANCE_FILE
     try:
-        value = orjson.loads(path.read_bytes())
+        value = unsealed(path.read_bytes())
         msgspec.convert(value, _Provenance)
     except OSError as error:
         raise DatasetError(
             f"a manifest must hold {PROVENANCE_FILE}, got {error.strerror} ({path}); name the folder of a manifest"
         ) from error
-    except (orjson.JSONDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, msgspec.ValidationError) as error:
         raise DatasetError(f"the provenance must be JSON from detcurate ({path}): {error}; write it again") from error
     return dict(value)
 

@@ -15,11 +15,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import orjson
-
 from detcurate.ensemble import LEDGER, RESULTS, Member, verify_member, write_ledger
 from detcurate.errors import ConfigError, PredictionError
-from detcurate.files import link_or_copy, sha256_file, sha256_json, write_json
+from detcurate.files import link_or_copy, sha256_file, sha256_json, unsealed, write_json
 from detcurate.passes import MEMBERS, Pass
 from detcurate.pipeline.context import IMPORTED, Run
 from detcurate.predictions import shard_path
@@ -108,10 +106,10 @@ def read_import(directory: Path) -> Import | None:
     if not path.is_file():
         return None
     try:
-        value = orjson.loads(path.read_bytes())
+        value = unsealed(path.read_bytes())
         members = tuple(ImportedMember(**member) for member in value["members"])
         return Import(directory, value["digest"], ImportOptions(**value["options"]), members)
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise PredictionError(
             f"an import must be described by JSON from detcurate ({path}): {error}; delete {directory} and import again"
         ) from error

@@ -6,14 +6,15 @@ import dataclasses
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import orjson
 
 from detcurate.coco.croissant import require_mlcroissant
 from detcurate.errors import ConfigError, DetcurateError
-from detcurate.files import write_bytes, write_json
+from detcurate.files import TEMPORARY_SUFFIX, remove_temporaries, write_bytes, write_json
+from detcurate.lock import LOCK, locked, require_held
 from detcurate.pipeline.choose import manifest_stage, select_stage
 from detcurate.pipeline.context import ADDED, CACHE, CANDIDATES, DIRECTORIES, IMPORTED, LOG, Run
 from detcurate.pipeline.ensemble import added_members, ensemble_plan, require_budget, train_stage
@@ -50,12 +51,14 @@ _STATES = {
     "changed": "to do again",
     "new": "to do",
 }
-_OWNER, _CONFIG = "detcurate.json", "config.yaml"
+_OWNER, _CONFIG, _REPORT_LOCK = "detcurate.json", "config.yaml", ".report.lock"
 
 _logger = logging.getLogger("detcurate")
 
 
-def run_pipeline(run: Run, *, until: str | None = None, only: str | None = None, fresh: bool = False) -> None:
+def run_pipeline(
+    run: Run, *, until: str | None = None, only: str | None = None, fresh: bool = False, wait: bool = False
+) -> None:
     """Bring the stages up to date, in order.
 
     Args:
@@ -63,17 +66,43 @@ def run_pipeline(run: Run, *, until: str | None = None, only: str | None = None,
         until: Stop after this stage.
         only: Run this stage alone, on what the stages before it have left.
         fresh: First remove what an earlier run left in ``OUTPUT_DIR``.
+        wait: Wait for another run in ``OUTPUT_DIR`` to end, instead of refusing.
 
     Raises:
         DetcurateError: Anything that the user can mend; what is finished is kept.
     """
     names = stage_names(run, until=until, only=only)
     _validate(run, names)
-    claim_output_dir(run, fresh=fresh)
-    with _logged_to(run.output_dir / LOG):
-        for name in names:
-            for of_round, part, stage in _stages(run, name):
-                of_round.markers[part] = run_stage(stage)
+    with output_lock(run, wait=wait):
+        claim_output_dir(run, fresh=fresh)
+        with _logged_to(run.output_dir / LOG):
+            for name in names:
+                for of_round, part, stage in _stages(run, name):
+                    require_held(run.output_dir)
+                    with report_lock(run) if name == "report" else nullcontext():
+                        of_round.markers[part] = run_stage(stage)
+
+
+@contextmanager
+def output_lock(run: Run, *, wait: bool = False) -> Iterator[None]:
+    """Hold ``OUTPUT_DIR``, which is this config's, against every other run and what else writes there.
+
+    Of a training on several machines, the first one's process holds it for all.
+
+    Raises:
+        ConfigError: Another run holds it, or it is not this config's.
+    """
+    if run.distributed.get("machine_rank", 0):
+        yield
+        return
+    _require_detcurate_directory(run)  # a folder of somebody else's gets not so much as a lock
+    with locked(run.output_dir, wait=wait):
+        yield
+
+
+def report_lock(run: Run) -> AbstractContextManager[None]:
+    """Hold the report, which may be asked for while the run is still going on."""
+    return locked(run.output_dir, name=_REPORT_LOCK, wait=True)
 
 
 def stage_names(run: Run, *, until: str | None = None, only: str | None = None) -> list[str]:
@@ -136,6 +165,9 @@ def _state(run: Run, name: str) -> tuple[str, bool]:
 def claim_output_dir(run: Run, *, fresh: bool) -> None:
     """Make ``OUTPUT_DIR`` this config's, or refuse to touch what another config or program put there."""
     if fresh and (run.output_dir / _OWNER).is_file():
+        for lock in (run.output_dir / CANDIDATES).glob(f"*/{LOCK}"):
+            with locked(lock.parent):  # refuses while a ranking is at work there
+                pass
         # What the run is to begin with stays, and so does the file that says whose it is.
         kept = {run.output_dir / IMPORTED} if run.settings.predict.results else set()
         for path in {
@@ -145,28 +177,48 @@ def claim_output_dir(run: Run, *, fresh: bool) -> None:
         if not kept:
             (run.output_dir / _OWNER).unlink(missing_ok=True)
     _require_own_directory(run)
+    for leftover in run.output_dir.glob(f".*{TEMPORARY_SUFFIX}"):
+        leftover.unlink(missing_ok=True)
+    remove_temporaries(run.output_dir / CACHE)
     write_json(run.output_dir / _OWNER, {"config_file": run.config_file.name})
     write_bytes(run.output_dir / _CONFIG, run.cfg.dump().encode())
 
 
 def _require_own_directory(run: Run) -> None:
+    _require_detcurate_directory(run)
     directory, owner = run.output_dir, run.output_dir / _OWNER
+    if not owner.is_file():
+        return
+    try:
+        made_by = orjson.loads(owner.read_bytes())["config_file"]
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"OUTPUT_DIR must say which config made it, got JSON that is damaged ({owner}): {error}; "
+            f'write {{"config_file": "{run.config_file.name}"}} into it if it is that one\'s'
+        ) from error
+    if made_by != run.config_file.name:
+        raise ConfigError(
+            f"OUTPUT_DIR must be empty or made by {run.config_file.name}, got one made by {made_by} ({directory}); "
+            "give another OUTPUT_DIR, or --fresh to discard what is there"
+        )
+
+
+def _require_detcurate_directory(run: Run) -> None:
+    directory = run.output_dir
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"OUTPUT_DIR must be a directory, got a file ({directory})")
-    if owner.is_file():
-        made_by = orjson.loads(owner.read_bytes()).get("config_file")
-        if made_by != run.config_file.name:
-            raise ConfigError(
-                f"OUTPUT_DIR must be empty or made by {run.config_file.name}, got one made by {made_by} ({directory}); "
-                "give another OUTPUT_DIR, or --fresh to discard what is there"
-            )
-    elif directory.is_dir():
-        others = [path.name for path in directory.iterdir() if path.name not in (_CONFIG, LOG)]
+    if directory.is_dir() and not (directory / _OWNER).is_file():
+        others = [path.name for path in directory.iterdir() if path.name not in (_CONFIG, LOG) and not _is_ours(path)]
         if others:
             raise ConfigError(
                 f"OUTPUT_DIR must be empty or made by detcurate, got one that holds {', '.join(sorted(others)[:3])} "
                 f"({directory}); give another OUTPUT_DIR"
             )
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell whether a file is a lock, or what a killed run left half written."""
+    return path.name.startswith((LOCK, _REPORT_LOCK, f".{_OWNER}.", f".{_CONFIG}."))
 
 
 def _validate(run: Run, names: list[str]) -> None:
@@ -209,6 +261,7 @@ def _validate(run: Run, names: list[str]) -> None:
 def _logged_to(path: Path) -> Iterator[None]:
     """Write the log to a file too, and what stopped the run to the file alone: the terminal is told by the caller."""
     handler = logging.FileHandler(path)
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is told of once, not by the log
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     _logger.addHandler(handler)
     try:
@@ -219,4 +272,5 @@ def _logged_to(path: Path) -> Iterator[None]:
         raise
     finally:
         _logger.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
