@@ -12,7 +12,9 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -41,9 +43,7 @@ class Claims:
     def __init__(self, directory: Path, *, stale_seconds: float = 60.0) -> None:
         self._directory, self._stale_seconds = directory, stale_seconds
         self._held: set[Path] = set()
-        self._identity = orjson.dumps(
-            {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid()), "thread": id(self)}
-        )
+        self._identity = orjson.dumps({**identity(), "thread": id(self)})
         self._stopped = threading.Event()
 
     def __enter__(self) -> Claims:
@@ -95,12 +95,10 @@ class Claims:
         except FileNotFoundError:
             return False  # released just now: whoever asks again finds the work done
         try:
-            holder = orjson.loads(content)
-            if holder["host"] == socket.gethostname():
-                return bool(_born(holder["pid"]) != holder["born"])
+            dead = is_dead(orjson.loads(content))
         except (orjson.JSONDecodeError, KeyError, TypeError):
-            pass  # being written, or cut short by the end of its process: age tells
-        return age > self._stale_seconds
+            dead = None  # being written, or cut short by the end of its process: age tells
+        return age > self._stale_seconds if dead is None else dead
 
     def _release(self, path: Path) -> None:
         self._held.discard(path)
@@ -112,6 +110,39 @@ class Claims:
             for path in list(self._held):
                 with contextlib.suppress(FileNotFoundError):
                     os.utime(path)
+
+
+def identity() -> dict[str, Any]:
+    """Return what tells this process from every other: host, number, when it began, and where that number counts."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid()), "space": _space()}
+
+
+def is_dead(holder: Mapping[str, Any]) -> bool | None:
+    """Tell whether the process of an :func:`identity` has ended; None when that cannot be seen from here.
+
+    Raises:
+        KeyError: It is no identity.
+        TypeError: Likewise.
+    """
+    # Containers may share a host's name, but not the numbers of its processes.
+    if holder["host"] != socket.gethostname() or holder.get("space", _space()) != _space():
+        return None
+    return bool(_born(holder["pid"]) != holder["born"])
+
+
+def remove_claims(directory: Path) -> None:
+    """Remove the claims below ``directory``, when all that was claimed is made: those of the dead are left there."""
+    for leftover in directory.rglob(f".*{_SUFFIX}"):
+        leftover.unlink(missing_ok=True)
+
+
+def _space() -> str:
+    """Return a name of the kernel's boot and of the process numbers that are seen here; empty where none is told."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
 
 
 def _read(path: Path) -> bytes:

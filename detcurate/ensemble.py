@@ -13,12 +13,13 @@ from typing import Any
 import orjson
 
 from detcurate.errors import EnsembleError
-from detcurate.files import atomic_path, sha256_file, write_bytes
+from detcurate.files import atomic_path, sha256_file, sha256_json, write_bytes
 from detcurate.schedule import member_iterations as member_iterations  # where users of a ledger look for it
 from detcurate.schedule import thin_evenly
 from detcurate.untrusted import is_inside
 
 LEDGER, RUN_LEDGER = "ensemble.jsonl", "members.jsonl"
+_CHECK = "check"
 CHECKPOINT, AVERAGE = "checkpoint", "average"
 KINDS = (CHECKPOINT, AVERAGE)
 STORAGES = ("fp32", "bf16", "fp16")
@@ -159,7 +160,8 @@ class MemberWriter:
 def write_ledger(path: Path, members: Sequence[Member]) -> None:
     """Write a ledger atomically, one JSON line a member, ordered by run and iteration."""
     ordered = sorted(members, key=lambda member: (member.run, *member.key))
-    write_bytes(path, b"".join(orjson.dumps(asdict(member)) + b"\n" for member in ordered))
+    lines = (orjson.dumps({**asdict(member), _CHECK: _check_of(member)}) for member in ordered)
+    write_bytes(path, b"".join(line + b"\n" for line in lines))
 
 
 def read_ledger(path: Path) -> list[Member]:
@@ -173,9 +175,12 @@ def read_ledger(path: Path) -> list[Member]:
     members = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            members.append(_plain(Member(**orjson.loads(line))))
-        except (orjson.JSONDecodeError, TypeError, ValueError) as error:
-            raise EnsembleError(f"a ledger line must be one member as JSON ({path}, line {number}): {error}") from error
+            members.append(_plain(_read_member(line)))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise EnsembleError(
+                f"a ledger line must be one member as JSON ({path}, line {number}): {error}; "
+                f"delete {path.parent} and run the same command again"
+            ) from error
     if len({(member.run, *member.key) for member in members}) != len(members):
         raise EnsembleError(f"a member must stand once in the ledger, got a (run, iteration) twice ({path})")
     return members
@@ -191,6 +196,19 @@ def _plain(member: Member) -> Member:
     if member.kind not in KINDS or member.storage not in (*STORAGES, RESULTS):
         raise ValueError(f"kind and storage must be known, got {member.kind!r} and {member.storage!r}")
     return member
+
+
+def _read_member(line: bytes) -> Member:
+    value = orjson.loads(line)
+    check = value.pop(_CHECK, None)  # of an older version it has none
+    member = Member(**value)
+    if check is not None and check != _check_of(member):
+        raise ValueError("it is not what was written, by its own digest")
+    return member
+
+
+def _check_of(member: Member) -> str:
+    return sha256_json(asdict(member))[:16]
 
 
 _RETRAIN = "delete the ensemble directory and run the same command again to train it anew"

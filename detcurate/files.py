@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +18,13 @@ import orjson
 from detcurate.errors import ConfigError
 from detcurate.storage import Location, RemotePath, published
 
-_TEMPORARY_SUFFIX = ".partial"
-_NUM_REQUESTS = 16  # at a time
+TEMPORARY_SUFFIX = ".partial"
 UMASK = os.umask(0o077)
 os.umask(UMASK)  # it can only be read by setting it, which is safe while there is one thread
+_NUM_REQUESTS = 16  # at a time
+_SEAL = "sha256"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_being_written: set[Path] = set()
 
 
 @contextmanager
@@ -36,9 +39,10 @@ def atomic_path(path: Location) -> Iterator[Path]:
             yield temporary
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY_SUFFIX)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
     os.close(handle)
     temporary = Path(name)
+    _being_written.add(temporary)
     try:
         yield temporary
         with temporary.open("rb+") as written:
@@ -46,7 +50,36 @@ def atomic_path(path: Location) -> Iterator[Path]:
         if temporary.stat().st_nlink == 1:  # the rights of a link are those of the file that it is a link to
             temporary.chmod(0o666 & ~UMASK)  # mkstemp makes the file readable by its owner alone
         temporary.replace(path)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)  # a full disk does not say where it is
+        raise
+    except Exception as error:
+        number = _full_disk(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
     finally:
+        temporary.unlink(missing_ok=True)
+        _being_written.discard(temporary)
+
+
+def _full_disk(error: BaseException) -> int | None:
+    """Return the number of a full disk's error in the words of libraries that raise none of their own kind."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.errno in _FULL:  # torch raises another one on top
+            return found.errno
+        for number in _FULL:
+            if f"os error {number}" in str(found):  # safetensors
+                return number
+        found = found.__context__
+    return None
+
+
+def discard_temporaries() -> None:
+    """Remove what this process is writing, for when it ends without unwinding."""
+    for temporary in list(_being_written):
         temporary.unlink(missing_ok=True)
 
 
@@ -126,11 +159,32 @@ def remove_tree(path: Location) -> None:
         shutil.rmtree(path)
 
 
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with its own digest as ``"sha256"``, so that :func:`unsealed` finds a changed byte."""
+    plain = orjson.loads(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
+    return {**plain, _SEAL: sha256_json(plain)}
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """Read a JSON object that was written with its own digest; one without any, of an older version, is believed.
+
+    Raises:
+        ValueError: It is no JSON object, or not what was written.
+    """
+    value = orjson.loads(data)
+    if not isinstance(value, dict):
+        raise ValueError(f"it is no JSON object but {type(value).__name__}")
+    seal = value.pop(_SEAL, None)
+    if seal is not None and seal != sha256_json(value):
+        raise ValueError("it is not what was written, by its own digest")
+    return value
+
+
 def remove_temporaries(directory: Location) -> None:
     """Remove what a killed writer left half written below ``directory``; in object storage nothing ever is."""
     if isinstance(directory, RemotePath):
         return
-    for leftover in directory.rglob(f".*{_TEMPORARY_SUFFIX}"):
+    for leftover in directory.rglob(f".*{TEMPORARY_SUFFIX}"):
         leftover.unlink(missing_ok=True)
 
 
@@ -151,7 +205,7 @@ def is_disk_full(error: BaseException) -> bool:
     """Tell whether an error, or what caused it, is a full disk or an exhausted quota."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(cause, OSError) and cause.errno in _FULL:
             return True
         cause = cause.__cause__
     return False

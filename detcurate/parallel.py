@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import struct
 import sys
 import threading
 from collections import deque
@@ -13,11 +16,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from detcurate.errors import DetcurateError
+from detcurate.files import discard_temporaries
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -25,6 +31,10 @@ Progress = Callable[[int], None]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 _POLL_SECONDS = 0.2
+_NOTICE_SECONDS = 2.0  # what a worker's job is given to notice that it is to end: it notices at its next report
+_KILL_SECONDS = 3.0  # after which a worker that is still there is killed
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_UNITS = struct.Struct("<q")
 _AHEAD = 2  # jobs a worker that are begun or done before their result is asked for
 
 
@@ -101,16 +111,21 @@ def _run_in_workers(
     function: Callable[[Job, Progress], Result], jobs: Iterable[Job], num_processes: int, bar: Any, *, ahead: int
 ) -> Iterator[Result]:
     context = multiprocessing.get_context("spawn")
-    # A simple queue writes at once; one with a feeder thread may lose the last units of a job that has ended.
-    units, abort = context.SimpleQueue(), context.Event()
+    # Bare pipes, no queue or event: those have locks, which a worker that is killed may hold for ever.
+    (units, report), (told, tell) = context.Pipe(duplex=False), context.Pipe(duplex=False)
+    others = set(multiprocessing.active_children())
     with (
+        contextlib.ExitStack() as stack,
         _one_thread_each(),
-        ProcessPoolExecutor(num_processes, context, initializer=_start_worker, initargs=(units, abort)) as pool,
+        ProcessPoolExecutor(num_processes, context, initializer=_start_worker, initargs=(report, told)) as pool,
     ):
+        for end in (units, report, told, tell):
+            stack.callback(end.close)
         futures: deque[Future[Result]] = deque()
         waiting = iter(jobs)
         try:
-            futures.extend(pool.submit(_run_one, function, job) for job in itertools.islice(waiting, ahead))
+            with _signals_for_the_parent_alone():  # the first job starts the workers
+                futures.extend(pool.submit(_run_one, function, job) for job in itertools.islice(waiting, ahead))
             while futures:
                 _wait_for_first(futures, units, bar)
                 result = futures.popleft().result()
@@ -122,14 +137,22 @@ def _run_in_workers(
                 "CURATE.NUM_PROCESSES or the batch size and run the same command again: finished work is kept"
             ) from error
         finally:
-            abort.set()
+            tell.close()
+            killer = threading.Timer(_KILL_SECONDS, _kill, (set(multiprocessing.active_children()) - others,))
+            stack.callback(killer.cancel)
+            killer.start()
             pending = {future for future in futures if not future.cancel()}
             while pending:  # a worker must be able to report in order to notice
                 _, pending = wait(pending, timeout=_POLL_SECONDS)
                 _drain(units, bar)
 
 
-def _wait_for_first(futures: Sequence[Future[Result]] | deque[Future[Result]], units: Any, bar: Any) -> None:
+def _kill(workers: Iterable[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
+
+
+def _wait_for_first(futures: Sequence[Future[Result]] | deque[Future[Result]], units: Connection, bar: Any) -> None:
     """Wait until the first of the jobs has ended; raise the failure of any of them at once."""
     while True:
         pending = [future for future in futures if not future.done()]
@@ -143,23 +166,31 @@ def _wait_for_first(futures: Sequence[Future[Result]] | deque[Future[Result]], u
     _drain(units, bar)
 
 
-def _drain(units: Any, bar: Any) -> None:
-    while not units.empty():
-        bar.update(units.get())
+def _drain(units: Connection, bar: Any) -> None:
+    while units.poll():
+        (amount,) = _UNITS.unpack(os.read(units.fileno(), _UNITS.size))
+        bar.update(amount)
 
 
-def _start_worker(units: Any, abort: Any) -> None:
-    """Prepare a worker: the parent alone answers Ctrl-C, and the parent's death is the worker's."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _worker.update(units=units, abort=abort)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+def _start_worker(report: Connection, told: Connection) -> None:
+    """Prepare a worker: the parent alone answers signals; its word, and its death, end the worker."""
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    _worker.update(report=report, told=told)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _die_with_parent() -> None:
+def _end_with_parent() -> None:
+    """Wait for the parent's word to end, or its death; give the job a moment to notice, then end."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    ended = [_worker["told"], *([parent.sentinel] if parent is not None else [])]
+    found = multiprocessing.connection.wait(ended)
+    if found == [_worker["told"]]:
+        _worker["is_told"] = True
+        multiprocessing.connection.wait(ended[1:], timeout=_NOTICE_SECONDS)
+    discard_temporaries()
+    _kill(multiprocessing.active_children())  # a loader's
+    os._exit(1)
 
 
 def _run_one(function: Callable[[Job, Progress], Result], job: Job) -> Result:
@@ -167,9 +198,22 @@ def _run_one(function: Callable[[Job, Progress], Result], job: Job) -> Result:
 
 
 def _report(amount: int) -> None:
-    if _worker["abort"].is_set():
+    if "is_told" in _worker:
         raise _Cancelled
-    _worker["units"].put(amount)
+    os.write(_worker["report"].fileno(), _UNITS.pack(amount))  # so few bytes are written as one
+
+
+@contextmanager
+def _signals_for_the_parent_alone() -> Iterator[None]:
+    """Let the workers that are started here be born deaf to what stops a run, which a terminal tells all at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

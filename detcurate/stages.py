@@ -7,21 +7,38 @@ result does not touch the stages after it.
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+from detcurate.claims import remove_claims
 from detcurate.errors import ConfigError
-from detcurate.files import describe_files, file_sizes, remove_temporaries, remove_tree, sha256_json, write_json
+from detcurate.files import (
+    describe_files,
+    file_sizes,
+    remove_temporaries,
+    remove_tree,
+    sealed,
+    sha256_file,
+    sha256_json,
+    unsealed,
+    write_json,
+)
 from detcurate.storage import Location
-from detcurate.untrusted import is_inside, read_json_object
+from detcurate.untrusted import MOST_JSON_BYTES, is_inside, read_bytes
 
 MARKER = "stage.json"
+
+_CHECKED_WHEN_READ = ("*.safetensors", "shard-*.parquet")
+"""Large files that whoever reads them checks, by the ledger's digest and by the checksums of their pages."""
 
 State = Literal["complete", "interrupted", "changed", "new"]
 
 _logger = logging.getLogger("detcurate")
+_found_good: set[tuple[Any, ...]] = set()
 
 
 @dataclass(frozen=True)
@@ -76,12 +93,15 @@ def read_marker(directory: Location) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        marker = read_json_object(path)
+        marker = unsealed(read_bytes(path, MOST_JSON_BYTES))
         marker["status"], marker["digest"]
         _require_own_outputs(marker.get("outputs", {}))
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"a stage marker must be JSON from detcurate ({path}): {error}; delete it") from error
-    return dict(marker)
+        raise ConfigError(
+            f"a stage marker must be JSON from detcurate ({path}): {error}; "
+            "delete it, and the stage is done again from its beginning"
+        ) from error
+    return marker
 
 
 def _require_own_outputs(outputs: Any) -> None:
@@ -99,8 +119,24 @@ def stage_state(stage: Stage) -> State:
         return "new"
     if marker["digest"] != stage.digest:
         return "changed"
-    is_whole = marker["status"] == "complete" and _outputs_are_there(stage.directory, marker)
+    is_whole = marker["status"] == "complete" and not damaged_outputs(stage.directory, marker)
     return "complete" if is_whole else "interrupted"
+
+
+def damaged_outputs(directory: Location, marker: Mapping[str, Any]) -> dict[str, str]:
+    """Return which files of a finished stage are not as it wrote them, and what they are: absent or damaged.
+
+    Files of this machine are read for it, once a process, but for those that are large and checked by whoever reads
+    them. Of objects in storage the sizes are looked at.
+    """
+    damaged, sizes = {}, file_sizes(directory, marker["outputs"])
+    for name, output in marker["outputs"].items():
+        path = directory / name
+        if name not in sizes:
+            damaged[name] = "is not there any more"
+        elif sizes[name] != output["bytes"] or (isinstance(path, Path) and not _is_good(path, output)):
+            damaged[name] = "is damaged"
+    return damaged
 
 
 def run_stage(stage: Stage) -> dict[str, Any]:
@@ -121,14 +157,19 @@ def run_stage(stage: Stage) -> dict[str, Any]:
             _remove_old_result(stage.directory)
     elif state == "interrupted":
         _logger.info("%-9s continues where it stopped", stage.name)
-        _remove_damaged(stage.directory, read_marker(stage.directory) or {})
+        _remove_damaged(stage)
+    elif not stage.keeps_good_files and stage.directory.is_dir():
+        _remove_old_result(stage.directory)  # whose files these are, nothing says any more
     remove_temporaries(stage.directory)
     begun = {"stage": stage.name, "digest": stage.digest, "settings": stage.settings, "inputs": stage.inputs}
-    write_json(stage.directory / MARKER, {**begun, "status": "started"})
+    write_json(stage.directory / MARKER, sealed({**begun, "status": "started"}))
     result = stage.run()
+    remove_temporaries(stage.directory)  # of workers that were killed
+    if isinstance(stage.directory, Path):
+        remove_claims(stage.directory)
     outputs = describe_files(stage.directory, result.outputs)
     finished = {"status": "complete", "outputs": outputs, "summary": result.summary, "facts": dict(result.facts)}
-    write_json(stage.directory / MARKER, {**begun, **finished})
+    write_json(stage.directory / MARKER, sealed({**begun, **finished}))
     _logger.info("%-9s %s", stage.name, result.summary)
     return read_marker(stage.directory) or {}
 
@@ -152,9 +193,16 @@ def changes(stage: Stage) -> list[str]:
     return texts
 
 
-def _outputs_are_there(directory: Location, marker: Mapping[str, Any]) -> bool:
-    sizes = {name: output["bytes"] for name, output in marker["outputs"].items()}
-    return file_sizes(directory, sizes) == sizes
+def _is_good(path: Path, output: Mapping[str, Any]) -> bool:
+    status = path.stat()
+    if any(fnmatch.fnmatch(path.name, pattern) for pattern in _CHECKED_WHEN_READ):
+        return True
+    seen = (path, status.st_ino, status.st_mtime_ns, status.st_size, output["sha256"])
+    if seen not in _found_good:
+        if sha256_file(path) != output["sha256"]:
+            return False
+        _found_good.add(seen)
+    return True
 
 
 def _remove_old_result(directory: Location) -> None:
@@ -166,12 +214,12 @@ def _remove_old_result(directory: Location) -> None:
             path.unlink()
 
 
-def _remove_damaged(directory: Location, marker: Mapping[str, Any]) -> None:
-    """Remove outputs of a once finished stage that no longer have their size, so that they are made again."""
-    outputs = marker.get("outputs", {})
-    for name, size in file_sizes(directory, outputs).items():
-        if size != outputs[name]["bytes"]:
-            (directory / name).unlink()
+def _remove_damaged(stage: Stage) -> None:
+    """Remove outputs of a once finished stage that are not what it wrote, so that they are made again."""
+    marker = read_marker(stage.directory) or {}
+    for name, why in damaged_outputs(stage.directory, {"outputs": marker.get("outputs", {})}).items():
+        _logger.warning("%-9s %s %s, and is made again", stage.name, stage.directory / name, why)
+        (stage.directory / name).unlink(missing_ok=True)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

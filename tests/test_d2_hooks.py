@@ -246,7 +246,7 @@ def test_the_state_is_saved_every_period_and_not_at_the_end(writer, tmp_path, pe
     saved = Saved(path)
     train(writer, (), ResumeSaver(path, period), saved)
     assert saved.iterations == expected
-    assert names(tmp_path) == (["resume.pth"] if expected else [])
+    assert names(tmp_path) == (["resume.pth", "resume.sha256"] if expected else [])
 
 
 def test_a_crash_while_the_state_is_saved_leaves_the_one_before(writer, tmp_path, monkeypatch):
@@ -263,7 +263,7 @@ def test_a_crash_while_the_state_is_saved_leaves_the_one_before(writer, tmp_path
     with pytest.raises(OSError, match="No space left"):
         train(writer, (), ResumeSaver(path, 3))
     assert torch.load(path, weights_only=True)["trainer"]["iteration"] == 2
-    assert names(tmp_path) == ["resume.pth"]
+    assert names(tmp_path) == ["resume.pth", "resume.sha256"]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from detcurate.coco.source import open_source
 from detcurate.coco.verify import verify_manifest
 from detcurate.ensemble import MemberWriter, write_ledger
 from detcurate.errors import DatasetError
-from detcurate.files import sha256_file, sha256_json, write_json
+from detcurate.files import sealed, sha256_file, sha256_json, write_json
 
 CHECKS = ["subset", "images", "counts", "config", "source", "true subset", "histograms", "scores", "members"]
 KEPT = [12, 30, 41]
@@ -94,9 +94,11 @@ def but(status, *names: str):
 
 
 def edit(path, change):
-    """Change the JSON of a file in place."""
+    """Change the JSON of a file in place, and its own digest where it has one, as a forger would."""
     value = json.loads(path.read_text(encoding="utf-8"))
+    is_sealed = value.pop("sha256", None) is not None
     change(value)
+    value = sealed(value) if is_sealed else value
     path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
 
 
@@ -193,15 +195,14 @@ def test_every_byte_of_the_subset_counts(manifest):
 def test_no_byte_of_the_provenance_crashes_the_check(manifest):
     path = manifest / "provenance.json"
     data = path.read_bytes()
-    unreadable = 0
     for position in range(0, len(data), 5):
         path.write_bytes(data[:position] + bytes([data[position] ^ 0x01]) + data[position + 1 :])
         try:
-            verify_manifest(manifest)
+            checks = verify_manifest(manifest)
         except DatasetError as error:
-            unreadable += 1
             assert "provenance.json" in str(error)
-    assert 0 < unreadable < len(data) / 5
+        else:  # a space that has become another, or the name of the digest itself
+            assert all(check.status == "ok" for check in checks)
 
 
 def _set(*keys_and_value: object):

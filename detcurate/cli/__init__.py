@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from detcurate.cli.rank import run as run_rank
 from detcurate.cli.relabel import run as run_relabel
 from detcurate.cli.report import run as run_report
 from detcurate.cli.results import run as run_import_results
+from detcurate.cli.signals import STATUSES, STOPPED, Terminated, stoppable
 from detcurate.cli.validate import run as run_validate
 from detcurate.errors import ConfigError, DetcurateError
 from detcurate.files import is_disk_full, is_inaccessible
@@ -37,16 +39,22 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0 done, 1 checked and found wanting, 2 to mend, 130 stopped."""
+    """Run the command line and return its exit status.
+
+    0 done, 1 checked and found wanting, 2 to mend, 130 stopped with Ctrl-C, 143 by SIGTERM.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     command = COMMANDS.get(words[0]) if words else None
     _log_to_terminal()
     try:
         if command is None:
             _require_config_or_command(words)
-        return command(words[1:]) if command else run_curate(words)
+        with stoppable():
+            return command(words[1:]) if command else run_curate(words)
+    except Terminated:
+        return _fail(STOPPED, STATUSES[signal.SIGTERM], words)
     except KeyboardInterrupt:
-        return _fail("stopped; give the same command again to go on: finished work is kept", 130, words)
+        return _fail(STOPPED, STATUSES[signal.SIGINT], words)
     except DetcurateError as error:
         return _fail(str(error), 2, words)
     except OSError as error:

@@ -44,7 +44,7 @@ examples:
       the report of a run, finished or not; see docs/report.md
 
 A run that was stopped goes on where it was when the same command is given again. Exit status: 0 done, 2 something
-to mend (one message says what), 130 stopped with Ctrl-C.
+to mend (one message says what), 130 stopped with Ctrl-C, 143 by SIGTERM.
 """
 
 
@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     stages.add_argument("--only", choices=STAGE_NAMES, metavar="STAGE", help="run this stage alone")
     parser.add_argument("--dry-run", action="store_true", help="validate and tell what would be done; write nothing")
     parser.add_argument("--fresh", action="store_true", help="discard what an earlier run left in OUTPUT_DIR")
+    parser.add_argument("--wait", action="store_true", help="wait for another run in OUTPUT_DIR to end")
     parser.add_argument("--num-gpus", type=int, default=0, metavar="N", help="GPUs a machine for each training run")
     parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines for each training run")
     parser.add_argument("--machine-rank", type=int, default=0, metavar="R", help="this machine, from 0")
@@ -84,7 +85,7 @@ def run(argv: Sequence[str]) -> int:
     if arguments.dry_run:
         _print_plan(dry_run(run, until=arguments.until, only=arguments.only))
         return 0
-    run_pipeline(run, until=arguments.until, only=arguments.only, fresh=arguments.fresh)
+    run_pipeline(run, until=arguments.until, only=arguments.only, fresh=arguments.fresh, wait=arguments.wait)
     _print_results(run)
     return 0
 

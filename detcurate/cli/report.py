@@ -13,6 +13,7 @@ from detcurate.errors import ConfigError
 from detcurate.pipeline.named import named_run
 from detcurate.pipeline.report import build_report, report_stage
 from detcurate.pipeline.report_states import stage_states
+from detcurate.pipeline.run import report_lock
 from detcurate.stages import run_stage
 
 _EPILOG = """\
@@ -48,7 +49,8 @@ def run(argv: Sequence[str]) -> int:
     directory: Path = arguments.to or found.directory("report")
     _require_writable(directory)
     if arguments.to is None:
-        run_stage(stage)
+        with report_lock(found):
+            run_stage(stage)
     else:
         say(build_report(found, stage_states(found), directory).summary)
     return 0

@@ -113,7 +113,8 @@ def examine_images(
     for looks in run_jobs(_look_at, blocks, num_processes=num_processes, total=len(new), desc=desc, unit="image"):
         known.update(looks)
     if cache is not None and new:
-        write_bytes(cache, msgspec.json.encode({name: known[name] for name in status}))
+        seen = msgspec.json.encode({name: known[name] for name in status})
+        write_bytes(cache, hashlib.sha256(seen).hexdigest().encode() + b"\n" + seen)
     findings = []
     for row, name in enumerate(dataset.file_names):
         if name in led_out:
@@ -177,7 +178,10 @@ def _read_cache(path: Path | None) -> dict[str, tuple]:
     if path is None or not path.is_file():
         return {}
     try:
-        looks: Mapping[str, _Look] = msgspec.json.decode(path.read_bytes(), type=dict[str, _Look])
+        digest, _, seen = path.read_bytes().partition(b"\n")
+        if hashlib.sha256(seen).hexdigest().encode() != digest:
+            return {}
+        looks: Mapping[str, _Look] = msgspec.json.decode(seen, type=dict[str, _Look])
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):  # it only saves time
         return {}
     return {name: msgspec.structs.astuple(look) for name, look in looks.items()}

@@ -181,7 +181,7 @@ def write_manifest(
                 f"{provenance['subset']['sha256']} ({directory}); build it from the same images"
             )
         files.write_bytes(images, images_text(dataset, kept_rows(dataset, image_ids)[0]))
-        files.write_json(description, provenance)
+        files.write_json(description, files.sealed(provenance))
     except BaseException:
         for path in old:
             path.unlink(missing_ok=True)

@@ -9,7 +9,8 @@ import msgspec
 
 from detcurate.coco.manifest import PROVENANCE_FILE, SUBSET_FILE
 from detcurate.errors import DatasetError
-from detcurate.untrusted import read_json_object
+from detcurate.files import unsealed
+from detcurate.untrusted import MOST_JSON_BYTES, read_bytes
 
 AS_WRITTEN = {"box_outside_image": "note", "absolute_file_name": "warn", "normalized_boxes": "note"}
 """Policies for looking at a manifest: what was let through when it was written is let through again."""
@@ -23,7 +24,7 @@ def read_provenance(directory: Path) -> dict[str, Any]:
     """
     path = directory / PROVENANCE_FILE
     try:
-        value = read_json_object(path)
+        value = unsealed(read_bytes(path, MOST_JSON_BYTES))
         msgspec.convert(value, _Provenance)
     except OSError as error:
         raise DatasetError(

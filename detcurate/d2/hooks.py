@@ -15,10 +15,13 @@ from torch import nn
 
 from detcurate.d2.averaging import WeightAverage
 from detcurate.d2.storage import require_finite, stored
+from detcurate.d2.weights import load_tensors
 from detcurate.ensemble import AVERAGE, CHECKPOINT, MemberWriter
-from detcurate.files import atomic_path
+from detcurate.errors import EnsembleError
+from detcurate.files import atomic_path, sha256_file, write_bytes
 from detcurate.schedule import averaging_windows, member_iterations
 
+_DIGESTS = ".sha256"
 _logger = logging.getLogger("detcurate")
 
 
@@ -199,8 +202,40 @@ class ResumeSaver(HookBase):
         if done % self._period or done >= self.trainer.max_iter or not comm.is_main_process():
             return
         state = {"model": unwrap(self.trainer.model).state_dict(), "trainer": self.trainer.state_dict()}
-        with atomic_path(self._path) as temporary:
-            torch.save(state, temporary)
+        save_state_to_resume(state, self._path)
+
+
+def save_state_to_resume(state: Mapping[str, Any], path: Path) -> None:
+    """Write a state atomically, its digest beside it first: torch does not check what it reads."""
+    digests = path.with_suffix(_DIGESTS)
+    before = sha256_file(path) if path.exists() else ""
+    with atomic_path(path) as temporary:
+        with temporary.open("wb") as stream:
+            torch.save(state, stream)
+        write_bytes(digests, f"{sha256_file(temporary)}\n{before}\n".encode())
+
+
+def load_state_to_resume(path: Path) -> dict[str, Any] | None:
+    """Read what :func:`save_state_to_resume` wrote; None when there is none.
+
+    Raises:
+        EnsembleError: It is damaged, or cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        digests = path.with_suffix(_DIGESTS)
+        if digests.exists() and sha256_file(path) not in digests.read_text().split():
+            raise ValueError("it is not what was written, by the digest beside it")
+        return load_tensors(path)
+    except Exception as error:
+        raise EnsembleError(f"the state to resume from must be readable ({path}): {error}; delete that file") from error
+
+
+def remove_state_to_resume(path: Path) -> None:
+    """Remove a state, and its digest."""
+    path.unlink(missing_ok=True)
+    path.with_suffix(_DIGESTS).unlink(missing_ok=True)
 
 
 class ProgressReporter(HookBase):

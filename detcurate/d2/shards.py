@@ -206,7 +206,7 @@ def _sweep(job: PredictionPass, claims: Claims, cfg: Any, make: Callable[[int, l
         make(number, _batches([sample() for sample in samples], job.batch_size))
         claims.release(shard_path(job.directory, number).name)
 
-    with ThreadPoolExecutor(max(1, job.num_decoders)) as decoders:
+    with _decoders(max(1, job.num_decoders)) as decoders:
         shards, options = job.shards, storage_options(cfg)
         for number in job.missing():
             path = shards[number]
@@ -225,6 +225,16 @@ def _sweep(job: PredictionPass, claims: Claims, cfg: Any, make: Callable[[int, l
         while waiting:
             finish()
     return made
+
+
+@contextlib.contextmanager
+def _decoders(num_threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Give threads to decode with; who leaves them early does not wait for the images in the queue."""
+    decoders = ThreadPoolExecutor(num_threads)
+    try:
+        yield decoders
+    finally:
+        decoders.shutdown(cancel_futures=True)
 
 
 def _decoding(

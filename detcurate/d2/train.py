@@ -26,14 +26,16 @@ from detcurate.d2.hooks import (
     ProgressReporter,
     ResumeSaver,
     StepSeeder,
+    load_state_to_resume,
     mix_seed,
+    remove_state_to_resume,
     unwrap,
 )
 from detcurate.d2.job import ImageSet as ImageSet  # what a job is made of, for those who train
 from detcurate.d2.job import TrainingJob
 from detcurate.d2.remote_images import open_remote_images
 from detcurate.d2.solver import build_lr_scheduler, build_optimizer
-from detcurate.d2.weights import load_initial_weights, load_tensors
+from detcurate.d2.weights import load_initial_weights
 from detcurate.errors import EnsembleError
 
 Progress = Callable[[int], None]
@@ -45,7 +47,7 @@ class CurateTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode, job: TrainingJob, records: list[dict], progress: Progress) -> None:
         self._job, self._records, self._progress = job, records, progress
         self._state_path = job.run_directory / "resume.pth"
-        self._state = _load_state(self._state_path)
+        self._state = load_state_to_resume(self._state_path)
         super().__init__(cfg)
         if self._state is None:
             weights = str(job.weights or cfg.MODEL.WEIGHTS)
@@ -131,7 +133,7 @@ def train_run(job: TrainingJob, progress: Progress) -> None:
         args=(job, progress if how.num_gpus * how.num_machines <= 1 else _no_progress),
     )
     if how.machine_rank == 0:
-        (job.run_directory / "resume.pth").unlink(missing_ok=True)
+        remove_state_to_resume(job.run_directory / "resume.pth")
 
 
 def _train(job: TrainingJob, progress: Progress) -> None:
@@ -174,15 +176,6 @@ def _logged_to(path: Path) -> Iterator[None]:
             logger.handlers, logger.propagate = handlers, propagate
             logger.setLevel(level)
         handler.close()
-
-
-def _load_state(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        return load_tensors(path)
-    except Exception as error:
-        raise EnsembleError(f"the state to resume from must be readable ({path}): {error}; delete that file") from error
 
 
 def _no_progress(_: int) -> None:

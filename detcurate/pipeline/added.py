@@ -16,7 +16,7 @@ from detcurate.errors import ConfigError, EnsembleError
 from detcurate.files import atomic_path, sha256_file
 from detcurate.pipeline.context import ADDED, Run
 from detcurate.pipeline.ensemble import added_members, train_stage
-from detcurate.pipeline.run import claim_output_dir
+from detcurate.pipeline.run import claim_output_dir, output_lock
 from detcurate.pipeline.train import training_config
 from detcurate.stages import read_marker, run_stage, stage_state
 
@@ -70,7 +70,14 @@ def add_members(run: Run, folder: Path, *, number: int | None = None) -> Additio
     if first < trained:
         raise EnsembleError(f"--run must be at least {trained}, as the runs below were trained here, got {first}")
     sources = list(_sources(folder, first))
-    claim_output_dir(run, fresh=False)
+    with output_lock(run):
+        claim_output_dir(run, fresh=False)
+        if added_members(run) != known:
+            raise EnsembleError(f"members were added to {run.output_dir} just now; give the same command again")
+        return _add(run, sources, known)
+
+
+def _add(run: Run, sources: Iterable[_Source], known: list[Member]) -> Addition:
     with _incoming(run.output_dir / ADDED) as incoming:
         added, duplicates = _convert(run, sources, known, incoming)
         for member in added:

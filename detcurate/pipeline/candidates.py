@@ -12,7 +12,7 @@ from detcurate.ensemble import LEDGER, read_ledger, write_ledger
 from detcurate.errors import ConfigError, DatasetError
 from detcurate.files import link_or_copy, write_bytes
 from detcurate.pipeline.context import ADDED, CANDIDATES, Run
-from detcurate.pipeline.run import claim_output_dir, run_pipeline
+from detcurate.pipeline.run import claim_output_dir, output_lock, run_pipeline
 from detcurate.storage import Location
 
 _ASK_FOR_LABELS = ("num_boxes", "class_floors", "class_caps", "empty_floor")
@@ -42,11 +42,12 @@ def rank_candidates(run: Run, images: Path, image_root: Location | None = None) 
     run.marker("train")
     base, name = run.output_dir / CANDIDATES, images.name.removesuffix(".gz").removesuffix(".json")
     listed = base / f"{name}.json"
-    write_bytes(listed, _unlabelled(images, run))
     own = Run(_own_config(run, base / name, listed, image_root), run.config_file, run.distributed)
-    claim_output_dir(own, fresh=False)
-    _share_members(run, own)
-    run_pipeline(own, until="manifest")
+    with output_lock(own):  # that of the run itself is not needed: nothing but its members is read
+        write_bytes(listed, _unlabelled(images, run))
+        claim_output_dir(own, fresh=False)
+        _share_members(run, own)
+        run_pipeline(own, until="manifest")
     return own
 
 

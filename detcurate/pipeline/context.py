@@ -15,7 +15,7 @@ from detcurate.coco.findings import parse_policies
 from detcurate.coco.synthetic import CLASSES, SyntheticConfig
 from detcurate.config import CurateSettings, EvaluationSettings, PoolSettings, curate_settings
 from detcurate.errors import DatasetError, PredictionError
-from detcurate.stages import read_marker
+from detcurate.stages import damaged_outputs, read_marker
 from detcurate.storage import Location, RemotePath, annotation_copy, join, locate
 
 Marker = dict[str, Any]
@@ -119,12 +119,19 @@ class Run:
         """The marker of a finished stage.
 
         Raises:
-            PredictionError: The stage has not finished.
+            PredictionError: The stage has not finished, or a file of it is absent or damaged since.
         """
-        marker = self.markers.get(stage) or read_marker(self.directory(stage))
+        if stage in self.markers:
+            return self.markers[stage]
+        marker = read_marker(self.directory(stage))
         if marker is None or marker["status"] != "complete":
             raise PredictionError(
                 f"the stage '{stage}' must have finished in {self.output_dir}; run it first, with --until {stage}"
+            )
+        for name, why in damaged_outputs(self.directory(stage), marker).items():
+            raise PredictionError(
+                f"the files of the stage '{stage}' must be as it wrote them, but {self.directory(stage) / name} {why}; "
+                f"run it again, with --until {stage}"
             )
         self.markers[stage] = marker
         return marker

@@ -210,4 +210,5 @@ def run_weights(run: Run, number: int) -> tuple[Path, Member]:
     job = _ensemble_job(run, number)
     writer = job.last_writer if job.keep_last else job.writer
     member = writer.members()[-1]  # of one iteration a checkpoint comes after an average
+    verify_member(writer.directory / member.file, member.sha256)
     return writer.directory / member.file, member

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from detcurate.ensemble import LEDGER, RESULTS, Member, verify_member, write_ledger
 from detcurate.errors import ConfigError, PredictionError
-from detcurate.files import link_or_copy, remove_tree, sha256_file, sha256_json, write_json
+from detcurate.files import link_or_copy, remove_tree, sha256_file, sha256_json, unsealed, write_json
 from detcurate.passes import MEMBERS, Pass
 from detcurate.pipeline.context import IMPORTED, Run
 from detcurate.predictions import shard_path
 from detcurate.stages import Stage, StageResult, output_digest, read_marker
-from detcurate.untrusted import is_inside, read_json_object
+from detcurate.untrusted import MOST_JSON_BYTES, is_inside, read_bytes
 
 DESCRIPTION = "import.json"
 _SETTING = "CURATE.PREDICT.RESULTS"
@@ -106,7 +106,7 @@ def read_import(directory: Path) -> Import | None:
     if not path.is_file():
         return None
     try:
-        value = read_json_object(path)
+        value = unsealed(read_bytes(path, MOST_JSON_BYTES))
         members = tuple(_plain(ImportedMember(**member)) for member in value["members"])
         return Import(directory, value["digest"], ImportOptions(**value["options"]), members)
     except (ValueError, KeyError, TypeError) as error:

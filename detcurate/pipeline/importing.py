@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from detcurate.errors import DatasetError, PredictionError
-from detcurate.files import sha256_file, sha256_json, write_json
+from detcurate.files import sealed, sha256_file, sha256_json, write_json
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.imported import (
     DESCRIPTION,
@@ -21,7 +21,7 @@ from detcurate.pipeline.imported import (
     read_import,
     require_no_ensemble,
 )
-from detcurate.pipeline.run import run_pipeline
+from detcurate.pipeline.run import output_lock, run_pipeline
 from detcurate.predictions import shard_path, write_shard
 from detcurate.results import Results, index_pool, posterior_form_of, read_results
 from detcurate.structures import POSTERIOR_FORMS
@@ -58,14 +58,19 @@ def import_results(run: Run, files: Sequence[ResultsFile], options: ImportOption
     """
     require_no_ensemble(run)
     digests = _require_different(files)
-    run_pipeline(run, until="pool")
+    with output_lock(run):
+        run_pipeline(run, until="pool")
+        return _import(run, files, options, digests)
+
+
+def _import(run: Run, files: Sequence[ResultsFile], options: ImportOptions, digests: Sequence[str]) -> Import:
     directory, before = import_directory(run), read_import(import_directory(run))
     named = {member.folder for member in before.members} if before else set()
     try:
         found = Import(directory, answers_digest(run, options), options, ())
         members = _members(run, found, files, digests, before)
         described = {"digest": found.digest, "options": asdict(options), "members": [asdict(one) for one in members]}
-        write_json(directory / DESCRIPTION, described)
+        write_json(directory / DESCRIPTION, sealed(described))
         named = {member.folder for member in members}
     finally:
         _tidy(directory, named)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 
 from detcurate.errors import ConfigError
-from detcurate.files import file_sizes
 from detcurate.pipeline.context import DIRECTORIES, LOG, Marker, Run
 from detcurate.report.records import StageState
-from detcurate.stages import output_digest, read_marker
+from detcurate.stages import damaged_outputs, output_digest, read_marker
 
 _LAST = "report"
 _NO_STAGE = "search"  # the rounds before the last are stages of their own below it
@@ -47,11 +46,10 @@ def _state(run: Run, name: str, states: dict[str, StageState], markers: dict[str
     if marker["status"] != "complete":
         why = _stopped(run)
         return StageState(name, "interrupted", "it was stopped before its end" + (f": {why}" if why else ""))
-    there = file_sizes(directory, marker["outputs"])
-    gone = [file for file in marker["outputs"] if file not in there]
-    if gone:
+    gone = damaged_outputs(directory, marker)
+    for file, why in gone.items():
         more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
-        return StageState(name, "interrupted", f"{DIRECTORIES[name]}/{gone[0]}{more} is not there any more")
+        return StageState(name, "interrupted", f"{DIRECTORIES[name]}/{file}{more} {why}")
     markers[name] = marker
     for before in _changed(marker, states, markers):
         return StageState(name, "outdated", f"'{before}' has been done again, or not to its end, since")

@@ -7,13 +7,14 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from detcurate.coco.croissant import require_mlcroissant
 from detcurate.errors import ConfigError, DetcurateError
-from detcurate.files import write_bytes, write_json
+from detcurate.files import TEMPORARY_SUFFIX, remove_temporaries, write_bytes, write_json
+from detcurate.lock import LOCK, locked, require_held
 from detcurate.pipeline.choose import manifest_stage, select_stage
 from detcurate.pipeline.context import ADDED, CACHE, CANDIDATES, DIRECTORIES, IMPORTED, LOG, Run
 from detcurate.pipeline.ensemble import added_members, ensemble_plan, require_budget, train_stage
@@ -52,12 +53,14 @@ _STATES = {
     "changed": "to do again",
     "new": "to do",
 }
-_OWNER, _CONFIG = "detcurate.json", "config.yaml"
+_OWNER, _CONFIG, _REPORT_LOCK = "detcurate.json", "config.yaml", ".report.lock"
 
 _logger = logging.getLogger("detcurate")
 
 
-def run_pipeline(run: Run, *, until: str | None = None, only: str | None = None, fresh: bool = False) -> None:
+def run_pipeline(
+    run: Run, *, until: str | None = None, only: str | None = None, fresh: bool = False, wait: bool = False
+) -> None:
     """Bring the stages up to date, in order.
 
     Args:
@@ -65,17 +68,43 @@ def run_pipeline(run: Run, *, until: str | None = None, only: str | None = None,
         until: Stop after this stage.
         only: Run this stage alone, on what the stages before it have left.
         fresh: First remove what an earlier run left in ``OUTPUT_DIR``.
+        wait: Wait for another run in ``OUTPUT_DIR`` to end, instead of refusing.
 
     Raises:
         DetcurateError: Anything that the user can mend; what is finished is kept.
     """
     names = stage_names(run, until=until, only=only)
     _validate(run, names)
-    claim_output_dir(run, fresh=fresh)
-    with _logged_to(run.output_dir / LOG):
-        for name in names:
-            for of_round, part, stage in _stages(run, name):
-                of_round.markers[part] = run_stage(stage)
+    with output_lock(run, wait=wait):
+        claim_output_dir(run, fresh=fresh)
+        with _logged_to(run.output_dir / LOG):
+            for name in names:
+                for of_round, part, stage in _stages(run, name):
+                    require_held(run.output_dir)
+                    with report_lock(run) if name == "report" else nullcontext():
+                        of_round.markers[part] = run_stage(stage)
+
+
+@contextmanager
+def output_lock(run: Run, *, wait: bool = False) -> Iterator[None]:
+    """Hold ``OUTPUT_DIR``, which is this config's, against every other run and what else writes there.
+
+    Of a training on several machines, the first one's process holds it for all.
+
+    Raises:
+        ConfigError: Another run holds it, or it is not this config's.
+    """
+    if run.distributed.get("machine_rank", 0):
+        yield
+        return
+    _require_detcurate_directory(run)  # a folder of somebody else's gets not so much as a lock
+    with locked(run.output_dir, wait=wait):
+        yield
+
+
+def report_lock(run: Run) -> AbstractContextManager[None]:
+    """Hold the report, which may be asked for while the run is still going on."""
+    return locked(run.output_dir, name=_REPORT_LOCK, wait=True)
 
 
 def stage_names(run: Run, *, until: str | None = None, only: str | None = None) -> list[str]:
@@ -140,6 +169,9 @@ def claim_output_dir(run: Run, *, fresh: bool) -> None:
     """Make ``OUTPUT_DIR`` this config's, or refuse to touch what another config or program put there."""
     require_own_root(run)
     if fresh and (run.output_dir / _OWNER).is_file():
+        for lock in (run.output_dir / CANDIDATES).glob(f"*/{LOCK}"):
+            with locked(lock.parent):  # refuses while a ranking is at work there
+                pass
         # What the run is to begin with stays, and so does the file that says whose it is.
         kept = {run.output_dir / IMPORTED} if run.settings.predict.results else set()
         for path in {
@@ -150,6 +182,9 @@ def claim_output_dir(run: Run, *, fresh: bool) -> None:
             (run.output_dir / _OWNER).unlink(missing_ok=True)
     _require_own_directory(run)
     claim_storage_root(run, fresh=fresh)
+    for leftover in run.output_dir.glob(f".*{TEMPORARY_SUFFIX}"):
+        leftover.unlink(missing_ok=True)
+    remove_temporaries(run.output_dir / CACHE)
     write_json(run.output_dir / _OWNER, {"config_file": run.config_file.name})
     kept_cfg = run.cfg.clone()
     kept_cfg.defrost()
@@ -158,18 +193,30 @@ def claim_output_dir(run: Run, *, fresh: bool) -> None:
 
 
 def _require_own_directory(run: Run) -> None:
+    _require_detcurate_directory(run)
     directory, owner = run.output_dir, run.output_dir / _OWNER
+    if not owner.is_file():
+        return
+    try:
+        made_by = read_json_object(owner)["config_file"]
+    except (ValueError, KeyError) as error:
+        raise ConfigError(
+            f"OUTPUT_DIR must say which config made it, got JSON that is damaged ({owner}): {error}; "
+            f'write {{"config_file": "{run.config_file.name}"}} into it if it is that one\'s'
+        ) from error
+    if made_by != run.config_file.name:
+        raise ConfigError(
+            f"OUTPUT_DIR must be empty or made by {run.config_file.name}, got one made by {made_by} ({directory}); "
+            "give another OUTPUT_DIR, or --fresh to discard what is there"
+        )
+
+
+def _require_detcurate_directory(run: Run) -> None:
+    directory = run.output_dir
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"OUTPUT_DIR must be a directory, got a file ({directory})")
-    if owner.is_file():
-        made_by = _made_by(owner)
-        if made_by != run.config_file.name:
-            raise ConfigError(
-                f"OUTPUT_DIR must be empty or made by {run.config_file.name}, got one made by {made_by} ({directory}); "
-                "give another OUTPUT_DIR, or --fresh to discard what is there"
-            )
-    elif directory.is_dir():
-        others = [path.name for path in directory.iterdir() if path.name not in (_CONFIG, LOG)]
+    if directory.is_dir() and not (directory / _OWNER).is_file():
+        others = [path.name for path in directory.iterdir() if path.name not in (_CONFIG, LOG) and not _is_ours(path)]
         if others:
             raise ConfigError(
                 f"OUTPUT_DIR must be empty or made by detcurate, got one that holds {', '.join(sorted(others)[:3])} "
@@ -177,13 +224,9 @@ def _require_own_directory(run: Run) -> None:
             )
 
 
-def _made_by(owner: Path) -> Any:
-    try:
-        return read_json_object(owner).get("config_file")
-    except ValueError as error:
-        raise ConfigError(
-            f"OUTPUT_DIR must say which config made it, got what cannot be read ({owner}): {error}; give another"
-        ) from error
+def _is_ours(path: Path) -> bool:
+    """Tell whether a file is a lock, or what a killed run left half written."""
+    return path.name.startswith((LOCK, _REPORT_LOCK, f".{_OWNER}.", f".{_CONFIG}."))
 
 
 def _validate(run: Run, names: list[str]) -> None:
@@ -236,6 +279,7 @@ def _open_log(path: Path) -> TextIO:
 def _logged_to(path: Path) -> Iterator[None]:
     """Write the log to a file too, and what stopped the run to the file alone: the terminal is told by the caller."""
     handler = logging.StreamHandler(_open_log(path))
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is told of once, not by the log
     handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
     _logger.addHandler(handler)
     try:
@@ -246,4 +290,5 @@ def _logged_to(path: Path) -> Iterator[None]:
         raise
     finally:
         _logger.removeHandler(handler)
-        handler.stream.close()
+        with suppress(OSError):
+            handler.stream.close()
