@@ -34,8 +34,8 @@ from detcurate.report.picks import (
     of_floors,
 )
 from detcurate.report.records import Choice, DrawnBox, Gallery, Picture, Pool, Scores, Tile
-from detcurate.report.tables import count_offrom detcurate.storage import Location
-
+from detcurate.report.tables import count_of
+from detcurate.storage import Location
 
 
 @dataclass(frozen=True)
