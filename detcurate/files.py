@@ -81,6 +81,11 @@ def remove_temporaries(directory: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
+def is_temporary(path: str | Path) -> bool:
+    """Tell whether a path is one that :func:`atomic_path` gives."""
+    return Path(path).name.endswith(_TEMPORARY_SUFFIX)
+
+
 def require_free_space(directory: Path, num_bytes: int) -> None:
     """Raise ``ConfigError`` when the disk that holds ``directory`` has less than ``num_bytes`` left."""
     existing = directory

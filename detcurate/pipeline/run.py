@@ -18,6 +18,7 @@ from detcurate.pipeline.choose import manifest_stage, select_stage
 from detcurate.pipeline.context import ADDED, CACHE, CANDIDATES, DIRECTORIES, IMPORTED, LOG, Run
 from detcurate.pipeline.ensemble import added_members, ensemble_plan, require_budget, train_stage
 from detcurate.pipeline.imported import require_imported
+from detcurate.pipeline.join import join_predict, require_joinable
 from detcurate.pipeline.modes import require_mode
 from detcurate.pipeline.plans import plan_stages
 from detcurate.pipeline.pool import pool_stage, require_same_classes
@@ -74,6 +75,14 @@ def run_pipeline(run: Run, *, until: str | None = None, only: str | None = None,
         for name in names:
             for of_round, part, stage in _stages(run, name):
                 of_round.markers[part] = run_stage(stage)
+
+
+def join_pipeline(run: Run, *, wait_seconds: float) -> None:
+    """Help a run that is at its stage ``predict``, from another process or machine; see :func:`join_predict`."""
+    require_joinable(run)
+    _require_own_directory(run)
+    _validate(run, ["predict"])
+    join_predict(run, wait_seconds=wait_seconds)
 
 
 def stage_names(run: Run, *, until: str | None = None, only: str | None = None) -> list[str]:
@@ -197,7 +206,8 @@ def _validate(run: Run, names: list[str]) -> None:
 
         hint = ", before which --until manifest stops," if run.settings.predict.results else ""
         require_detectron2(f"the stage '{needing[0]}'{hint}")
-        require_device(run)
+        if not run.engine.hands_out_blocks or set(needing) - {"predict", "evaluate"}:
+            require_device(run)
         require_solver(run)
         ensemble_plan(run)
         require_budget(run)
