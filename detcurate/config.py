@@ -427,6 +427,20 @@ class StorageSettings(_Settings):
         return StorageOptions(self.retries, self.timeout_s, cache, int(self.cache_gb * 1e9))
 
 
+class RaySettings(_Settings):
+    """How ``--engine ray`` uses a cluster; docs/scale.md says what each setting is for.
+
+    ``num_workers`` 0: as many as there is room for. A worker that predicts on a GPU takes ``gpus_per_worker`` of one
+    and is given ``shards_per_block`` shards at a time. After ``max_deaths`` workers at one block the run is given up.
+    """
+
+    num_workers: int = Field(0, ge=0)
+    cpus_per_worker: float = Field(1.0, gt=0)
+    gpus_per_worker: float = Field(1.0, gt=0, le=1)
+    shards_per_block: int = Field(4, ge=1)
+    max_deaths: int = Field(3, ge=1)
+
+
 class CurateSettings(_Settings):
     """Everything under ``CURATE``. ``num_processes`` 0 means one a CPU core."""
 
@@ -443,6 +457,7 @@ class CurateSettings(_Settings):
     manifest: ManifestSettings = ManifestSettings()
     retrain: RetrainSettings = RetrainSettings()
     storage: StorageSettings = StorageSettings()
+    ray: RaySettings = RaySettings()
 
     @model_validator(mode="after")
     def _validate_arms(self) -> CurateSettings:

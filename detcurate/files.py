@@ -188,6 +188,11 @@ def remove_temporaries(directory: Location) -> None:
         leftover.unlink(missing_ok=True)
 
 
+def is_temporary(path: str | Path) -> bool:
+    """Tell whether a path is one that :func:`atomic_path` gives."""
+    return Path(path).name.endswith(TEMPORARY_SUFFIX)
+
+
 def require_free_space(directory: Path, num_bytes: int) -> None:
     """Raise ``ConfigError`` when the disk that holds ``directory`` has less than ``num_bytes`` left."""
     existing = directory

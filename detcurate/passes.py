@@ -96,15 +96,18 @@ def prepare_passes(directory: Location, digest: str, members: Sequence[str], *, 
 
 def prepare_folder(folder: Location, digest: str) -> None:
     """Empty a folder of answers that depend on something else than what ``digest`` is of, and say what they are of."""
-    path = folder / _DESCRIPTION
-    try:
-        is_good = orjson.loads(path.read_bytes())["digest"] == digest
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
-        is_good = False
-    if not is_good:
+    if not is_prepared(folder, digest):
         if folder.exists():
             remove_tree(folder)
-        write_json(path, {"digest": digest})
+        write_json(folder / _DESCRIPTION, {"digest": digest})
+
+
+def is_prepared(folder: Location, digest: str) -> bool:
+    """Tell whether a folder is of answers that depend on what ``digest`` is of."""
+    try:
+        return bool(orjson.loads((folder / _DESCRIPTION).read_bytes())["digest"] == digest)
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+        return False
 
 
 def read_members(directory: Location) -> list[str]:

@@ -31,6 +31,7 @@ RANKS = {
     "coco": 3,
     "config": 4,
     "evaluate": 4,
+    "engines": 5,
     "export": 4,
     "report": 5,
     "d2": 5,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from detcurate.cli.tables import say
 from detcurate.config import curate_settings
 from detcurate.d2.config import load_config
-from detcurate.pipeline import STAGE_NAMES, Run, dry_run, run_pipeline
+from detcurate.engines import ENGINES, open_engine
+from detcurate.errors import ConfigError
+from detcurate.pipeline import STAGE_NAMES, Run, dry_run, join_pipeline, run_pipeline
 from detcurate.pipeline.choose import subset_file
 from detcurate.report.build import PAGE
 from detcurate.version import __version__
@@ -27,6 +30,8 @@ examples:
       check everything, say what each stage would do and cost, write nothing
   %(prog)s --config-file my.yaml --until manifest CURATE.SELECT.FRACTION 0.25
       stop at the manifest, with a quarter of the pool
+  %(prog)s --config-file my.yaml --engine ray, %(prog)s --config-file my.yaml --join
+      predict on a Ray cluster, or with more processes on one OUTPUT_DIR; see docs/scale.md
 
   %(prog)s validate FILE, %(prog)s manifest --help
       check an annotation file; verify, compare, describe and merge manifests
@@ -60,9 +65,17 @@ def build_parser() -> argparse.ArgumentParser:
     stages = parser.add_mutually_exclusive_group()
     stages.add_argument("--until", choices=STAGE_NAMES, metavar="STAGE", help="stop after this stage")
     stages.add_argument("--only", choices=STAGE_NAMES, metavar="STAGE", help="run this stage alone")
+    stages.add_argument(
+        "--join", action="store_true", help="help a run that is at its stage predict; see docs/scale.md"
+    )
     parser.add_argument("--dry-run", action="store_true", help="validate and tell what would be done; write nothing")
     parser.add_argument("--fresh", action="store_true", help="discard what an earlier run left in OUTPUT_DIR")
     parser.add_argument("--wait", action="store_true", help="wait for another run in OUTPUT_DIR to end")
+    parser.add_argument(
+        "--join-wait", type=float, default=600, metavar="SECONDS", help="for that run to begin to predict (600)"
+    )
+    parser.add_argument("--engine", choices=ENGINES, default="local", help="where pools are predicted and scored")
+    parser.add_argument("--ray-address", metavar="HOST:PORT", help="the Ray cluster of --engine ray; else RAY_ADDRESS")
     parser.add_argument("--num-gpus", type=int, default=0, metavar="N", help="GPUs a machine for each training run")
     parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines for each training run")
     parser.add_argument("--machine-rank", type=int, default=0, metavar="R", help="this machine, from 0")
@@ -79,13 +92,20 @@ def run(argv: Sequence[str]) -> int:
     """Run the main job and return the exit status."""
     arguments = build_parser().parse_intermixed_args(argv)  # options may stand after KEY VALUE too
     cfg = load_config(arguments.config_file, arguments.opts)
-    curate_settings(cfg.CURATE)
+    settings = curate_settings(cfg.CURATE)
     names = ("num_gpus", "num_machines", "machine_rank", "dist_url")
-    run = Run(cfg, arguments.config_file, {name: getattr(arguments, name) for name in names})
-    if arguments.dry_run:
-        _print_plan(dry_run(run, until=arguments.until, only=arguments.only))
-        return 0
-    run_pipeline(run, until=arguments.until, only=arguments.only, fresh=arguments.fresh, wait=arguments.wait)
+    distributed = {name: getattr(arguments, name) for name in names}
+    if arguments.ray_address and arguments.engine != "ray":
+        raise ConfigError(f"--engine must be ray with --ray-address, got {arguments.engine}")
+    with closing(open_engine(arguments.engine, settings, address=arguments.ray_address)) as engine:
+        run = Run(cfg, arguments.config_file, distributed, engine=engine)
+        if arguments.dry_run:
+            _print_plan(dry_run(run, until=arguments.until, only=arguments.only))
+            return 0
+        if arguments.join:
+            join_pipeline(run, wait_seconds=arguments.join_wait)
+            return 0
+        run_pipeline(run, until=arguments.until, only=arguments.only, fresh=arguments.fresh, wait=arguments.wait)
     _print_results(run)
     return 0
 

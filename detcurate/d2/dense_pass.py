@@ -14,6 +14,7 @@ from detcurate.d2.embeddings import embed_images
 from detcurate.d2.members import MemberModels
 from detcurate.d2.shards import (
     Batch,
+    ModelKeeper,
     PredictionPass,
     ask_in_parts,
     make_shards,
@@ -27,7 +28,7 @@ _Found = tuple[dict[int, dict[str, float]], dict[int, np.ndarray]]
 """image_id -> its scores, and image_id -> its embedding."""
 
 
-def run_dense_pass(job: PredictionPass, progress: Callable[[int], None]) -> None:
+def run_dense_pass(job: PredictionPass, progress: Callable[[int], None], keeper: ModelKeeper | None = None) -> None:
     """Score every shard that is not there yet and that no other process is at; return when all are there.
 
     The sums of a batch want all members before the next batch, so members that are not in memory together are loaded
@@ -36,6 +37,7 @@ def run_dense_pass(job: PredictionPass, progress: Callable[[int], None]) -> None
     Args:
         job: What to score; ``directory`` takes dense scores.
         progress: Called with the number of images that this process has just scored.
+        keeper: Of models that outlive this call.
 
     Raises:
         ConfigError: There are fewer than two members.
@@ -43,7 +45,7 @@ def run_dense_pass(job: PredictionPass, progress: Callable[[int], None]) -> None
         EnsembleError: A member cannot be used, or is no RetinaNet or FCOS.
         PredictionError: A member's answer is not finite, or the device's memory does not suffice for one image.
     """
-    make_shards(job, functools.partial(_score_shard, job, progress))
+    make_shards(job, functools.partial(_score_shard, job, progress), keeper)
 
 
 def _score_shard(

@@ -14,7 +14,7 @@ import numpy as np
 from detcurate.answers import References, write_references
 from detcurate.d2.members import MemberModels
 from detcurate.d2.reference import ReferenceAnswers, reference_answers
-from detcurate.d2.shards import Batch, Group, PredictionPass, ask_groups, make_shards, naming_member
+from detcurate.d2.shards import Batch, Group, ModelKeeper, PredictionPass, ask_groups, make_shards, naming_member
 from detcurate.passes import Predictions, open_predictions
 from detcurate.score.associate import associate
 from detcurate.score.reference import choose_references
@@ -47,13 +47,19 @@ class ReferencePass:
     truth_bounds: np.ndarray
     iou_threshold: float
 
+    @property
+    def name(self) -> str:
+        """What a message calls these shards."""
+        return self.images.name
 
-def run_reference_pass(job: ReferencePass, progress: Callable[[int], None]) -> None:
+
+def run_reference_pass(job: ReferencePass, progress: Callable[[int], None], keeper: ModelKeeper | None = None) -> None:
     """Ask about every shard that is not there yet and that no other process is at; return when all are there.
 
     Args:
         job: What to ask.
         progress: Called with the number of images that this process has just asked about.
+        keeper: Of models that outlive this call.
 
     Raises:
         DatasetError: An image does not decode to the size of its record.
@@ -61,7 +67,7 @@ def run_reference_pass(job: ReferencePass, progress: Callable[[int], None]) -> N
         PredictionError: The detections cannot be read, a member's answer is not finite, or the device's memory does
             not suffice for one image.
     """
-    make_shards(job.images, functools.partial(_ask_shard, job, progress))
+    make_shards(job.images, functools.partial(_ask_shard, job, progress), keeper)
 
 
 def _ask_shard(
@@ -83,7 +89,7 @@ def _opened(directory: Location, member_names: tuple[str, ...]) -> Predictions:
 
 def _boxes_of(job: ReferencePass, number: int) -> _Boxes:
     """Return the reference boxes of one shard's images."""
-    detections, _ = _opened(job.predictions, job.member_names).read(number)
+    detections, _ = _opened(job.predictions, job.member_names).read(job.images.first_shard + number)
     clusters = associate(detections, num_members=len(job.member_names), iou_threshold=job.iou_threshold)
     boxes = {}
     for row in job.images.rows(number):

@@ -15,6 +15,7 @@ from detcurate.d2.posterior import posterior_form, predict_posteriors
 from detcurate.d2.shards import (
     Batch,
     Group,
+    ModelKeeper,
     PredictionPass,
     ask_groups,
     make_shards,
@@ -26,19 +27,20 @@ from detcurate.predictions import write_shard
 from detcurate.structures import Detections
 
 
-def run_pass(job: PredictionPass, progress: Callable[[int], None]) -> None:
+def run_pass(job: PredictionPass, progress: Callable[[int], None], keeper: ModelKeeper | None = None) -> None:
     """Predict every shard that is not there yet and that no other process is at; return when all are there.
 
     Args:
         job: What to predict.
         progress: Called with the number of images that this process has just predicted.
+        keeper: Of models that outlive this call.
 
     Raises:
         DatasetError: An image does not decode to the size of its record.
         EnsembleError: A member cannot be used.
         PredictionError: A member's answer is not finite, or the device's memory does not suffice for one image.
     """
-    make_shards(job, functools.partial(_predict_shard, job, progress))
+    make_shards(job, functools.partial(_predict_shard, job, progress), keeper)
 
 
 def _predict_shard(

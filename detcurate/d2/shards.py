@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from detectron2.data import DatasetMapper
 
-from detcurate.claims import Claims, claims_folder
+from detcurate.claims import Claims, NoClaims, claims_folder
 from detcurate.d2 import backbones  # noqa: F401  registers the small backbone
 from detcurate.d2.config import load_config_text
 from detcurate.d2.members import MemberModels
@@ -58,6 +58,8 @@ class PredictionPass:
         precision: ``"fp32"`` or ``"bf16"``.
         num_decoders: Threads that decode the next shard meanwhile; 0 decodes in between.
         embeddings: Where the images' embeddings by the first member go, in shards likewise; None for none.
+        first_shard: The number that the first of the images' shards has in ``directory``.
+        is_handed_out: Whether the shards are this process's alone, so that it claims none.
     """
 
     config: str
@@ -74,11 +76,13 @@ class PredictionPass:
     precision: str = "fp32"
     num_decoders: int = 0
     embeddings: Location | None = None
+    first_shard: int = 0
+    is_handed_out: bool = False
 
     @property
     def shards(self) -> list[Location]:
         """The files of all shards, in order."""
-        return [shard_path(self.directory, number) for number in range(self.num_shards)]
+        return [shard_path(self.directory, self.first_shard + number) for number in range(self.num_shards)]
 
     @property
     def num_shards(self) -> int:
@@ -87,7 +91,29 @@ class PredictionPass:
 
     def missing(self) -> list[int]:
         """Return the numbers of the shards that are not there."""
+        if self.is_handed_out:  # a few: not worth the listing of all
+            return [number for number, path in enumerate(self.shards) if not path.is_file()]
         return missing_shards(self.directory, self.num_shards)
+
+    @property
+    def name(self) -> str:
+        """What a message calls these shards."""
+        shards, image_ids = self.shards, self.image_ids
+        return (
+            f"{shards[0]} to {shards[-1].name} (image_id {image_ids[0]} to {image_ids[-1]})" if shards else "no shards"
+        )
+
+    def block(self, shards: range) -> PredictionPass:
+        """Return the job of some neighbouring shards alone, which nobody else is given."""
+        rows = slice(self.rows(shards[0]).start, self.rows(shards[-1]).stop)
+        return replace(
+            self,
+            image_ids=self.image_ids[rows],
+            file_names=self.file_names[rows],
+            sizes=self.sizes[rows],
+            first_shard=self.first_shard + shards[0],
+            is_handed_out=True,
+        )
 
     def rows(self, shard: int) -> range:
         """Return the rows of one shard's images."""
@@ -106,12 +132,44 @@ class PredictionPass:
         ]
 
 
-def make_shards(job: PredictionPass, work: Work) -> None:
+class ModelKeeper:
+    """The members' models of a process: built for the first shard that there is to do, kept for the next job."""
+
+    def __init__(self) -> None:
+        self._models: MemberModels | None = None
+        self._of: tuple[Any, ...] = ()
+
+    def models(self, job: PredictionPass, cfg: Any) -> MemberModels:
+        """Return the models of a job; those of the job before when it has the same members."""
+        wanted = (job.config, job.members, job.device, job.memory_gb, job.precision)
+        if self._models is None or self._of != wanted:
+            self._models = MemberModels(cfg, job.members, memory_gb=job.memory_gb, precision=job.precision)
+            self._of = wanted
+        return self._models
+
+
+class KeepingModels:
+    """Work on one job after another by a process that keeps the models in between; picklable before it begins.
+
+    Args:
+        work: Such as ``run_pass``.
+    """
+
+    def __init__(self, work: Callable[..., None]) -> None:
+        self._work, self._keeper = work, ModelKeeper()
+
+    def __call__(self, job: Any, progress: Callable[[int], None]) -> None:
+        """Do the work on a job."""
+        self._work(job, progress, self._keeper)
+
+
+def make_shards(job: PredictionPass, work: Work, keeper: ModelKeeper | None = None) -> None:
     """Make every shard that is not there yet and that no other process is at; return when all are there.
 
     Args:
         job: What the shards are of.
         work: Makes one; the models are built for the first that there is to do.
+        keeper: Of models that outlive this call.
 
     Raises:
         DatasetError: An image does not decode to the size of its record.
@@ -124,14 +182,13 @@ def make_shards(job: PredictionPass, work: Work) -> None:
     cfg.defrost()
     cfg.MODEL.DEVICE = job.device
     open_remote_images(cfg)
-    models: list[MemberModels] = []
+    kept = keeper or ModelKeeper()
 
     def make(number: int, batches: list[Batch]) -> None:
-        if not models:
-            models.append(MemberModels(cfg, job.members, memory_gb=job.memory_gb, precision=job.precision))
-        work(models[0], number, batches)
+        work(kept.models(job, cfg), number, batches)
 
-    with Claims(claims_folder(job.directory, Path(cfg.OUTPUT_DIR))) as claims:
+    folder = claims_folder(job.directory, Path(cfg.OUTPUT_DIR))
+    with NoClaims() if job.is_handed_out else Claims(folder) as claims:
         while job.missing():
             if not _sweep(job, claims, cfg, make):
                 time.sleep(_POLL_SECONDS)  # the rest is in others' hands: they finish it, or their claims grow stale
@@ -196,7 +253,7 @@ def write_shard_embeddings(job: PredictionPass, number: int, embeddings: dict[in
     write_embeddings(job.embeddings / job.shards[number].name, image_ids, rows)
 
 
-def _sweep(job: PredictionPass, claims: Claims, cfg: Any, make: Callable[[int, list[Batch]], None]) -> int:
+def _sweep(job: PredictionPass, claims: Claims | NoClaims, cfg: Any, make: Callable[[int, list[Batch]], None]) -> int:
     """Go over the shards once; return how many were made here. One is decoded ahead when there are decoders."""
     mapper, made = DatasetMapper(cfg, is_train=False), 0
     waiting: deque[tuple[int, list[Callable[[], dict]]]] = deque()
@@ -204,7 +261,7 @@ def _sweep(job: PredictionPass, claims: Claims, cfg: Any, make: Callable[[int, l
     def finish() -> None:
         number, samples = waiting.popleft()
         make(number, _batches([sample() for sample in samples], job.batch_size))
-        claims.release(shard_path(job.directory, number).name)
+        claims.release(job.shards[number].name)
 
     with _decoders(max(1, job.num_decoders)) as decoders:
         shards, options = job.shards, storage_options(cfg)
@@ -249,8 +306,8 @@ def _decoding(
 def _decode(mapper: DatasetMapper, record: dict) -> dict:
     try:
         return mapper(record)
-    except StorageError:
-        raise
+    except (MemoryError, StorageError):
+        raise  # which says nothing of the image
     except Exception as error:
         raise DatasetError(
             f"an image must decode to the size of its record, got {error} "

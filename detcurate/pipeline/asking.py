@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from detcurate.files import sha256_json
-from detcurate.parallel import run_jobs
+from detcurate.files import remove_temporaries, sha256_json
+from detcurate.passes import Pass, prepare_folder, prepare_passes
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.train import require_device, training_config, training_settings
 from detcurate.stages import output_digest
 from detcurate.storage import Location, image_files
 
 EMBEDDINGS = "embeddings"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How the folders that answers go to come to be: by this process, or by another that is waited for.
+
+    Args:
+        passes: As ``prepare_passes``.
+        folder: As ``prepare_folder``.
+    """
+
+    passes: Callable[..., list[Pass]] = prepare_passes
+    folder: Callable[[Location, str], None] = prepare_folder
 
 
 def inference_settings(run: Run) -> dict[str, Any]:
@@ -98,11 +111,11 @@ def make_missing_shards(
     desc: str,
     wrap: Callable[[Any], Any] = lambda job: job,
 ) -> None:
-    """Make the shards of a job that are not there, in a process a device.
+    """Make the shards of a job that are not there: in a process a device, or handed out in blocks by the engine.
 
     Args:
         run: The run.
-        work: What a process does with ``wrap(job)`` of its device.
+        work: What a process does with ``wrap(job)`` of its device, or of a block.
         job: From :func:`prediction_job`.
         desc: What the progress bar says.
         wrap: Makes of the job what ``work`` takes.
@@ -110,10 +123,40 @@ def make_missing_shards(
     missing = job.missing()
     if not missing:
         return
-    require_device(run)
     total = sum(len(job.rows(number)) for number in missing)
+    if run.engine.hands_out_blocks:
+        # Of several GPUs a worker sees its own alone, as the first.
+        job = replace(job, device="cuda") if job.device.startswith("cuda") else job
+        _hand_out(run, work, [wrap(job.block(shards)) for shards in _neighbours(run, missing)], desc, total)
+        remove_temporaries(job.directory)  # of workers that died
+        return
+    require_device(run)
     jobs = [wrap(replace(job, device=device)) for device in prediction_devices(run)[: len(missing)]]
-    run_jobs(work, jobs, num_processes=len(jobs), total=total, desc=desc, unit="image")
+    run.engine.run(work, jobs, num_processes=len(jobs), total=total, desc=desc, unit="image")
+
+
+def _hand_out(run: Run, work: Callable[..., None], blocks: list[Any], desc: str, total: int) -> None:
+    from detcurate.d2.shards import KeepingModels
+
+    run.engine.run(
+        KeepingModels(work),
+        blocks,
+        num_processes=run.settings.worker_processes,
+        total=total,
+        desc=desc,
+        unit="image",
+        on_gpu=str(run.cfg.MODEL.DEVICE).startswith("cuda"),
+    )
+
+
+def _neighbours(run: Run, missing: Sequence[int]) -> Iterator[range]:
+    """Yield the numbers of shards that a worker is given at a time, which follow each other."""
+    first = 0
+    for place in range(1, len(missing) + 1):
+        is_end = place == len(missing) or missing[place] != missing[place - 1] + 1
+        if is_end or place - first == run.settings.ray.shards_per_block:
+            yield range(missing[first], missing[place - 1] + 1)
+            first = place
 
 
 def prediction_devices(run: Run) -> list[str]:

@@ -14,6 +14,7 @@ from detcurate.coco.dataset import CocoDataset, read_coco
 from detcurate.coco.findings import parse_policies
 from detcurate.coco.synthetic import CLASSES, SyntheticConfig
 from detcurate.config import CurateSettings, EvaluationSettings, PoolSettings, curate_settings
+from detcurate.engines import LOCAL, Engine
 from detcurate.errors import DatasetError, PredictionError
 from detcurate.stages import damaged_outputs, read_marker
 from detcurate.storage import Location, RemotePath, annotation_copy, join, locate
@@ -66,6 +67,7 @@ class Run:
         markers: The finished stages' markers, filled in as they finish.
         round: The round of a search, see :mod:`detcurate.pipeline.search`; None for the last one, which is every other
             run's only one.
+        engine: Where predictions are made and scored; it leaves no trace in what they are.
     """
 
     cfg: Any
@@ -73,6 +75,7 @@ class Run:
     distributed: dict[str, Any] = field(default_factory=dict)
     markers: dict[str, Marker] = field(default_factory=dict)
     round: int | None = None
+    engine: Engine = LOCAL
 
     @cached_property
     def settings(self) -> CurateSettings:

@@ -17,9 +17,9 @@ from detcurate.answers import DENSE_AGGREGATIONS
 from detcurate.config import CurateSettings, ScoreSettings
 from detcurate.errors import ConfigError
 from detcurate.files import sha256_json
-from detcurate.passes import prepare_folder
 from detcurate.pipeline.asking import (
     EMBEDDINGS,
+    Preparation,
     answers_digest,
     count_shards,
     make_missing_shards,
@@ -117,7 +117,7 @@ def score_settings(settings: CurateSettings, mode: str) -> ScoreSettings:
     return asked.model_copy(update={"measures": (_DENSE_MEASURE,), "weights": (1.0,)})
 
 
-def ask_references(run: Run, weights: Weights) -> list[Location]:
+def ask_references(run: Run, weights: Weights, preparation: Preparation) -> list[Location]:
     """Ask all members about the reference boxes of the pool, once their passes are there; return the files.
 
     What a member says of a box depends on all members, for their consensus is among the boxes: another ensemble is
@@ -128,11 +128,14 @@ def ask_references(run: Run, weights: Weights) -> list[Location]:
     image_ids, directory = run.usable_image_ids, run.directory("predict")
     folder, iou_threshold = directory / REFERENCE, run.settings.score.iou_threshold
     depends = {"answers": answers_digest(run, image_ids), "members": list(weights), "iou_threshold": iou_threshold}
-    prepare_folder(folder, sha256_json(depends))
+    preparation.folder(folder, sha256_json(depends))
     truth_boxes, truth_bounds = _truth(run, image_ids)
 
     def wrap(images: Any) -> ReferencePass:
-        return ReferencePass(images, directory, tuple(weights), truth_boxes, truth_bounds, iou_threshold)
+        first = images.first_shard * images.shard_size
+        bounds = truth_bounds[first : first + len(images.image_ids)]
+        start, end = bounds[0, 0], bounds[-1, 1]  # of a block, a worker is given its own alone
+        return ReferencePass(images, directory, tuple(weights), truth_boxes[start:end], bounds - start, iou_threshold)
 
     job = prediction_job(run, "pool", folder, list(weights.values()), image_ids)
     make_missing_shards(run, run_reference_pass, job, desc="ask about boxes", wrap=wrap)
@@ -148,7 +151,7 @@ def _truth(run: Run, image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return pool.boxes[kept].astype(np.float32), bounds
 
 
-def ask_densely(run: Run, weights: Weights) -> list[Location]:
+def ask_densely(run: Run, weights: Weights, preparation: Preparation) -> list[Location]:
     """Compare all members at every anchor of every image of the pool; return the files.
 
     The running sums are over all members, so another ensemble is asked anew.
@@ -161,7 +164,7 @@ def ask_densely(run: Run, weights: Weights) -> list[Location]:
 
     require_several(len(weights))
     image_ids, folder = run.usable_image_ids, run.directory("predict") / DENSE
-    prepare_folder(folder, sha256_json({"answers": answers_digest(run, image_ids), "members": list(weights)}))
+    preparation.folder(folder, sha256_json({"answers": answers_digest(run, image_ids), "members": list(weights)}))
     embeddings = folder / EMBEDDINGS if run.settings.predict.embeddings else None
     job = prediction_job(run, "pool", folder, list(weights.values()), image_ids, embeddings)
     make_missing_shards(run, run_dense_pass, job, desc="compare anchors")

@@ -14,9 +14,10 @@ from detcurate.evaluate.bootstrap import image_weights, weighted_figures
 from detcurate.evaluate.coco_eval import evaluate_coco
 from detcurate.evaluate.matches import MatchTable
 from detcurate.files import write_json
-from detcurate.passes import MEMBERS, prepare_passes, read_predictions
+from detcurate.passes import MEMBERS, read_predictions
 from detcurate.pipeline.asking import (
     EMBEDDINGS,
+    Preparation,
     answers_digest,
     count_shards,
     inference_settings,
@@ -44,7 +45,7 @@ def predict_stage(run: Run) -> Stage:
     require_detectron2("the stage 'predict'")
     inputs = {name: output_digest(run.marker(name)) for name in ("pool", "train")}
     settings = {**inference_settings(run), **mode_settings(run.settings)}
-    return _stage(run, "predict", settings, inputs, lambda: _predict_pool(run))
+    return _stage(run, "predict", settings, inputs, lambda: predict_pool(run))
 
 
 def evaluate_stage(run: Run) -> Stage:
@@ -62,20 +63,26 @@ def _stage(
     return Stage(name, run.directory(name), settings, inputs, work, keeps_good_files=True)
 
 
-def _predict_pool(run: Run) -> StageResult:
+def predict_pool(run: Run, preparation: Preparation = Preparation()) -> StageResult:  # noqa: B008  it is frozen
+    """Ask every member about the pool.
+
+    Args:
+        run: The run.
+        preparation: How the folders that the answers go to come to be.
+    """
     ensemble, directory, mode = run.directory("train"), run.directory("predict"), run.settings.predict.mode
     members = read_ledger(ensemble / LEDGER)
     weights = {f"{member.file}@{member.sha256}": (ensemble / member.file, member.sha256) for member in members}
     if mode == "dense":
-        written = ask_densely(run, weights)
+        written = ask_densely(run, weights, preparation)
     else:
-        written = _predict(run, "pool", directory, weights, run.usable_image_ids, desc="predict pool")
+        written = _predict(run, "pool", directory, weights, run.usable_image_ids, preparation, desc="predict pool")
     summary = (
         f"{len(run.usable_image_ids):,} images by {len(members)} members in "
         f"{count_shards(run, run.usable_image_ids)} shards"
     )
     if mode == "reference":
-        written += ask_references(run, weights)
+        written += ask_references(run, weights, preparation)
     if mode != "cluster":
         summary += f", mode {mode}"
     return StageResult(written, summary, {"num_members": len(members)})
@@ -88,7 +95,9 @@ def _evaluate(run: Run) -> StageResult:
         f"{model['file']}@{model['sha256']}": (run.directory("retrain") / model["file"], model["sha256"])
         for model in models
     }
-    written = _predict(run, "evaluation", directory, weights, run.evaluation.image_ids, desc="predict arms")
+    written = _predict(
+        run, "evaluation", directory, weights, run.evaluation.image_ids, Preparation(), desc="predict arms"
+    )
     detections = Detections.concatenate([shard for shard, _ in read_predictions(directory, list(weights))])
     resampled = image_weights(len(run.evaluation), NUM_REPLICATES)
     rows: list[dict[str, Any]] = []
@@ -119,6 +128,7 @@ def _predict(
     directory: Location,
     weights: Mapping[str, tuple[Path, str]],
     image_ids: np.ndarray,
+    preparation: Preparation,
     *,
     desc: str,
 ) -> list[Location]:
@@ -126,7 +136,7 @@ def _predict(
     from detcurate.d2.runner import run_pass
 
     num_shards = count_shards(run, image_ids)
-    passes = prepare_passes(directory, answers_digest(run, image_ids), list(weights), num_shards=num_shards)
+    passes = preparation.passes(directory, answers_digest(run, image_ids), list(weights), num_shards=num_shards)
     embeddings = directory / EMBEDDINGS if run.settings.predict.embeddings and part == "pool" else None
     for found in passes:
         asked = [weights[name] for name in found.members if name in weights]

@@ -19,6 +19,7 @@ from detcurate.pipeline.choose import manifest_stage, select_stage
 from detcurate.pipeline.context import ADDED, CACHE, CANDIDATES, DIRECTORIES, IMPORTED, LOG, Run
 from detcurate.pipeline.ensemble import added_members, ensemble_plan, require_budget, train_stage
 from detcurate.pipeline.imported import require_imported
+from detcurate.pipeline.join import join_predict, require_joinable
 from detcurate.pipeline.modes import require_mode
 from detcurate.pipeline.plans import plan_stages
 from detcurate.pipeline.pool import pool_stage, require_same_classes
@@ -105,6 +106,14 @@ def output_lock(run: Run, *, wait: bool = False) -> Iterator[None]:
 def report_lock(run: Run) -> AbstractContextManager[None]:
     """Hold the report, which may be asked for while the run is still going on."""
     return locked(run.output_dir, name=_REPORT_LOCK, wait=True)
+
+
+def join_pipeline(run: Run, *, wait_seconds: float) -> None:
+    """Help a run that is at its stage ``predict``, from another process or machine; see :func:`join_predict`."""
+    require_joinable(run)
+    _require_own_directory(run)
+    _validate(run, ["predict"])
+    join_predict(run, wait_seconds=wait_seconds)
 
 
 def stage_names(run: Run, *, until: str | None = None, only: str | None = None) -> list[str]:
@@ -258,7 +267,8 @@ def _validate(run: Run, names: list[str]) -> None:
 
         hint = ", before which --until manifest stops," if run.settings.predict.results else ""
         require_detectron2(f"the stage '{needing[0]}'{hint}")
-        require_device(run)
+        if not run.engine.hands_out_blocks or set(needing) - {"predict", "evaluate"}:
+            require_device(run)
         require_solver(run)
         ensemble_plan(run)
         require_budget(run)

@@ -53,6 +53,7 @@ def _score_clusters(run: Run) -> StageResult:
         trajectories=_trajectories(run, members),
         objects_path=run.directory("score") / OBJECTS,
         num_processes=run.settings.worker_processes,
+        engine=run.engine,
     )
     result = _combine(run, components)
     if calibration is None:

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 from detcurate.coco.dataset import CocoDataset
 from detcurate.coco.labels import image_labels
 from detcurate.config import ScoreSettings
+from detcurate.engines import LOCAL, Engine
 from detcurate.errors import PredictionError
 from detcurate.files import atomic_path
-from detcurate.parallel import Progress, stream_jobs
+from detcurate.parallel import Progress
 from detcurate.passes import Predictions
 from detcurate.pipeline.object_table import object_schema, object_table
 from detcurate.score.aggregate import class_weights
@@ -34,6 +35,11 @@ class _Block:
 
     shards: range
     labels: Labels
+
+    @property
+    def name(self) -> str:
+        """What a message calls it."""
+        return f"shards {self.shards[0]} to {self.shards[-1]}"
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,7 @@ def score_predictions(
     trajectories: Sequence[Sequence[int]],
     objects_path: Location,
     num_processes: int,
+    engine: Engine = LOCAL,
 ) -> tuple[dict[str, np.ndarray], Calibration | None]:
     """Score all images, in blocks that worker processes take; write the objects, and return the images' components.
 
@@ -121,7 +128,8 @@ def score_predictions(
         shard_size: Images a shard.
         trajectories: The members of each run in iteration order.
         objects_path: Where the table of objects goes.
-        num_processes: Worker processes.
+        num_processes: Worker processes, of this machine.
+        engine: What runs them.
 
     Returns:
         name -> (I,) column, and the calibration where one is asked for.
@@ -143,7 +151,7 @@ def score_predictions(
     covered: list[np.ndarray] = [np.zeros(0, np.int64)]
     schema = object_schema(dataset.class_names, scorer.measures, len(predictions.members))
     with atomic_path(objects_path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for scored in stream_jobs(
+        for scored in engine.stream(
             scorer,
             _blocks(predictions, dataset, image_ids, shard_size),
             num_processes=num_processes,
