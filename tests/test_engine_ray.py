@@ -4,6 +4,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -88,6 +89,23 @@ def test_a_failure_is_raised_as_it_is_and_ends_the_workers(engine):
     assert time.monotonic() - begun < 25
     with pytest.raises(ZeroDivisionError, match=r"divide_by_zero"):
         run(engine, divide_by_zero, [1])
+
+
+def test_what_the_handler_of_a_signal_raises_ends_the_run(engine):
+    class Stopped(BaseException):
+        pass
+
+    def stop(*_: object):
+        raise Stopped
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 3.0)
+    try:
+        with pytest.raises(Stopped):
+            run(engine, refuse_three, [1, 4])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_block_that_ends_every_worker_is_named(engine):

@@ -134,7 +134,8 @@ class BlockPool:
         return self._plan.ahead is None or taken < self._plan.ahead
 
     def _listen(self) -> None:
-        ready, _ = ray.wait([*self._starting, *self._busy], num_returns=1, timeout=_POLL_SECONDS)
+        with _signals_as_raised():
+            ready, _ = ray.wait([*self._starting, *self._busy], num_returns=1, timeout=_POLL_SECONDS)
         for found in ready:
             if found in self._starting:
                 self._started(found)
@@ -146,7 +147,8 @@ class BlockPool:
     def _heard(self, stream: Any) -> None:
         worker, block = self._busy[stream]
         try:
-            kind, value = ray.get(next(stream))
+            with _signals_as_raised():
+                kind, value = ray.get(next(stream))
         except RayTaskError as error:
             if not _is_out_of_memory(error.cause):
                 raise _failure_of(error) from None
@@ -209,17 +211,26 @@ class BlockPool:
         needs = ", ".join(f"{name} {value:g}" for name, value in self._plan.resources.items())
         if waited > _PLACE_SECONDS:
             raise DetcurateError(
-                f"a worker of '{self._bar.desc}' must find a place on the cluster, got none within "
+                f"a worker of '{self._bar.desc}' must find a place on the cluster and start, got none within "
                 f"{_PLACE_SECONDS:.0f} s (it needs {needs}); add nodes, or lower what CURATE.RAY asks for"
             )
         if time.monotonic() - self._reminded > _REMIND_SECONDS:
             self._reminded = time.monotonic()
-            _logger.warning("waiting for a node with room for a worker of '%s' (%s)", self._bar.desc, needs)
+            _logger.warning("no worker of '%s' has started yet (each needs %s); waiting", self._bar.desc, needs)
 
 
 def _failure_of(error: RayTaskError) -> BaseException:
     """Return what a user can mend as it was raised; a defect with the worker's traceback."""
     return error.cause if isinstance(error.cause, DetcurateError | OSError) else error
+
+
+@contextlib.contextmanager
+def _signals_as_raised() -> Iterator[None]:
+    """Raise what a signal's handler raised; out of Ray's compiled code it comes as the cause of a ``SystemError``."""
+    try:
+        yield
+    except SystemError as error:
+        raise error.__cause__ or error from None
 
 
 def _is_out_of_memory(cause: BaseException) -> bool:
