@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Look the packages of the lock up in a list of known weaknesses; where that cannot be reached, check the lock itself.
 
-pip-audit and its service (OSV or PyPI) are asked first, in an environment of their own. Without them: every requirement
+pip-audit and its service (OSV or PyPI) are asked first, in an environment of its own. Without them: every requirement
 of detcurate is in the lock, every entry has digests, and what is installed here has the lock's versions. What was done
 is said. Exit status: 0 nothing found, 1 something found, 2 the lock is not in order.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def main() -> int:
         )
         return 0
     status, report = found
-    sys.stdout.write(f"{report}\naudit: pip-audit looked the lock up in its list of known weaknesses\n")
+    sys.stdout.write(f"{report}\n")
     return status
 
 
@@ -109,12 +110,32 @@ def known_weaknesses() -> tuple[int, str] | None:
         try:
             get = [tools / "python", "-m", "pip", "install", "--quiet", "pip-audit"]
             subprocess.run(get, check=True, capture_output=True, timeout=SECONDS)
-            ask = [tools / "pip-audit", "--requirement", LOCK, "--disable-pip", "--require-hashes", "--timeout", "15"]
+            ask = [tools / "pip-audit", "--requirement", LOCK, "--disable-pip", "--require-hashes", "--format", "json"]
             done = subprocess.run(ask, capture_output=True, text=True, timeout=SECONDS)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired, OSError):
             return None
-    answered = "No known vulnerabilities found" in done.stderr or "known vulnerabilit" in done.stderr
-    return (done.returncode, done.stdout + done.stderr) if answered else None
+        return judged(done.stdout)
+
+
+def judged(report: str) -> tuple[int, str] | None:
+    """Return the exit status and what to say of pip-audit's JSON report, ``None`` where it could look nothing up.
+
+    It exits with 0 when its service knows none of the packages, as behind an index that serves files alone.
+    """
+    try:
+        packages = json.loads(report)["dependencies"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    known = [package for package in packages if "skip_reason" not in package]
+    if not known:
+        return None
+    lines = [
+        f"{package['name']} {package['version']}: {found['id']}, mended in {found['fix_versions'] or 'no release'}"
+        for package in known
+        for found in package["vulns"]
+    ]
+    counts = f"audit: pip-audit looked up {len(known)} of {len(packages)} packages: {len(lines)} known weaknesses"
+    return int(bool(lines)), "\n".join([*lines, counts])
 
 
 if __name__ == "__main__":
