@@ -27,7 +27,8 @@ class ImageFinding:
     Args:
         image_id: The image.
         file_name: Its file, relative to the image root.
-        code: ``missing_image_file``, ``unreadable_image``, ``image_size_differs`` or ``exif_rotation``.
+        code: ``missing_image_file``, ``unreadable_image``, ``image_size_differs``, ``unsupported_depth``,
+            ``exif_rotation`` or ``other_image_format``.
         reason: In words.
     """
 
@@ -38,18 +39,26 @@ class ImageFinding:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the image can be trained on all the same: Detectron2 turns an image as its EXIF data says."""
-        return self.code == "exif_rotation"
+        """Whether the image can be trained on all the same.
+
+        Detectron2 turns an image as its EXIF data says, and goes by what a file is, not by its name.
+        """
+        return self.code in ("exif_rotation", "other_image_format")
 
 
 class _Look(msgspec.Struct, frozen=True, array_like=True):
-    """What was seen of one file: its size in bytes and its time, its size upright in px, or why it cannot be read."""
+    """What was seen of one file: its size in bytes and its time, its size upright in px, or why it cannot be read.
+
+    Mode and format are Pillow's names. The error stands last.
+    """
 
     num_bytes: int
     mtime_ns: int
     width: int = 0
     height: int = 0
     is_rotated: bool = False
+    mode: str = ""
+    format: str = ""
     error: str = ""
 
 
@@ -100,7 +109,7 @@ def examine_images(
         write_bytes(cache, hashlib.sha256(seen).hexdigest().encode() + b"\n" + seen)
     findings = []
     for row, name in enumerate(dataset.file_names):
-        found = _judge(_Look(*known[name]), (int(dataset.widths[row]), int(dataset.heights[row])))
+        found = _judge(name, _Look(*known[name]), (int(dataset.widths[row]), int(dataset.heights[row])))
         if found is not None:
             findings.append(ImageFinding(int(dataset.image_ids[row]), name, *found))
     return findings
@@ -112,7 +121,7 @@ def log_image_findings(findings: Sequence[ImageFinding], log: FindingLog) -> Non
         log.add(finding.code, f"{finding.file_name} (image_id {finding.image_id}): {finding.reason}")
 
 
-def _judge(look: _Look, size: tuple[int, int]) -> tuple[str, str] | None:
+def _judge(name: str, look: _Look, size: tuple[int, int]) -> tuple[str, str] | None:
     if look.num_bytes < 0:
         return "missing_image_file", "the file is absent"
     if look.error:
@@ -121,7 +130,14 @@ def _judge(look: _Look, size: tuple[int, int]) -> tuple[str, str] | None:
     if (look.width, look.height) != size:
         turned = ", turned as its EXIF data says" if look.is_rotated else ""
         return "image_size_differs", f"it is {look.width}x{look.height}{turned}, {stated}"
-    return ("exif_rotation", "it is stored turned, and EXIF data say how") if look.is_rotated else None
+    if look.mode.startswith(_DEEP):
+        return "unsupported_depth", f"it has more than 8 bits a channel (mode {look.mode}), which are cut off at 255"
+    if look.is_rotated:
+        return "exif_rotation", "it is stored turned, and EXIF data say how"
+    named = Image.registered_extensions().get(Path(name).suffix.lower(), look.format)
+    if _FAMILY.get(look.format, look.format) != _FAMILY.get(named, named):
+        return "other_image_format", f"it is {look.format}, and named as {named}"
+    return None
 
 
 def _look_at(block: _Block, progress: Callable[[int], None]) -> dict[str, tuple]:
@@ -142,11 +158,12 @@ def _look(path: Path) -> _Look:
                 image.load()
                 is_rotated = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
                 width, height = ImageOps.exif_transpose(image).size
+                mode, kind = image.mode, image.format or ""
     except Exception as error:  # broken bytes make a decoder raise TypeError and worse
         # Without the folder: what is said of an image goes into the provenance, which is the same on every machine.
         reason = str(error).replace(str(path), path.name) or type(error).__name__
         return _Look(num_bytes, mtime_ns, error=reason)
-    return _Look(num_bytes, mtime_ns, width, height, is_rotated)
+    return _Look(num_bytes, mtime_ns, width, height, is_rotated, mode, kind)
 
 
 def _status(path: Path) -> tuple[int, int]:
@@ -171,3 +188,8 @@ def _read_cache(path: Path | None) -> dict[str, tuple]:
 
 
 _ORIENTATION = 0x0112
+_DEEP = ("I", "F")
+"""The modes of 16 and 32 bits: Pillow, and so Detectron2, makes 255 of all that is above, without a word."""
+
+_FAMILY = {"MPO": "JPEG"}
+"""Formats that begin as another one, and are read as it."""
