@@ -298,6 +298,8 @@ IMAGE_CASES = {
     "missing_image_file": ("error", "error warn"),
     "unreadable_image": ("error", "error warn"),
     "image_size_differs": ("error", "error warn"),
+    "unsupported_depth": ("error", "error warn"),
+    "other_image_format": ("note", "error warn note"),
     "exif_rotation": ("warn", "error warn note"),
 }
 
@@ -541,6 +543,10 @@ class TestImageFiles:
             (tmp_path / "8.jpg").write_bytes((tmp_path / "7.jpg").read_bytes()[:300])
         elif code == "image_size_differs":
             Image.new("RGB", (48, 64)).save(tmp_path / "8.jpg")
+        elif code == "unsupported_depth":
+            Image.new("I;16", size).save(tmp_path / "8.jpg", "PNG")
+        elif code == "other_image_format":
+            picture.save(tmp_path / "8.jpg", "PNG")
         elif code == "exif_rotation":
             exif = Image.Exif()
             exif[0x0112] = 3

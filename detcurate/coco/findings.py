@@ -91,6 +91,12 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "missing_image_file": _rule("error", "error warn", "", "add the files or name another image root"),
         "unreadable_image": _rule("error", "error warn", "", "write the image again or drop its record"),
         "image_size_differs": _rule("error", "error warn", "", "write the image's true size; boxes may be scaled"),
+        "unsupported_depth": _rule(
+            "error", "error warn", "", "write it with 8 bits a channel: a reader cuts larger values off"
+        ),
+        "other_image_format": _rule(
+            "note", "error warn note", "", "tools that go by the name may fail: name the file as what it is"
+        ),
         "exif_rotation": _rule(
             "warn", "error warn note", "", "tools that ignore EXIF see the image turned: store it upright"
         ),

@@ -29,8 +29,8 @@ class ImageFinding:
     Args:
         image_id: The image.
         file_name: Its file, relative to the image root.
-        code: ``missing_image_file``, ``unreadable_image``, ``image_size_differs``, ``exif_rotation`` or
-            ``link_leaves_root``.
+        code: ``missing_image_file``, ``unreadable_image``, ``image_size_differs``, ``unsupported_depth``,
+            ``exif_rotation``, ``other_image_format`` or ``link_leaves_root``.
         reason: In words.
     """
 
@@ -41,17 +41,19 @@ class ImageFinding:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the image can be trained on all the same: Detectron2 turns an image as its EXIF data says.
+        """Whether the image can be trained on all the same.
 
-        A link is never put in quarantine: its policy decides.
+        Detectron2 turns an image as its EXIF data says, and goes by what a file is, not by its name. A link is never put
+        in quarantine: its policy decides.
         """
-        return self.code in ("exif_rotation", LINK)
+        return self.code in ("exif_rotation", "other_image_format", LINK)
 
 
 class _Look(msgspec.Struct, frozen=True, array_like=True):
     """What was seen of one file: its size in bytes and its time, its size upright in px, or why it cannot be read.
 
-    Of an object in storage the tag of its content stands in the place of the time.
+    Of an object in storage the tag of its content stands in the place of the time. Mode and format are Pillow's names.
+    The error stands last.
     """
 
     num_bytes: int
@@ -59,6 +61,8 @@ class _Look(msgspec.Struct, frozen=True, array_like=True):
     width: int = 0
     height: int = 0
     is_rotated: bool = False
+    mode: str = ""
+    format: str = ""
     error: str = ""
 
 
@@ -120,7 +124,7 @@ def examine_images(
         if name in led_out:
             reason = "it, or a folder on the way to it, is a link that leads out of the image root"
             findings.append(ImageFinding(int(dataset.image_ids[row]), name, LINK, reason))
-        found = _judge(_Look(*known[name]), (int(dataset.widths[row]), int(dataset.heights[row])))
+        found = _judge(name, _Look(*known[name]), (int(dataset.widths[row]), int(dataset.heights[row])))
         if found is not None:
             findings.append(ImageFinding(int(dataset.image_ids[row]), name, *found))
     return findings
@@ -132,7 +136,7 @@ def log_image_findings(findings: Sequence[ImageFinding], log: FindingLog) -> Non
         log.add(finding.code, f"{finding.file_name} (image_id {finding.image_id}): {finding.reason}")
 
 
-def _judge(look: _Look, size: tuple[int, int]) -> tuple[str, str] | None:
+def _judge(name: str, look: _Look, size: tuple[int, int]) -> tuple[str, str] | None:
     if look.num_bytes < 0:
         return "missing_image_file", "the file is absent"
     if look.error:
@@ -141,7 +145,14 @@ def _judge(look: _Look, size: tuple[int, int]) -> tuple[str, str] | None:
     if (look.width, look.height) != size:
         turned = ", turned as its EXIF data says" if look.is_rotated else ""
         return "image_size_differs", f"it is {look.width}x{look.height}{turned}, {stated}"
-    return ("exif_rotation", "it is stored turned, and EXIF data say how") if look.is_rotated else None
+    if look.mode.startswith(_DEEP):
+        return "unsupported_depth", f"it has more than 8 bits a channel (mode {look.mode}), which are cut off at 255"
+    if look.is_rotated:
+        return "exif_rotation", "it is stored turned, and EXIF data say how"
+    named = Image.registered_extensions().get(Path(name).suffix.lower(), look.format)
+    if _FAMILY.get(look.format, look.format) != _FAMILY.get(named, named):
+        return "other_image_format", f"it is {look.format}, and named as {named}"
+    return None
 
 
 def _look_at(block: _Block, progress: Callable[[int], None]) -> dict[str, tuple]:
@@ -163,6 +174,7 @@ def _look(file: Path | RemoteImage) -> _Look:
             image.load()
             is_rotated = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
             width, height = ImageOps.exif_transpose(image).size
+            mode, kind = image.mode, image.format or ""
     except StorageError:  # which says nothing of the image
         raise
     except FileNotFoundError:  # it is gone since it was listed
@@ -171,7 +183,7 @@ def _look(file: Path | RemoteImage) -> _Look:
         # Without the folder: what is said of an image goes into the provenance, which is the same on every machine.
         reason = _NO_FILE.sub(repr(file.name), str(error)).replace(str(file), file.name) or type(error).__name__
         return _Look(num_bytes, mtime_ns, error=reason)
-    return _Look(num_bytes, mtime_ns, width, height, is_rotated)
+    return _Look(num_bytes, mtime_ns, width, height, is_rotated, mode, kind)
 
 
 def _read_cache(path: Path | None) -> dict[str, tuple]:
@@ -189,3 +201,8 @@ def _read_cache(path: Path | None) -> dict[str, tuple]:
 
 _ORIENTATION = 0x0112
 _NO_FILE = re.compile(r"<_io\.BufferedReader name='[^']*'>")  # how Pillow calls a file that it was given open
+_DEEP = ("I", "F")
+"""The modes of 16 and 32 bits: Pillow, and so Detectron2, makes 255 of all that is above, without a word."""
+
+_FAMILY = {"MPO": "JPEG"}
+"""Formats that begin as another one, and are read as it."""

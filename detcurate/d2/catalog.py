@@ -18,7 +18,7 @@ from detcurate.coco.dataset import CocoDataset, read_coco
 from detcurate.coco.provenance import subset_path
 from detcurate.coco.source import open_source
 from detcurate.d2.hooks import mix_seed
-from detcurate.errors import ConfigError
+from detcurate.errors import ConfigError, DatasetError
 from detcurate.storage import Location, image_files
 
 # What pycocotools, with which Detectron2 evaluates, stumbles over or silently counts wrong.
@@ -150,4 +150,11 @@ class SeededDataset(Dataset):
         np.random.seed(seed)
         with torch.random.fork_rng(devices=[]):  # without loader workers the step that is next draws in this process
             torch.default_generator.manual_seed(seed)
-            return self._mapper(self._records[index])
+            try:
+                return self._mapper(self._records[index])
+            except Exception as error:
+                record = self._records[index]
+                raise DatasetError(
+                    f"an image must be readable as it is trained on, got {error} ({record['file_name']}, image_id "
+                    f"{record['image_id']}); it was readable when the pool was checked"
+                ) from error

@@ -93,16 +93,25 @@ class Pipeline:
         shutil.copytree(self.output, output, ignore=lambda at, _: gone if Path(at) == self.output else ())
         return output
 
-    def start(self, output: Path, *more: object, command: Sequence[object] = ()) -> Running:
-        """Start the main job, or another command, on an ``OUTPUT_DIR``."""
-        said = output.parent / "said.txt"
-        words = [*command, "--config-file", self.config, *self.words, "OUTPUT_DIR", output, *more]
+    def start(
+        self,
+        output: Path,
+        *more: object,
+        command: Sequence[object] = (),
+        said: Path | None = None,
+        plain: bool = False,
+    ) -> Running:
+        """Start the main job, or another command, on an ``OUTPUT_DIR``; ``plain``: without the run's own words."""
+        said = said or output.parent / "said.txt"
+        words = [*command, "--config-file", self.config, *(() if plain else self.words), "OUTPUT_DIR", output, *more]
         with said.open("wb") as stream:
             process = subprocess.Popen(
                 [sys.executable, str(CURATE), *map(str, words)],
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                # What a shell starts in the background does not hear Ctrl-C, and neither do its children.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
         return Running(process, said)

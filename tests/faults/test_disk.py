@@ -12,7 +12,7 @@ from harness import leftovers
 from detcurate.cli import main
 from detcurate.files import sha256_file
 
-STEP_KB = 48
+STEP_KB = 20
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_disk_that_is_full_at_many_sizes(imported, run, disk, is_whole, measur
         found = run(output)
     assert imported.manifest(output) == imported.manifest()
     assert leftovers(output) == []
-    assert failures > 2
+    assert failures > 1
     measured("full disk, resumed", "", failures)
 
 

@@ -51,9 +51,10 @@ def run_until(pipeline, output, stage, *more: object):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("whole_group", [False, True], ids=["process", "group"])
-@pytest.mark.parametrize("number", STATUSES)
-@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize(
+    ("number", "whole_group", "num_processes"),
+    [(signal.SIGINT, True, 2), (signal.SIGTERM, False, 2), (signal.SIGINT, False, 1), (signal.SIGTERM, True, 1)],
+)
 def test_it_stops_in_every_stage(trained, tmp_path, measured, number, whole_group, num_processes):
     for place, stage in enumerate(trained.stages):
         output = trained.copy(tmp_path, without=trained.stages[place:])
