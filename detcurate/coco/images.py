@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 from detcurate.coco.dataset import CocoDataset
 from detcurate.coco.findings import LINK, FindingLog
@@ -43,8 +43,8 @@ class ImageFinding:
     def is_usable(self) -> bool:
         """Whether the image can be trained on all the same.
 
-        Detectron2 turns an image as its EXIF data says, and goes by what a file is, not by its name. A link is never put
-        in quarantine: its policy decides.
+        Detectron2 turns an image as its EXIF data says, and goes by what a file is, not by its name. A link is never
+        put in quarantine: its policy decides.
         """
         return self.code in ("exif_rotation", "other_image_format", LINK)
 
