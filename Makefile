@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test faults lint clean
 
 help:  ## say what the targets do
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## */  make \1|/' | column -t -s '|'
@@ -22,6 +22,9 @@ demo: $(READY)  ## the whole job on a rendered driving pool, on a CPU
 
 test: $(READY)  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+faults: $(READY)  ## the whole fault suite: kills, signals, damage, full disks (an hour; root mounts small disks)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults --faults -s
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
