@@ -23,8 +23,8 @@ demo: $(READY)  ## the whole job on a rendered driving pool, on a CPU
 test: $(READY)  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-faults: $(READY)  ## the whole fault suite: kills, full disks, damage, lost workers, fuzzing; some hours
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults --faults
+faults: $(READY)  ## the whole fault suite: kills, signals, damage, full disks (an hour; root mounts small disks)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults --faults -s
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

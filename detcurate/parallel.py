@@ -31,8 +31,8 @@ Progress = Callable[[int], None]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 _POLL_SECONDS = 0.2
-_NOTICE_SECONDS = 2.0  # what a worker's job is given to notice that it is to end: it notices at its next report
-_KILL_SECONDS = 3.0  # after which a worker that is still there is killed
+_NOTICE_SECONDS = 1.5  # what a worker's job is given to notice that it is to end: it notices at its next report
+_KILL_SECONDS = 2.0  # after which a worker that is still there is killed
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _UNITS = struct.Struct("<q")
 _AHEAD = 2  # jobs a worker that are begun or done before their result is asked for

@@ -144,6 +144,6 @@ def test_what_is_refused(output, tmp_path, refused, words, message):
 def test_a_run_without_a_manifest_or_a_queue(output, tmp_path, refused):
     (output / "manifest" / "relabel.json").unlink()
     words = ("export", "cvat", output, "-o", tmp_path / "out")
-    assert "the relabel queue must be a file, got none" in refused(*words)
+    assert "manifest/relabel.json is not there any more" in refused(*words)
     (output / "manifest" / "stage.json").unlink()
     assert "the stage 'manifest' must have finished" in refused(*words)

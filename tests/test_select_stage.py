@@ -20,7 +20,8 @@ MEMBERS = 4
 
 def finish(directory, *names: str):
     """Write the marker of a stage that has left these files."""
-    outputs = {name: {"sha256": sha256_file(directory / name), "bytes": 1} for name in names}
+    paths = {name: directory / name for name in names}
+    outputs = {name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for name, path in paths.items()}
     marker = {"stage": directory.name, "status": "complete", "digest": "made up", "settings": {}, "inputs": {}}
     write_json(directory / "stage.json", {**marker, "outputs": outputs, "summary": "", "facts": {}})
 

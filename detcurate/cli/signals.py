@@ -19,7 +19,7 @@ STOPPED = "stopped; give the same command again to go on: finished work is kept"
 STATUSES: Mapping[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
 """The exit status after each signal."""
 
-_GRACE_SECONDS = 4.0  # what unwinding may take; then the process ends without
+_GRACE_SECONDS = 3.0  # what unwinding may take; then the process ends without
 
 
 class Terminated(KeyboardInterrupt):

@@ -41,6 +41,7 @@ def safe_path(root: Location, file_name: str) -> Location | None:
     """Return the file of an image, None where its name leaves the image root.
 
     Example:
+        >>> from pathlib import Path
         >>> safe_path(Path("/data"), "a/../b.jpg").as_posix()
         '/data/b.jpg'
         >>> safe_path(Path("/data"), "../secret.jpg") is None

@@ -20,7 +20,7 @@ from detcurate.pipeline.context import DIRECTORIES
 REPOSITORY = Path(__file__).resolve().parents[2]
 CURATE = REPOSITORY / "tools" / "curate.py"
 MANIFEST = ("subset.json", "images.txt", "provenance.json", "relabel.json")
-PATIENCE = 180.0  # seconds that anything may take on a busy machine before a test gives up
+PATIENCE = 600.0  # seconds that anything may take on a busy machine before a test gives up
 
 
 @dataclass
