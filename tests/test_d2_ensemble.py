@@ -414,5 +414,5 @@ def test_a_trainer_builds_the_cycles_and_refuses_a_warm_up_beyond_the_first(pool
         from detcurate.d2.solver import require_lr_schedule
 
         require_lr_schedule(config("SOLVER.LR_SCHEDULER_NAME", "Cosine"))
-    with pytest.raises(ConfigError, match=r"SOLVER.BASE_LR must be above 0, got 0.0"):
+    with pytest.raises(ConfigError, match=r"SOLVER.BASE_LR must be above 0 for WarmupCosineLR, got 0.0"):
         require_lr_schedule(config("SOLVER.BASE_LR", "0.0"))

@@ -255,7 +255,7 @@ def test_a_crash_while_the_state_is_saved_leaves_the_one_before(writer, tmp_path
 
     def half(state, target):
         if path.exists():
-            Path(target).write_bytes(b"half")
+            target.write(b"half")
             raise OSError(28, "No space left on device")
         save(state, target)
 

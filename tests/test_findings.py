@@ -301,6 +301,7 @@ IMAGE_CASES = {
     "unsupported_depth": ("error", "error warn"),
     "other_image_format": ("note", "error warn note"),
     "exif_rotation": ("warn", "error warn note"),
+    "link_leaves_root": ("error", "error warn note"),
 }
 
 
@@ -551,6 +552,10 @@ class TestImageFiles:
             exif = Image.Exif()
             exif[0x0112] = 3
             picture.save(tmp_path / "8.jpg", exif=exif)
+        elif code == "link_leaves_root":
+            elsewhere = tmp_path.with_name(f"{tmp_path.name}-elsewhere.jpg")
+            picture.save(elsewhere)
+            (tmp_path / "8.jpg").symlink_to(elsewhere)
         return code, examine_images(dataset, tmp_path, num_processes=1, desc="look")
 
     def test_the_rule_and_each_policy(self, found, tmp_path):

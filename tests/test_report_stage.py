@@ -198,9 +198,9 @@ class TestUnfinished:
         path = copied / "scores" / "images.parquet"
         path.write_bytes(path.read_bytes()[:200])
         assert main(["report", str(copied)]) == 0
-        [sentence] = results_of(copied)["missing"]
-        assert sentence.startswith("The scores cannot be shown: a table must be a whole Parquet file")
-        assert results_of(copied)["verdict"]["claims"]
+        notes = {stage["name"]: stage["note"] for stage in results_of(copied)["stages"]}
+        assert notes["score"] == "scores/images.parquet is damaged"
+        assert notes["select"] == "'score' has been done again, or not to its end, since"
 
     def test_a_changed_annotation_file_is_not_taken_for_the_pools(self, finished, copied, tmp_path):
         config, _ = finished

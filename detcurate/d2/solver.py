@@ -63,8 +63,8 @@ def require_lr_schedule(cfg: CfgNode) -> None:
     name, known = cfg.SOLVER.LR_SCHEDULER_NAME, (*_DETECTRON2_LR_SCHEDULERS, *LR_SCHEDULERS)
     if name not in known:
         raise ConfigError(f"SOLVER.LR_SCHEDULER_NAME must be one of {', '.join(sorted(known))}, got {name!r}")
-    if not cfg.SOLVER.BASE_LR > 0:  # fvcore's schedules divide by it
-        raise ConfigError(f"SOLVER.BASE_LR must be above 0, got {cfg.SOLVER.BASE_LR}")
+    if not cfg.SOLVER.BASE_LR > 0 and "Cosine" in name:  # it is divided by
+        raise ConfigError(f"SOLVER.BASE_LR must be above 0 for {name}, got {cfg.SOLVER.BASE_LR}")
     if name != COSINE_CYCLES:
         return
     length = cycle_length(cfg.SOLVER.MAX_ITER, cfg.CURATE.ENSEMBLE.CYCLES)

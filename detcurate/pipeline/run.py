@@ -76,7 +76,7 @@ def run_pipeline(
     """
     names = stage_names(run, until=until, only=only)
     _validate(run, names)
-    with output_lock(run, wait=wait):
+    with _named_when_full(run.output_dir), output_lock(run, wait=wait):
         claim_output_dir(run, fresh=fresh)
         with _logged_to(run.output_dir / LOG):
             for name in names:
@@ -84,6 +84,17 @@ def run_pipeline(
                     require_held(run.output_dir)
                     with report_lock(run) if name == "report" else nullcontext():
                         of_round.markers[part] = run_stage(stage)
+
+
+@contextmanager
+def _named_when_full(directory: Path) -> Iterator[None]:
+    """Name the folder in an error of the system that names no file, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(directory)
+        raise
 
 
 @contextmanager
