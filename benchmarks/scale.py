@@ -91,6 +91,7 @@ def timed_pass(folder: Path, words: list[str], arguments: argparse.Namespace, en
         begun = time.perf_counter()
         run_pipeline(run, only=stage)
         seconds.append(time.perf_counter() - begun)
+    print(type(engine).__name__, processes, seconds, file=sys.stderr)
     written = {stage: run.marker(stage)["outputs"] for stage in ("predict", "score")}
     return seconds, written
 

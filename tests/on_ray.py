@@ -73,17 +73,26 @@ def square(job: int, progress: Any) -> int:
     return job**2
 
 
-def timed(job: int, progress: Any) -> tuple[float, float]:
-    """Return when the job began and ended."""
+def _meet(folder: Path, number: int) -> None:
+    """Wait until so many workers are at a job, however slowly they start."""
+    (folder / f"worker-{os.getpid()}").touch()
+    end = time.monotonic() + 120
+    while len(list(folder.glob("worker-*"))) < number and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def timed(job: tuple[Path, int], progress: Any) -> tuple[float, float]:
+    """Return when the job began and ended; the first ones wait until so many workers are there."""
     begun = time.time()
+    _meet(*job)
     time.sleep(0.1)
     progress(2)
     return begun, time.time()
 
 
-def where(job: int, progress: Any) -> tuple[int, str, str]:
-    """Return the process, its GPUs and its folder."""
-    time.sleep(0.3)
+def where(job: tuple[Path, int], progress: Any) -> tuple[int, str, str]:
+    """Return the process, its GPUs and its folder, once so many workers are there."""
+    _meet(*job)
     return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES", ""), str(Path.cwd())
 
 
@@ -100,7 +109,7 @@ def refuse_three(job: int, progress: Any) -> int:
 
     if job == 3:
         raise DatasetError("boxes must be finite, got nan (x.json, image_id 7)")
-    time.sleep(30)
+    time.sleep(150)
     return job
 
 

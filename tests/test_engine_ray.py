@@ -53,8 +53,8 @@ def test_results_have_the_order_of_the_jobs_and_the_bar_counts_every_unit(engine
     assert run(engine, square, []) == list(stream(engine, square, [])) == []
 
 
-def test_never_more_blocks_are_worked_on_than_there_are_workers(engine):
-    found = run(engine, timed, list(range(11)))
+def test_never_more_blocks_are_worked_on_than_there_are_workers(engine, tmp_path):
+    found = run(engine, timed, [(tmp_path, NUM_CPUS)] * 11)
     most = max(sum(begun <= moment < end for begun, end in found) for moment, _ in found)
     assert most == NUM_CPUS
 
@@ -86,7 +86,7 @@ def test_a_failure_is_raised_as_it_is_and_ends_the_workers(engine):
         run(engine, refuse_three, [1, 3, 4])
     assert type(raised.value) is DatasetError
     assert str(raised.value) == "boxes must be finite, got nan (x.json, image_id 7)"
-    assert time.monotonic() - begun < 25
+    assert time.monotonic() - begun < 120
     with pytest.raises(ZeroDivisionError, match=r"divide_by_zero"):
         run(engine, divide_by_zero, [1])
 
@@ -123,10 +123,10 @@ def test_the_block_of_a_worker_that_dies_or_runs_out_of_memory_is_given_to_anoth
     assert found[2][1] != dead
 
 
-def test_a_worker_takes_a_part_of_a_gpu_and_sees_no_other(cluster):
+def test_a_worker_takes_a_part_of_a_gpu_and_sees_no_other(cluster, tmp_path):
     engine = RayEngine(RaySettings(gpus_per_worker=0.5, cpus_per_worker=0.25), address=cluster.address)
     try:
-        found = run(engine, where, list(range(12)), on_gpu=True)
+        found = run(engine, where, [(tmp_path, 2 * NUM_GPUS)] * 12, on_gpu=True)
     finally:
         engine.close()
     assert len({pid for pid, _, _ in found}) == 2 * NUM_GPUS
