@@ -37,6 +37,12 @@ def readable(path: Location) -> Path | BinaryIO:
     return path if isinstance(path, Path) else path.open()
 
 
+def bounded(path: Location) -> Path | BinaryIO:
+    """Return a table for a reader of Parquet, once :func:`require_bounded` has looked at it."""
+    require_bounded(path)
+    return readable(path)
+
+
 def read_table(path: Location) -> tuple[pa.Table, dict[str, Any]]:
     """Read a file of :func:`write_table` and its description; raises one of ``DAMAGES``."""
     require_bounded(path)

@@ -132,7 +132,7 @@ def test_what_cannot_be_seen_from_here_is_believed_while_it_shows_life(tmp_path,
 def test_a_number_that_is_used_again_is_another_process(tmp_path):
     write_lock(tmp_path, born="long ago")
     with locked(tmp_path):
-        pass
+        assert b"long ago" not in (tmp_path / LOCK).read_bytes()
 
 
 def test_a_holder_shows_life(tmp_path):

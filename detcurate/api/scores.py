@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from detcurate.api.frames import Folder, data_frame, open_run, original_ids, require_column, row_of
 from detcurate.coco.dataset import CocoDataset
 from detcurate.errors import PredictionError
-from detcurate.parquet import readable
+from detcurate.parquet import bounded
 from detcurate.pipeline.score import OBJECTS, read_scores
 from detcurate.storage import Location
 from detcurate.structures import ImageScores
@@ -73,8 +73,8 @@ class Scores:
         row = None if image_id is None else row_of(self.pool, image_id)
         filters = None if row is None else [("image_id", "=", int(self.pool.image_ids[row]))]
         try:
-            table = pq.read_table(readable(self.objects), partitioning=None, filters=filters)
-        except (OSError, pa.ArrowException) as error:
+            table = pq.read_table(bounded(self.objects), partitioning=None, filters=filters)
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise PredictionError(
                 f"the objects must be a whole Parquet file ({self.objects}): {error}; score in a mode that has objects"
             ) from error

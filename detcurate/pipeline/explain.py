@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from detcurate.errors import PredictionError, SelectionError
-from detcurate.parquet import readable
+from detcurate.parquet import bounded
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.pool_columns import read_pool_embeddings
 from detcurate.pipeline.score import OBJECTS, read_scores
@@ -125,8 +125,8 @@ def _original_id(run: Run, image_id: int) -> int | str:
 def _objects(run: Run, image_id: int) -> list[dict[str, Any]]:
     path = run.directory("score") / OBJECTS
     try:
-        table = pq.read_table(readable(path), partitioning=None, filters=[("image_id", "=", image_id)])
-    except (OSError, pa.ArrowException) as error:
+        table = pq.read_table(bounded(path), partitioning=None, filters=[("image_id", "=", image_id)])
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise PredictionError(
             f"a table must be a whole Parquet file ({path}): {error}; delete it and run again"
         ) from error

@@ -15,7 +15,7 @@ from detcurate.coco.dataset import CocoDataset
 from detcurate.coco.labels import image_labels
 from detcurate.errors import PredictionError
 from detcurate.export.queue import Suspect
-from detcurate.parquet import matrix_of, readable
+from detcurate.parquet import bounded, matrix_of
 from detcurate.score.kernels.labels import compare_clusters
 from detcurate.storage import Location
 
@@ -154,15 +154,15 @@ def batches(objects: Location, columns: Sequence[str]) -> Iterator[pa.RecordBatc
     with opened(objects) as table:
         try:
             yield from table.iter_batches(batch_size=_BATCH, columns=list(columns))
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise _damaged(objects, error) from error
 
 
 def opened(objects: Location) -> Any:
     """Open a table of objects; raises ``PredictionError`` when that is no whole Parquet file."""
     try:
-        return pq.ParquetFile(readable(objects))
-    except (OSError, pa.ArrowException) as error:
+        return pq.ParquetFile(bounded(objects))
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise _damaged(objects, error) from error
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from detcurate.parquet import readable
+from detcurate.parquet import bounded
 from detcurate.passes import open_predictions, read_members
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.score import OBJECTS
@@ -32,7 +32,7 @@ def read_objects(run: Run, ids: np.ndarray) -> dict[int, list[dict[str, Any]]]:
     if not path.is_file():  # the mode dense keeps no objects
         return {}
     found: dict[int, list[dict[str, Any]]] = {}
-    with pq.ParquetFile(readable(path)) as file:
+    with pq.ParquetFile(bounded(path)) as file:
         wanted = pa.array(ids)
         own = ("image_id", "kind", "annotation_id", *SIDES, "class_index", "confidence", "votes", *SUSPICIONS)
         columns = [name for name in own if name in file.schema_arrow.names]
