@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,26 +39,36 @@ def atomic_path(path: Location) -> Iterator[Path]:
             yield temporary
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
-    os.close(handle)
-    temporary = Path(name)
-    _being_written.add(temporary)
-    try:
-        yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        if temporary.stat().st_nlink == 1:  # the rights of a link are those of the file that it is a link to
-            temporary.chmod(0o666 & ~UMASK)  # mkstemp makes the file readable by its owner alone
-        temporary.replace(path)
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)  # a full disk does not say where it is
-        raise
-    except Exception as error:
-        number = _full_disk(error)
-        if number is None:
+    with temporary_beside(path) as temporary:
+        try:
+            yield temporary
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
+            if temporary.stat().st_nlink == 1:  # the rights of a link are those of the file that it is a link to
+                temporary.chmod(0o666 & ~UMASK)  # until then it is readable by its owner alone
+            temporary.replace(path)
+        except OSError as error:
+            if error.filename is None:
+                error.filename = str(path)  # a full disk does not say where it is
             raise
-        raise OSError(number, os.strerror(number), str(path)) from error
+        except Exception as error:
+            number = _full_disk(error)
+            if number is None:
+                raise
+            raise OSError(number, os.strerror(number), str(path)) from error
+
+
+@contextmanager
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """Give an empty file of the owner's alone in the same directory; what is still of that name at the end is removed.
+
+    Its name is hidden and ends in ``TEMPORARY_SUFFIX``.
+    """
+    temporary = path.parent / f".{path.name.lstrip('.')}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    _being_written.add(temporary)  # before it is there: a signal may come in between
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
         _being_written.discard(temporary)
@@ -78,7 +88,7 @@ def _full_disk(error: BaseException) -> int | None:
 
 
 def discard_temporaries() -> None:
-    """Remove what this process is writing, for when it ends without unwinding."""
+    """Remove what this process is writing, for when it ends without unwinding, or a signal came amid it."""
     for temporary in list(_being_written):
         temporary.unlink(missing_ok=True)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ import orjson
 
 from detcurate.claims import identity, is_dead
 from detcurate.errors import ConfigError
-from detcurate.files import TEMPORARY_SUFFIX, write_bytes
+from detcurate.files import temporary_beside, write_bytes
 
 LOCK = ".lock"
 """The file's name below the directory that is locked."""
@@ -128,11 +127,8 @@ def _wait_for(path: Path, content: bytes, wait: bool, stale_seconds: float) -> N
 
 def _create(path: Path, content: bytes) -> float | None:
     """Create the lock with its content, or return the present time by the clock that dates this folder's files."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=TEMPORARY_SUFFIX)
-    mine = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+    with temporary_beside(path) as mine:
+        mine.write_bytes(content)
         try:
             path.hardlink_to(mine)  # with its content, or not at all
         except FileExistsError:
@@ -140,8 +136,6 @@ def _create(path: Path, content: bytes) -> float | None:
         except OSError:  # a folder without links
             return None if _create_empty(path, content) else mine.stat().st_mtime
         return None
-    finally:
-        mine.unlink(missing_ok=True)
 
 
 def _create_empty(path: Path, content: bytes) -> bool:

@@ -30,6 +30,7 @@ Result = TypeVar("Result")
 Progress = Callable[[int], None]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+_QUIET_TRACKER = "ignore::UserWarning:multiprocessing.resource_tracker"
 _POLL_SECONDS = 0.2
 _NOTICE_SECONDS = 1.5  # what a worker's job is given to notice that it is to end: it notices at its next report
 _KILL_SECONDS = 2.0  # after which a worker that is still there is killed
@@ -116,7 +117,7 @@ def _run_in_workers(
     others = set(multiprocessing.active_children())
     with (
         contextlib.ExitStack() as stack,
-        _one_thread_each(),
+        _environment_of_workers(),
         ProcessPoolExecutor(num_processes, context, initializer=_start_worker, initargs=(report, told)) as pool,
     ):
         for end in (units, report, told, tell):
@@ -141,9 +142,11 @@ def _run_in_workers(
             killer = threading.Timer(_KILL_SECONDS, _kill, (set(multiprocessing.active_children()) - others,))
             stack.callback(killer.cancel)
             killer.start()
-            pending = {future for future in futures if not future.cancel()}
-            while pending:  # a worker must be able to report in order to notice
-                _, pending = wait(pending, timeout=_POLL_SECONDS)
+            # The pool itself cancels: it breaks over a job that others have cancelled when a worker dies.
+            ending = threading.Thread(target=pool.shutdown, kwargs={"cancel_futures": True})
+            ending.start()
+            while ending.is_alive():  # a worker must be able to report in order to notice
+                ending.join(_POLL_SECONDS)
                 _drain(units, bar)
 
 
@@ -217,10 +220,15 @@ def _signals_for_the_parent_alone() -> Iterator[None]:
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Let the spawned workers inherit one thread each: two busy pools of OpenMP threads are far slower than one."""
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+def _environment_of_workers() -> Iterator[None]:
+    """Let the spawned processes inherit one thread each: two busy pools of OpenMP threads are far slower than one.
+
+    And let multiprocessing's tracker, which removes the locks of a process that was ended, do so without a warning.
+    """
+    quiet = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), _QUIET_TRACKER)))
+    wanted = {**dict.fromkeys(_THREAD_VARIABLES, "1"), "PYTHONWARNINGS": quiet}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -67,6 +68,32 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
     files.remove_temporaries(tmp_path)
     assert names(tmp_path / "sub") == []
     assert names(tmp_path) == ["data.partial", "sub"]
+
+
+def test_a_signal_amid_the_making_of_a_temporary_leaves_none(tmp_path, monkeypatch):
+    close = os.close
+
+    def interrupted(handle: int) -> None:
+        close(handle)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "close", interrupted)
+        files.write_bytes(tmp_path / "x", b"1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_amid_the_removal_of_a_temporary_leaves_it_to_the_last_look(tmp_path, monkeypatch):
+    def interrupted(path, missing_ok):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(files.Path, "unlink", interrupted)
+        with files.temporary_beside(tmp_path / "x"):
+            pass
+    assert len(list(tmp_path.iterdir())) == 1
+    files.discard_temporaries()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_free_space(tmp_path):

@@ -48,6 +48,13 @@ def kill_at_two(job, progress):
         progress(1)
 
 
+def fail_or_be_deaf(job, progress):
+    """Job 0 fails; the others do not notice within the time that they have."""
+    if job == 0:
+        raise DatasetError("boxes must be finite, got nan (x.json, image_id 7)")
+    time.sleep(SECONDS)
+
+
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_results_have_the_order_of_the_jobs(num_processes):
     jobs = [5, 1, 9, 2, 8, 3, 7]
@@ -112,6 +119,16 @@ def test_a_failure_is_raised_with_its_message_and_cancels_the_others(tmp_path):
     assert time.monotonic() - begin < SECONDS
     assert not list(Path(tmp_path).iterdir())
     assert not multiprocessing.active_children()
+
+
+def test_deaf_workers_are_ended_and_leave_no_word_of_it(capfd):
+    """More jobs than fit into the workers' queue: some are cancelled while the workers are killed."""
+    begin = time.monotonic()
+    with pytest.raises(DatasetError, match="image_id 7"):
+        run(fail_or_be_deaf, list(range(12)))
+    assert time.monotonic() - begin < SECONDS / 2
+    assert not multiprocessing.active_children()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_failure_here_is_raised_as_it_is(tmp_path):

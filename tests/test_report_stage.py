@@ -327,7 +327,7 @@ class TestBadInput:
         def read_only(*arguments: object, **options: object):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(copied))
 
-        monkeypatch.setattr(tempfile, "mkstemp", read_only)
+        monkeypatch.setattr("detcurate.files.temporary_beside", read_only)
         message = refused("--config-file", config, "OUTPUT_DIR", copied, "--only", "report")
         assert "a file must be accessible, got Read-only file system" in message
         assert not (copied / "report").exists() or not list((copied / "report").iterdir())

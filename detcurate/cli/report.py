@@ -11,9 +11,9 @@ from pathlib import Path
 from detcurate.cli.tables import say
 from detcurate.errors import ConfigError
 from detcurate.pipeline.named import named_run
+from detcurate.pipeline.output_dir import report_lock
 from detcurate.pipeline.report import build_report, report_stage
 from detcurate.pipeline.report_states import stage_states
-from detcurate.pipeline.run import report_lock
 from detcurate.stages import run_stage
 
 _EPILOG = """\

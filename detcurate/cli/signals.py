@@ -62,6 +62,8 @@ def stoppable() -> Iterator[None]:
         os.close(writer)
         watcher.join()
         os.close(reader)
+        if asked:
+            discard_temporaries()
 
 
 def _watch(reader: int) -> None:

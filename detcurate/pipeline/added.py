@@ -16,7 +16,7 @@ from detcurate.errors import ConfigError, EnsembleError
 from detcurate.files import atomic_path, sha256_file
 from detcurate.pipeline.context import ADDED, Run
 from detcurate.pipeline.ensemble import added_members, train_stage
-from detcurate.pipeline.run import claim_output_dir, output_lock
+from detcurate.pipeline.output_dir import claim_output_dir, output_lock
 from detcurate.pipeline.train import training_config
 from detcurate.stages import read_marker, run_stage, stage_state
 

@@ -12,7 +12,8 @@ from detcurate.ensemble import LEDGER, read_ledger, write_ledger
 from detcurate.errors import ConfigError, DatasetError
 from detcurate.files import link_or_copy, write_bytes
 from detcurate.pipeline.context import ADDED, CANDIDATES, Run
-from detcurate.pipeline.run import claim_output_dir, output_lock, run_pipeline
+from detcurate.pipeline.output_dir import claim_output_dir, output_lock
+from detcurate.pipeline.run import run_pipeline
 from detcurate.storage import Location
 
 _ASK_FOR_LABELS = ("num_boxes", "class_floors", "class_caps", "empty_floor")

@@ -21,7 +21,8 @@ from detcurate.pipeline.imported import (
     read_import,
     require_no_ensemble,
 )
-from detcurate.pipeline.run import output_lock, run_pipeline
+from detcurate.pipeline.output_dir import output_lock
+from detcurate.pipeline.run import run_pipeline
 from detcurate.predictions import shard_path, write_shard
 from detcurate.results import Results, index_pool, posterior_form_of, read_results
 from detcurate.structures import POSTERIOR_FORMS

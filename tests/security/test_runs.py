@@ -99,12 +99,12 @@ def test_an_import_names_nothing_outside_its_folder(tmp_path, key, name):
 
 def test_the_log_does_not_follow_a_link(tmp_path):
     """Names from the stranger's files stand in the log, and so would in ~/.bashrc."""
-    from detcurate.pipeline.run import _logged_to
+    from detcurate.pipeline.output_dir import logged_to
 
     victim = tmp_path / ".bashrc"
     victim.write_text("")
     (tmp_path / "log.txt").symlink_to(victim)
-    with pytest.raises(ConfigError, match="the log must be a file"), _logged_to(tmp_path / "log.txt"):
+    with pytest.raises(ConfigError, match="the log must be a file"), logged_to(tmp_path / "log.txt"):
         pass
     assert victim.read_text() == ""
 
