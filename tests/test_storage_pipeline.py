@@ -95,6 +95,32 @@ def test_the_manifest_and_the_scores_are_those_of_the_run_here(here, there, tmp_
     assert not (folder / "output" / "scores").exists()
 
 
+def test_a_manifest_is_verified_against_source_and_scores_in_storage(there, tmp_path):
+    _, _, folder, environment, storage, *_ = there
+    key = "runs/tiny/scores/images.parquet"
+    urls = ("--source", f"s3://{BUCKET}/frames/train.json", "--scores", f"s3://{BUCKET}/{key}")
+
+    def verify(*words: str):
+        found = subprocess.run(
+            [sys.executable, CURATE, "manifest", "verify", folder / "output" / "manifest", "--json", *words],
+            capture_output=True, text=True, check=False, env={**os.environ, **environment, "HOME": str(tmp_path)},
+        )  # fmt: skip
+        return found.returncode, {row["name"]: row["status"] for row in json.loads(found.stdout)}
+
+    status, found = verify()
+    assert (status, found["source"], found["scores"]) == (0, "absent", "absent")
+    assert verify(*urls) == (0, dict.fromkeys(found, "ok"))
+    whole, attached = read(storage, key), storage.head_object(Bucket=BUCKET, Key=key)["Metadata"]
+    assert attached["sha256"]  # it is no witness
+    storage.put_object(Bucket=BUCKET, Key=key, Body=whole[:-9] + b"x" + whole[-8:], Metadata=attached)
+    try:
+        status, found = verify(*urls)
+    finally:
+        storage.put_object(Bucket=BUCKET, Key=key, Body=whole, Metadata=attached)
+    assert status == 1
+    assert found == {**dict.fromkeys(found, "ok"), "scores": "failed"}
+
+
 def test_an_image_costs_one_request_and_a_listing_is_asked_for_once_a_process(there):
     *_, seen, _ = there
     images = [path for method, path in seen if method == "GET" and path.endswith(".jpg")]

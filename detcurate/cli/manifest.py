@@ -11,6 +11,7 @@ from detcurate.cli.tables import say, say_json, table
 from detcurate.coco.compare import diff_manifests, manifest_stats, open_manifest
 from detcurate.coco.merge import ON_CONFLICT, merge_manifests
 from detcurate.coco.verify import verify_manifest
+from detcurate.storage import RemotePath, annotation_copy, locate
 
 _MOST_ROWS = 12
 _VERIFY_EPILOG = """\
@@ -33,7 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     verify = _add(commands, "verify", "derive every digest again, and the subset from its source", _VERIFY_EPILOG)
     verify.add_argument("manifest", type=Path, metavar="M", help="the folder of a manifest")
-    verify.add_argument("--source", type=Path, metavar="FILE", help="the annotation file that it is a subset of")
+    verify.add_argument("--source", metavar="FILE", help="the annotation file that it is a subset of, or its URL")
+    verify.add_argument("--scores", metavar="FILE", help="the run's scores/images.parquet, or its URL")
     verify.add_argument("--output-dir", type=Path, metavar="DIR", help="the run's OUTPUT_DIR (default: M's parent)")
     verify.set_defaults(run=_verify)
 
@@ -79,7 +81,13 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    checks = verify_manifest(arguments.manifest, source=arguments.source, output_dir=arguments.output_dir)
+    source = locate(arguments.source, name="--source") if arguments.source else None
+    checks = verify_manifest(
+        arguments.manifest,
+        source=annotation_copy(source) if isinstance(source, RemotePath) else source,
+        output_dir=arguments.output_dir,
+        scores=locate(arguments.scores, name="--scores") if arguments.scores else None,
+    )
     failed = sum(check.status == "failed" for check in checks)
     absent = sum(check.status == "absent" for check in checks)
     if arguments.json:

@@ -18,6 +18,7 @@ from detcurate.coco.source import open_source
 from detcurate.ensemble import CHECKPOINT, LEDGER, read_ledger
 from detcurate.errors import DetcurateError, SelectionError
 from detcurate.files import sha256_file, sha256_json
+from detcurate.storage import Location, RemotePath
 from detcurate.untrusted import MOST_YAML_BYTES, is_inside, load_yaml, read_bytes
 
 Status = Literal["ok", "failed", "absent"]
@@ -42,13 +43,17 @@ class Check:
         return asdict(self)
 
 
-def verify_manifest(directory: Path, *, source: Path | None = None, output_dir: Path | None = None) -> list[Check]:
+def verify_manifest(
+    directory: Path, *, source: Path | None = None, output_dir: Path | None = None, scores: Location | None = None
+) -> list[Check]:
     """Check a manifest against its provenance, its source and the run that made it.
 
     Args:
         directory: The manifest's.
         source: The annotation file that it is a subset of; looked for in the run when absent.
         output_dir: The run's ``OUTPUT_DIR``; the manifest's parent when absent.
+        scores: The run's table of image scores; looked for in ``output_dir`` when absent. What a run's config names in
+            object storage is not asked for by itself: the run may be a stranger's.
 
     Returns:
         One row a check: ``subset``, ``images``, ``counts``, ``config``, ``source``, ``true subset``, ``histograms``,
@@ -67,7 +72,7 @@ def verify_manifest(directory: Path, *, source: Path | None = None, output_dir: 
         _check("counts", lambda: _counts(provenance, evidence)),
         _check("config", lambda: _config(provenance)),
         *of_source,
-        _check("scores", lambda: _scores(provenance, output_dir)),
+        _check("scores", lambda: _scores(provenance, scores or output_dir / "scores" / "images.parquet")),
         _check("members", lambda: _members(provenance, output_dir)),
     ]
 
@@ -194,11 +199,12 @@ def _policies(provenance: Mapping[str, Any]) -> dict[str, str]:
     return parse_policies(f"{code}={policy}" for code, policy in policies.items())
 
 
-def _scores(provenance: Mapping[str, Any], output_dir: Path) -> str:
-    path = output_dir / "scores" / "images.parquet"
+def _scores(provenance: Mapping[str, Any], path: Location) -> str:
     if not path.is_file():
-        raise _AbsentError("scores/images.parquet is not here")
-    return _same("sha256", sha256_file(path), provenance["scores_sha256"])
+        raise _AbsentError("scores/images.parquet is not here; name it with --scores")
+    # What is attached to an object is what somebody said of it.
+    found = path.sha256(always_read=True) if isinstance(path, RemotePath) else sha256_file(path)
+    return _same("sha256", found, provenance["scores_sha256"])
 
 
 def _members(provenance: Mapping[str, Any], output_dir: Path) -> str:

@@ -206,9 +206,9 @@ class RemotePath:
                 f"{self} must be in a bucket that exists, got {error}; make it, or name another"
             ) from error
 
-    def sha256(self) -> str:
+    def sha256(self, *, always_read: bool = False) -> str:
         """Return the SHA-256 of the object's bytes: as it was attached when they were written, else by reading them."""
-        if self.scheme in _ATTACHED:
+        if self.scheme in _ATTACHED and not always_read:
             attached = self._ask("read", lambda storage: _ATTACHED[self.scheme](storage, self.key))
             if attached:
                 return attached

@@ -25,6 +25,10 @@ def stop(running, number, *, whole_group=False):
 def check_stopped(running, output, number, found):
     status, seconds = found
     assert status == STATUSES[number], running.text
+    check_left(running, output, seconds)
+
+
+def check_left(running, output, seconds):
     assert running.text.splitlines()[-1].endswith(SAID)
     assert "Traceback" not in running.text
     assert leftovers(output) == []
@@ -79,5 +83,7 @@ def test_the_second_ctrl_c_ends_it_at_once(trained, tmp_path, measured):
     time.sleep(0.1)
     found = stop(running, signal.SIGINT)
     measured("second Ctrl-C", "train", found[1])
-    check_stopped(running, output, signal.SIGINT, found)
+    # When the first is obeyed so soon that Python is on its way out, the second ends it as it ends any program.
+    assert found[0] in (STATUSES[signal.SIGINT], -signal.SIGINT), running.text
+    check_left(running, output, found[1])
     assert found[1] < SECONDS / 2
