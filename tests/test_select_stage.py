@@ -159,6 +159,15 @@ def test_near_duplicates_by_hash_where_there_are_no_embeddings(scored, select_ag
         marker.write_bytes(with_embeddings)
 
 
+def test_a_threshold_that_most_of_the_pool_reaches_is_warned_of(scored, select_again):
+    status, text = select_again(("CURATE.SELECT.DUPLICATE_SIMILARITY", 0.0001))
+    assert status == 0, text
+    assert "of the pool are near-duplicates by CURATE.SELECT.DUPLICATE_SIMILARITY 0.0001; of random pairs" in text
+    assert "raise it where the pool is not that redundant" in text
+    _, text = select_again(("CURATE.SELECT.DUPLICATE_SIMILARITY", 0.999))
+    assert "of random pairs" not in text
+
+
 def test_embeddings_of_another_pool_are_refused(scored, select_again):
     _, output, pool, _ = scored
     marker = output / "predictions" / "stage.json"

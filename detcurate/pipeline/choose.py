@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,6 +16,7 @@ import pyarrow as pa
 
 from detcurate.coco.croissant import write_croissant
 from detcurate.coco.manifest import SUBSET_FILE, build_provenance, write_manifest
+from detcurate.config import SelectSettings
 from detcurate.ensemble import LEDGER, RESULTS, Member, read_ledger
 from detcurate.files import sha256_json
 from detcurate.pipeline.context import Run
@@ -35,10 +37,12 @@ from detcurate.pipeline.selection import RELABEL, REMOVED, SELECTION, read_selec
 from detcurate.pipeline.tables import write_columns
 from detcurate.select.compose import GUARDS, PoolColumns, select
 from detcurate.select.log import SelectionLog
+from detcurate.select.similarity import pair_similarity
 from detcurate.stages import Stage, StageResult, output_digest
 from detcurate.structures import ImageScores
 
 _BUDGETS = {"num_images": "images", "num_boxes": "boxes", "cost_seconds": "cost_seconds"}
+_MOST_DUPLICATES = 0.5  # a share of the pool
 _logger = logging.getLogger("detcurate")
 _PACKAGES = ("faiss-cpu", "numpy", "torch", "torchvision", "pycocotools", "pyarrow", "numba")
 
@@ -94,6 +98,9 @@ def _select(run: Run) -> StageResult:
         num_threads=run.settings.worker_processes,
     )
     counts = {"selected": log.counts(taken=True), "removed": log.counts(taken=False)}
+    warning = _too_alike(columns, counts["removed"].get("near_duplicate", 0) / len(scores), settings)
+    if warning:
+        _logger.warning("%-9s %s", "select", warning)
     left_out = ", ".join(f"{reason} {count:,}" for reason, count in counts["removed"].items())
     summary = f"{len(log.taken):,} of {len(scores):,} images by {settings.strategy}, {budget.text} asked"
     summary += f"; left out: {left_out}" if left_out else ""
@@ -101,6 +108,19 @@ def _select(run: Run) -> StageResult:
         summary += "; the budget is not used up"
     facts = {name: [list(pair) for pair in found.items()] for name, found in counts.items()}
     return StageResult(_write_selection(run, scores, columns, log), summary, facts)
+
+
+def _too_alike(columns: PoolColumns, share: float, settings: SelectSettings) -> str:
+    """Return a warning when so many are near-duplicates that the threshold may not tell images apart."""
+    if share <= _MOST_DUPLICATES:
+        return ""
+    quantiles = pair_similarity((0.5, 0.99), embeddings=columns.embeddings, hashes=columns.hashes)
+    median, near = (math.floor(value * 1e5) / 1e5 for value in quantiles)
+    return (
+        f"{share:.0%} of the pool are near-duplicates by CURATE.SELECT.DUPLICATE_SIMILARITY "
+        f"{settings.duplicate_similarity:g}; of random pairs of images half reach {median:g}, one in a hundred "
+        f"{near:g}: raise it where the pool is not that redundant"
+    )
 
 
 def _write_selection(run: Run, scores: ImageScores, columns: PoolColumns, log: SelectionLog) -> list[Path]:
