@@ -28,7 +28,8 @@ class Faults:
     """What goes wrong: ``plan(method, path)`` names a fault for a request, or ``None``; every request is noted.
 
     Faults: ``"slow_down"`` (503), ``"stall"`` (no answer), ``"half"`` (half of the body under the whole length, then
-    the end), ``"short"`` (half of the body, and a length that says so), ``"reset"`` (the connection is reset).
+    the end), ``"hang"`` (the same, then silence), ``"short"`` (half of the body, and a length that says so), ``"reset"``
+    (the connection is reset).
     """
 
     plan: Callable[[str, str], str | None] = lambda method, path: None
@@ -85,12 +86,15 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name: value for name, value in answer.getheaders() if name.lower() not in skipped}
         connection.close()
         length = int(answer.headers.get("Content-Length") or len(content))
-        if fault in ("half", "short"):
+        if fault in ("half", "hang", "short"):
             content = content[: len(content) // 2]
             headers = {name: value for name, value in headers.items() if not name.lower().startswith("x-amz-checksum")}
-            length = length if fault == "half" else len(content)
+            length = len(content) if fault == "short" else length
             self.close_connection = True
         self._answer(answer.status, headers, content, length)
+        if fault == "hang":
+            self.wfile.flush()
+            time.sleep(faults.stall_s)
 
     def _answer(self, status: int, headers: dict[str, str], content: bytes, length: int) -> None:
         self.send_response(status)

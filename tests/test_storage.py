@@ -41,6 +41,7 @@ from detcurate.storage.remote import Entry
 FAULTS = {
     "slow_down": "got Please reduce your request rate, 3 times",
     "stall": "got Read timeout",
+    "hang": "got silence for too long, 3 times",
     "half": "got Response payload is not completed",
     "short": "got 2,500 of 5,000 bytes, 3 times",
     "reset": "got Connection was closed",

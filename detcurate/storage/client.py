@@ -154,6 +154,8 @@ def request(call: Callable[[Any], Result], *, verb: str, url: str, scheme: str, 
 def _reason(error: BaseException) -> str:
     """Return what an error says, without anything that the environment holds as a secret."""
     said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    if said == "FSTimeoutError":  # fsspec's word for it, which says no more
+        said = "silence for too long"
     text = re.sub(r"//[^/@\s]+@", "//…@", said).rstrip(".")
     secrets = (value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= _LEAST_SECRET)
     for secret in secrets:
