@@ -28,8 +28,8 @@ class Faults:
     """What goes wrong: ``plan(method, path)`` names a fault for a request, or ``None``; every request is noted.
 
     Faults: ``"slow_down"`` (503), ``"stall"`` (no answer), ``"half"`` (half of the body under the whole length, then
-    the end), ``"hang"`` (the same, then silence), ``"short"`` (half of the body, and a length that says so), ``"reset"``
-    (the connection is reset).
+    the end), ``"hang"`` (the same, then silence), ``"short"`` (half of the body, and a length that says so),
+    ``"reset"`` (the connection is reset).
     """
 
     plan: Callable[[str, str], str | None] = lambda method, path: None
