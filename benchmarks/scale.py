@@ -249,7 +249,7 @@ def report(arguments: argparse.Namespace) -> list[str]:
         *footer(
             f"python benchmarks/scale.py --num-images {arguments.num_images} --repeats {arguments.repeats}",
             load=load,
-            note="virtual, other work beside",
+            note="virtual",
             packages=("torch", "ray"),
         ),
     ]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from on_ray import cluster_of, die_at_two, divide_by_zero, large, refuse_three, square, suffer_once, timed, where
+from one_stage import RETINANET
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'detcurate[ray]'")
 
@@ -187,13 +188,29 @@ def test_a_cluster_that_is_started_here_listens_on_loopback_alone(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, write_tiny_config):
-    """The config and the output of a run with 2 members."""
+def train(tmp_path_factory, write_tiny_config):
+    """Return a function that makes a run with 2 members; it gives config, output and words."""
     pytest.importorskip("detectron2", reason="Detectron2 is not installed: `make setup` installs it")
-    config, output = write_tiny_config(tmp_path_factory.mktemp("trained"))
-    words = ["CURATE.ENSEMBLE.NUM_RUNS", "1", "CURATE.NUM_PROCESSES", "1"]
-    assert main(["--config-file", str(config), "--until", "train", *words]) == 0
-    return config, output, words
+
+    def train(*words: str):
+        config, output = write_tiny_config(tmp_path_factory.mktemp("trained"))
+        words = ["CURATE.ENSEMBLE.NUM_RUNS", "1", "CURATE.NUM_PROCESSES", "1", *words]
+        assert main(["--config-file", str(config), "--until", "train", *words]) == 0
+        return config, output, words
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def trained(train):
+    """A two-stage detector's run."""
+    return train()
+
+
+@pytest.fixture(scope="module")
+def trained_densely(train):
+    """A one-stage detector's run."""
+    return train(*RETINANET)
 
 
 def files_of(folder):
@@ -205,9 +222,9 @@ def files_of(folder):
     }
 
 
-@pytest.mark.parametrize("mode", ["cluster", "reference"])
-def test_predictions_and_scores_are_the_bytes_of_the_local_engine(trained, cluster, tmp_path, mode):
-    config, output, words = trained
+@pytest.mark.parametrize("mode", ["cluster", "reference", "dense"])
+def test_predictions_and_scores_are_the_bytes_of_the_local_engine(request, cluster, tmp_path, mode):
+    config, output, words = request.getfixturevalue("trained_densely" if mode == "dense" else "trained")
     found = {}
     for engine in ("local", "ray"):
         shutil.copytree(output, tmp_path / engine)
@@ -218,7 +235,8 @@ def test_predictions_and_scores_are_the_bytes_of_the_local_engine(trained, clust
         found[engine] = files_of(tmp_path / engine)
     assert found["ray"].keys() == found["local"].keys()
     assert [name for name in found["local"] if found["local"][name] != found["ray"][name]] == []
-    assert sum(name.startswith("predictions/pass-00/shard-") for name in found["ray"]) == 6
+    shards = f"predictions/{'dense' if mode == 'dense' else 'pass-00'}/shard-"
+    assert sum(name.startswith(shards) for name in found["ray"]) == 6
 
 
 def test_only_missing_shards_are_handed_out(trained, cluster, tmp_path):

@@ -13,6 +13,8 @@ import pytest
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed: `make setup` installs it")
 
+from one_stage import RETINANET
+
 from detcurate.cli import main
 from detcurate.pipeline.join import _while_files_vanish
 
@@ -21,18 +23,46 @@ NUM_SHARDS = 6
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, write_tiny_config):
-    config, output = write_tiny_config(tmp_path_factory.mktemp("trained"))
-    assert main(["--config-file", str(config), "--until", "train", *WORDS]) == 0
-    return config, output
+def train(tmp_path_factory, write_tiny_config):
+    """Return a function that makes a run with 2 members; it gives the words of its command, and its OUTPUT_DIR."""
+
+    def train(*more: str):
+        config, output = write_tiny_config(tmp_path_factory.mktemp("trained"))
+        words = ["--config-file", str(config), *WORDS, *more]
+        assert main([*words, "--until", "train"]) == 0
+        return words, output
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def trained(train):
+    """A two-stage detector's run."""
+    return train()
+
+
+@pytest.fixture(scope="module")
+def trained_densely(train):
+    """A one-stage detector's run."""
+    return train(*RETINANET)
 
 
 @pytest.fixture
-def copied(trained, tmp_path):
+def copied_to(tmp_path):
+    """Return a function that copies a run into this test's folder; it gives the words of its command, and the copy."""
+
+    def copied_to(name: str, run: tuple):
+        words, output = run
+        shutil.copytree(output, tmp_path / name)
+        return [*words, "OUTPUT_DIR", str(tmp_path / name)], tmp_path / name
+
+    return copied_to
+
+
+@pytest.fixture
+def copied(copied_to, trained):
     """The words of a command on an OUTPUT_DIR of this test's own, and that directory."""
-    config, output = trained
-    shutil.copytree(output, tmp_path / "x")
-    return ["--config-file", str(config), *WORDS, "OUTPUT_DIR", str(tmp_path / "x")], tmp_path / "x"
+    return copied_to("x", trained)
 
 
 def start(words, *more: str):
@@ -47,24 +77,27 @@ def wait_for(condition, seconds=60):
         time.sleep(0.01)
 
 
-def shards_of(output, folder="pass-00"):
+def shards_of(output, folder):
     return {path.name: path.read_bytes() for path in (output / "predictions" / folder).glob("shard-*")}
 
 
-def test_a_helper_does_what_the_run_does_not(copied, trained, tmp_path):
+@pytest.mark.parametrize("mode", ["reference", "dense"])
+def test_a_helper_does_what_the_run_does_not(request, copied_to, tmp_path, mode):
     """The run is held up as soon as it has begun; the helper makes every shard but the one that the run is at.
 
     The mode reference has two rounds: the helper waits for the second too.
     """
-    words, output = copied
-    words = [*words, "CURATE.PREDICT.MODE", "reference"]
+    begun = request.getfixturevalue("trained_densely" if mode == "dense" else "trained")
+    words, output = copied_to("x", begun)
+    words = [*words, "CURATE.PREDICT.MODE", mode]
+    folders = ("pass-00", "reference") if mode == "reference" else ("dense",)
     helper = start(words, "--join")
     run = start(words, "--until", "predict")
     try:
-        wait_for(lambda: list((output / "predictions" / "pass-00").glob(".*.claim")))
+        wait_for(lambda: list((output / "predictions" / folders[0]).glob(".*.claim")))
         os.kill(run.pid, signal.SIGSTOP)
-        held = len(shards_of(output)) + 1
-        wait_for(lambda: len(shards_of(output)) >= NUM_SHARDS - 1)
+        held = len(shards_of(output, folders[0])) + 1
+        wait_for(lambda: len(shards_of(output, folders[0])) >= NUM_SHARDS - 1)
         assert held < NUM_SHARDS
         os.kill(run.pid, signal.SIGCONT)
         for process in (run, helper):
@@ -75,12 +108,11 @@ def test_a_helper_does_what_the_run_does_not(copied, trained, tmp_path):
             process.kill()
             process.wait()
     assert "all are there, some of them made here" in said
-    alone = tmp_path / "alone"
-    shutil.copytree(trained[1], alone)
-    assert main([*words, "--until", "predict", "OUTPUT_DIR", str(alone)]) == 0
-    for folder in ("pass-00", "reference"):
+    words, alone = copied_to("alone", begun)
+    assert main([*words, "CURATE.PREDICT.MODE", mode, "--until", "predict"]) == 0
+    for folder in folders:
         assert shards_of(output, folder) == shards_of(alone, folder)
-    assert len(shards_of(alone)) == NUM_SHARDS
+        assert len(shards_of(alone, folder)) == NUM_SHARDS
     leftover = [path.name for path in (output / "predictions").rglob(".*")]
     assert leftover == []
 

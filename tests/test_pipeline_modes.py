@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from detectron2.data import DatasetMapper
+from one_stage import RETINANET
 
 from detcurate.answers import DENSE_AGGREGATIONS, References, read_dense, read_references
 from detcurate.boxes import box_iou
@@ -32,10 +33,6 @@ from detcurate.score.entropies import yes_no_entropy
 from detcurate.structures import Detections
 
 NUM_SHARDS, C = 6, 7
-RETINANET = [
-    "MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.IN_FEATURES", "('p2','p3','p4','p5','p6')",
-    "MODEL.RETINANET.NUM_CONVS", "1", "MODEL.RETINANET.PRIOR_PROB", "0.3",
-]  # fmt: skip
 TWO = ["CURATE.NUM_PROCESSES", "2"]
 REFERENCE, DENSE = ["CURATE.PREDICT.MODE", "reference"], [*RETINANET, "CURATE.PREDICT.MODE", "dense"]
 

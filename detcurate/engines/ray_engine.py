@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from detcurate.parallel import Progress
 if TYPE_CHECKING:
     from detcurate.engines.ray_pool import PoolPlan
 
-_KNOCK_SECONDS = 5.0
+_KNOCK_SECONDS, _SETTLE_SECONDS = 5.0, 0.2
 _AHEAD = 2  # blocks a worker whose results wait for their turn
 _OBJECT_STORE_BYTES = 512 * 2**20  # of a cluster that is started here; what does not fit is spilled to disk
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -88,6 +89,9 @@ class RayEngine:
         if self._is_connected:
             import ray
 
+            # Ray answers what its dying workers have asked from a thread that outlives what it answers with, and then
+            # crashes: seen once in some hundred ends with 2.60, as in https://github.com/ray-project/ray/pull/61863.
+            time.sleep(_SETTLE_SECONDS)
             ray.shutdown()
             self._is_connected = False
 
