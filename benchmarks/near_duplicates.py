@@ -24,7 +24,7 @@ from footer import footer
 from detcurate.d2.config import load_config_text
 from detcurate.pipeline import Run
 from detcurate.pipeline.hashes import pool_hashes
-from detcurate.pipeline.pool_columns import read_pool_embeddings
+from detcurate.pipeline.vectors import read_pool_embeddings
 from detcurate.select.thin import hash_duplicates, near_duplicates
 
 HASH = (1.0, 0.98, 0.95, 0.92, 0.9)

@@ -35,12 +35,12 @@ from detcurate.files import sha256_json
 from detcurate.passes import open_predictions, prepare_passes, read_members, read_predictions
 from detcurate.pipeline import Run, run_pipeline
 from detcurate.pipeline.asking import answers_digest, count_shards, make_missing_shards, prediction_job
-from detcurate.pipeline.pool_columns import read_pool_embeddings
 from detcurate.pipeline.score import read_scores
 from detcurate.pipeline.score_blocks import score_predictions
 from detcurate.pipeline.search import search_rounds
 from detcurate.pipeline.selection import read_selection
 from detcurate.pipeline.train import train_jobs, training_job
+from detcurate.pipeline.vectors import read_pool_embeddings
 from detcurate.score.pool import combine_images
 from detcurate.score.suspicion import SUSPICIONS
 from detcurate.select.compose import PoolColumns, select

@@ -295,6 +295,14 @@ def test_dense_embeddings_lie_beside_the_rows(densely):
     assert np.concatenate([image_ids for image_ids, _ in parts]).tolist() == list(range(1, 27))
 
 
+def test_dense_embeddings_are_selected_by(densely, write_tiny_config, tmp_path):
+    config, output = copy_of(densely, write_tiny_config, tmp_path)
+    words = [*DENSE, "CURATE.PREDICT.EMBEDDINGS", "True", "CURATE.SELECT.STRATEGY", "k_center"]
+    assert run(config, "select", *words) == 0
+    reasons = pq.read_table(output / "selection" / "selection.parquet")["reason"].to_pylist()
+    assert set(reasons) == {"k_center"}
+
+
 def test_another_aggregation_asks_nobody_and_a_lost_shard_is_made_again(densely, write_tiny_config, tmp_path):
     config, output = copy_of(densely, write_tiny_config, tmp_path)
     words = [*DENSE, "CURATE.PREDICT.EMBEDDINGS", "True"]

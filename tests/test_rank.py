@@ -54,6 +54,57 @@ def test_a_compressed_list_is_read_too(trained, done):
     assert len(json.loads((output / "candidates" / "drives" / "manifest" / "subset.json").read_bytes())["images"]) == 2
 
 
+SEEN = {100, 101, 102}
+
+
+@pytest.fixture(scope="module")
+def mixed(trained, tmp_path_factory):
+    """The 9 images and 3 of the pool's, in one folder, and their list."""
+    _, output, images, root = trained
+    folder = tmp_path_factory.mktemp("mixed")
+    shutil.copytree(root, folder / "images")
+    listed = json.loads(images.read_bytes())["images"]
+    for number, record in enumerate(json.loads((output / "pool" / "train.json").read_bytes())["images"][4:7]):
+        shutil.copy(output / "pool" / "images-train" / record["file_name"], folder / "images" / f"seen-{number}.png")
+        listed.append({**record, "id": 100 + number, "file_name": f"seen-{number}.png"})
+    (folder / "mixed.json").write_text(json.dumps({"images": listed}))
+    return folder / "mixed.json", folder / "images"
+
+
+def like_labelled(output):
+    table = pq.read_table(output / "candidates" / "mixed" / "selection" / "removed.parquet").to_pydict()
+    rows = zip(table["image_id"], table["reason"], strict=True)
+    return {image_id for image_id, reason in rows if reason == "like_labelled"}
+
+
+def test_what_resembles_a_labelled_image_is_left_out_by_hash(trained, mixed, done):
+    config, output, *_ = trained
+    words = ["--config-file", config, "--image-root", mixed[1], "CURATE.SELECT.NUM_IMAGES", "12"]
+    assert "like_labelled" not in done("rank", mixed[0], *words)
+    text = done("rank", mixed[0], *words, "CURATE.SELECT.DUPLICATE_SIMILARITY", "1.0")
+    assert "like_labelled 3" in text
+    assert like_labelled(output) == SEEN
+    assert (output / "candidates" / "mixed" / "cache" / "labelled-hashes.parquet").is_file()
+    assert not (output / "cache" / "hashes.parquet").exists()  # another run may be at work there
+
+
+def test_what_resembles_a_labelled_image_is_left_out_by_embedding(trained, mixed, done, tmp_path):
+    config, output, *_ = trained
+    mine = tmp_path / "mine"
+    shutil.copytree(output, mine)
+    own = ["OUTPUT_DIR", mine, "CURATE.PREDICT.EMBEDDINGS", "True"]
+    words = ["rank", mixed[0], "--config-file", config, "--image-root", mixed[1], *own]
+    words += ["CURATE.SELECT.NUM_IMAGES", "12", "CURATE.SELECT.DUPLICATE_SIMILARITY", "0.999999"]
+    text = done(*words)
+    assert "images like those of the pool stay: the pool is not predicted; run --until predict with" in text
+    assert "like_labelled" not in text
+    done("--config-file", config, "--until", "predict", *own)
+    text = done(*words)
+    assert "images like those of the pool stay" not in text
+    assert like_labelled(mine) == SEEN
+    assert "select    up to date" in done(*words)
+
+
 def test_it_is_skipped_when_it_is_done_and_done_again_for_another_ensemble(trained, done, tmp_path):
     config, output, images, root = trained
     words = ["rank", images, "--config-file", config, "--image-root", root, "CURATE.SELECT.NUM_IMAGES", "4"]

@@ -479,6 +479,30 @@ def test_two_that_are_held_may_be_alike():
     assert log.counts(taken=False) == {"near_duplicate": 1}
 
 
+@pytest.mark.parametrize("way", ["embeddings", "hashes"])
+def test_what_resembles_an_image_that_is_labelled_already_leaves(way):
+    """Of two labelled ones that are alike, each has its own follower; one candidate gives way to another."""
+    angles = np.array([0.0, 0.2, -0.2, 0.4, 2.0, 2.1])  # labelled: the first two; cosine 0.98 of a step of 0.2
+    vectors = np.column_stack((np.cos(angles), np.sin(angles)))
+    if way == "hashes":
+        vectors = np.array([0b1111, 0b0111, 0b11111, 0b0011, 2**60, 2**60 + 2**59], np.uint64)
+    columns = PoolColumns(**{way: vectors[2:]}, labelled=vectors[:2])
+    log = select(scores_of([0.6, 0.5, 0.4, 0.9]), budget=4, columns=columns, duplicate_similarity=0.975)
+    assert log.selection.image_ids.tolist() == [35]
+    assert log.counts(taken=False) == {"like_labelled": 2, "near_duplicate": 1}
+    assert log.because.tolist() == [-1, -1, 35, -1]
+
+
+def test_what_is_near_to_either_of_two_that_are_held_and_alike_gives_way():
+    scores, columns = (
+        scores_of([0.9, 0.8, 0.7]),
+        PoolColumns(sequences=np.zeros(3, int), frame_index=np.array([4, 6, 8])),
+    )
+    log = select(scores, budget=3, columns=columns, sequence_gap=3, held=[(np.array([5, 15]), "seed_set")])
+    assert log.selection.image_ids.tolist() == [5, 15]
+    assert log.because.tolist() == [-1, -1, 15]
+
+
 def test_what_is_held_counts_for_floors_and_caps():
     scores = scores_of([0.9, 0.8, 0.7, 0.6, 0.5])
     bicycles = np.array([1, 0, 1, 0, 2])

@@ -13,10 +13,10 @@ from detcurate.select.similarity import pair_similarity
 from detcurate.select.thin import close_frames, difference_hash, hash_duplicates, near_duplicates
 
 
-def plain_thinning(is_near):
+def plain_thinning(is_near, num_kept=0):
     """Rows best first: each is kept unless a kept better one is near; it gives way to the best of those."""
-    keeper = []
-    for row in range(len(is_near)):
+    keeper = [-1] * min(num_kept, len(is_near))
+    for row in range(len(keeper), len(is_near)):
         kept = [other for other in range(row) if keeper[other] < 0 and is_near[row, other]]
         keeper.append(kept[0] if kept else -1)
     return keeper
@@ -48,15 +48,21 @@ def test_a_chain_of_small_steps_does_not_empty_a_drive():
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10_000), num_rows=st.integers(0, 23), similarity=st.sampled_from([0.5, 0.9, 0.99]))
-def test_near_duplicates_against_all_pairs(seed, num_rows, similarity):
-    rng = np.random.default_rng(seed)
+@given(
+    seed=st.integers(0, 10_000),
+    num_rows=st.integers(0, 23),
+    similarity=st.sampled_from([0.5, 0.9, 0.99]),
+    num_kept=st.sampled_from([0, 1, 8, 23]),
+)
+def test_near_duplicates_against_all_pairs(seed, num_rows, similarity, num_kept):
+    num_kept, rng = min(num_kept, num_rows), np.random.default_rng(seed)
     embeddings = rng.normal(size=(num_rows, 3)).astype(np.float16)
     units = unit_rows(embeddings).astype(np.float64)
     cosines = units @ units.T
     if num_rows and np.abs(cosines - similarity).min() < 1e-6:  # at the bound float32 decides
         return
-    assert near_duplicates(embeddings, similarity=similarity).tolist() == plain_thinning(cosines >= similarity)
+    found = near_duplicates(embeddings, similarity=similarity, num_kept=num_kept)
+    assert found.tolist() == plain_thinning(cosines >= similarity, num_kept)
 
 
 def test_equal_embeddings_are_duplicates_at_similarity_1_and_zeros_are_none():
@@ -72,6 +78,8 @@ def test_in_cells_as_good_as_all_are_found(monkeypatch):
     monkeypatch.setattr(neighbours, "_EXACT_UP_TO", 500)
     monkeypatch.setattr(thin, "_BLOCK", 256)
     found = near_duplicates(units, similarity=0.95)
+    held = near_duplicates(units, similarity=0.95, num_kept=300)  # over the edge of a block
+    assert (held[:300] == -1).all() and (held[300:] >= 0).mean() > (found[300:] >= 0).mean()
     assert 0.4 < (exact >= 0).mean() < 0.97
     assert (found == exact).mean() > 0.99
     assert near_duplicates(units, similarity=0.95, num_threads=3).tolist() == found.tolist()
@@ -122,16 +130,21 @@ def test_embeddings_that_are_not_finite_are_refused():
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10_000), num_rows=st.integers(0, 23), most_bits=st.sampled_from([0, 1, 3, 4, 6, 9]))
-def test_hash_duplicates_against_all_pairs(seed, num_rows, most_bits):
-    rng = np.random.default_rng(seed)
+@given(
+    seed=st.integers(0, 10_000),
+    num_rows=st.integers(0, 23),
+    most_bits=st.sampled_from([0, 1, 3, 4, 6, 9]),
+    num_kept=st.sampled_from([0, 1, 8, 23]),
+)
+def test_hash_duplicates_against_all_pairs(seed, num_rows, most_bits, num_kept):
+    num_kept, rng = min(num_kept, num_rows), np.random.default_rng(seed)
     hashes = rng.choice(rng.integers(0, 2**63, 4), num_rows).astype(np.uint64)
     for row in range(num_rows):
         for bit in rng.choice(64, rng.integers(0, 9), replace=False):
             hashes[row] ^= np.uint64(1) << np.uint64(bit)
     differ = np.array([[bin(int(a) ^ int(b)).count("1") for a in hashes] for b in hashes]).reshape(num_rows, num_rows)
-    expected = plain_thinning(differ <= most_bits)
-    assert hash_duplicates(hashes, similarity=1 - most_bits / 64).tolist() == expected
+    expected = plain_thinning(differ <= most_bits, num_kept)
+    assert hash_duplicates(hashes, similarity=1 - most_bits / 64, num_kept=num_kept).tolist() == expected
 
 
 def test_the_difference_hash_by_hand():
@@ -161,13 +174,18 @@ def test_cameras_that_share_a_frame_give_way_to_the_best():
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10_000), num_rows=st.integers(0, 29), gap=st.sampled_from([1, 2, 7]))
-def test_the_gap_against_all_pairs(seed, num_rows, gap):
-    rng = np.random.default_rng(seed)
+@given(
+    seed=st.integers(0, 10_000),
+    num_rows=st.integers(0, 29),
+    gap=st.sampled_from([1, 2, 7]),
+    num_kept=st.sampled_from([0, 1, 8, 29]),
+)
+def test_the_gap_against_all_pairs(seed, num_rows, gap, num_kept):
+    num_kept, rng = min(num_kept, num_rows), np.random.default_rng(seed)
     sequences, frame_index = rng.integers(-1, 3, num_rows), rng.integers(0, 40, num_rows)
     same = (sequences[:, None] == sequences) & (sequences >= 0)
     near = same & (np.abs(frame_index[:, None] - frame_index) < gap)
-    assert close_frames(sequences, frame_index, gap=gap).tolist() == plain_thinning(near)
+    assert close_frames(sequences, frame_index, gap=gap, num_kept=num_kept).tolist() == plain_thinning(near, num_kept)
 
 
 def test_a_gap_that_cannot_be_measured_is_refused():

@@ -14,10 +14,11 @@ from detcurate.files import sha256_json
 from detcurate.passes import open_predictions, read_members
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.hashes import pool_hashes
-from detcurate.pipeline.pool_columns import boxes_per_class, read_pool_embeddings, vector_inputs
+from detcurate.pipeline.pool_columns import boxes_per_class
 from detcurate.pipeline.score import read_scores
 from detcurate.pipeline.score_blocks import score_predictions
 from detcurate.pipeline.selection import read_selection
+from detcurate.pipeline.vectors import read_pool_embeddings, vector_inputs
 from detcurate.score.pool import combine_images
 from detcurate.select.budget import box_budget, image_budget, resolve_budget
 from detcurate.select.compose import PoolColumns, select

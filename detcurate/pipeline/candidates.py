@@ -43,7 +43,7 @@ def rank_candidates(run: Run, images: Path, image_root: Location | None = None) 
     run.marker("train")
     base, name = run.output_dir / CANDIDATES, images.name.removesuffix(".gz").removesuffix(".json")
     listed = base / f"{name}.json"
-    own = Run(_own_config(run, base / name, listed, image_root), run.config_file, run.distributed)
+    own = Run(_own_config(run, base / name, listed, image_root), run.config_file, run.distributed, labelled=run)
     with output_lock(own):  # that of the run itself is not needed: nothing but its members is read
         write_bytes(listed, _unlabelled(images, run))
         claim_output_dir(own, fresh=False)

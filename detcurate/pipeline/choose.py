@@ -35,6 +35,7 @@ from detcurate.pipeline.search import (
 )
 from detcurate.pipeline.selection import RELABEL, REMOVED, SELECTION, read_selection
 from detcurate.pipeline.tables import write_columns
+from detcurate.pipeline.vectors import labelled_lack
 from detcurate.select.compose import GUARDS, PoolColumns, select
 from detcurate.select.log import SelectionLog
 from detcurate.select.similarity import pair_similarity
@@ -78,6 +79,10 @@ def _select(run: Run) -> StageResult:
     warning = expected_loss(run.settings, budget.limit / int(budget.costs.sum()))
     if warning:
         _logger.warning("%-9s %s", "select", warning)
+    lack = labelled_lack(run) if settings.duplicate_similarity else ""
+    if lack:
+        how = "run --until predict with CURATE.PREDICT.EMBEDDINGS True"
+        _logger.warning("%-9s images like those of the pool stay: %s; %s", "select", lack, how)
     columns, (floors, caps) = pool_columns(run, scores), asked_quotas(run, rows)
     log = select(
         scores,

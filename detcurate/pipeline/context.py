@@ -68,6 +68,7 @@ class Run:
         round: The round of a search, see :mod:`detcurate.pipeline.search`; None for the last one, which is every other
             run's only one.
         engine: Where predictions are made and scored; it leaves no trace in what they are.
+        labelled: Of ranked candidates, the run whose pool is labelled already.
     """
 
     cfg: Any
@@ -76,6 +77,7 @@ class Run:
     markers: dict[str, Marker] = field(default_factory=dict)
     round: int | None = None
     engine: Engine = LOCAL
+    labelled: Run | None = None
 
     @cached_property
     def settings(self) -> CurateSettings:

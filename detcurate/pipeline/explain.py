@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 from detcurate.errors import PredictionError, SelectionError
 from detcurate.parquet import bounded
 from detcurate.pipeline.context import Run
-from detcurate.pipeline.pool_columns import read_pool_embeddings
 from detcurate.pipeline.score import OBJECTS, read_scores
 from detcurate.pipeline.selection import REMOVED, SELECTION
 from detcurate.pipeline.tables import read_columns
+from detcurate.pipeline.vectors import read_pool_embeddings
 from detcurate.select.neighbours import unit_rows
 from detcurate.structures import ImageScores
 

@@ -27,12 +27,13 @@ class _Block:
     files: tuple[Path | RemoteImage, ...]
 
 
-def pool_hashes(run: Run, rows: np.ndarray) -> np.ndarray:
+def pool_hashes(run: Run, rows: np.ndarray, *, cached_in: Run | None = None) -> np.ndarray:
     """Return the hashes of some of the pool's images, from the cache when the files are as they were.
 
     Args:
         run: The run.
         rows: (n,) int64 rows of the pool.
+        cached_in: The run that remembers them, where that is not the pool's own.
 
     Returns:
         (n,) uint64.
@@ -40,18 +41,21 @@ def pool_hashes(run: Run, rows: np.ndarray) -> np.ndarray:
     Raises:
         DatasetError: An image cannot be read.
     """
-    path = run.output_dir / CACHE / HASHES
+    paths = [run.output_dir / CACHE / HASHES]
+    if cached_in is not None:
+        paths.append(cached_in.output_dir / CACHE / f"labelled-{HASHES}")
     fingerprint = image_fingerprint(run.pool, run.image_root("pool"))
     image_ids = run.pool.image_ids[rows]
-    known = _read_cache(path, fingerprint, image_ids)
-    if known is not None:
-        return known
+    for path in paths:
+        known = _read_cache(path, fingerprint, image_ids)
+        if known is not None:
+            return known
     files = image_files(run.image_root("pool"), [run.pool.file_names[row] for row in rows.tolist()])
     blocks = [_Block(files[start : start + _BLOCK]) for start in range(0, len(files), _BLOCK)]
     num_processes = run.settings.worker_processes if len(files) > _FEWEST_FOR_WORKERS else 1
     parts = run_jobs(_hash_block, blocks, num_processes=num_processes, total=len(files), desc="hash pool", unit="image")
     hashes = np.array([found for part in parts for found in part], np.uint64)
-    write_table(path, {"image_id": pa.array(image_ids), "hash": pa.array(hashes)}, {"images": fingerprint})
+    write_table(paths[-1], {"image_id": pa.array(image_ids), "hash": pa.array(hashes)}, {"images": fingerprint})
     return hashes
 
 

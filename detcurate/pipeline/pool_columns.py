@@ -7,19 +7,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from detcurate.coco.images import image_fingerprint
 from detcurate.coco.metadata import image_metadata
 from detcurate.config import SelectSettings
-from detcurate.embeddings import read_embeddings
 from detcurate.errors import ConfigError, SelectionError
-from detcurate.files import sha256_json
-from detcurate.pipeline.asking import EMBEDDINGS
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.hashes import pool_hashes
+from detcurate.pipeline.vectors import labelled_inputs, labelled_vectors, read_pool_embeddings, vector_inputs
 from detcurate.score.suspicion import SUSPICIONS
 from detcurate.select.budget import Budget, box_budget, image_budget, resolve_budget, time_budget
 from detcurate.select.compose import PoolColumns
-from detcurate.select.neighbours import require_same_images
 from detcurate.select.quotas import Quota, parse_quota
 from detcurate.select.rank import BY_EMBEDDING
 from detcurate.select.thin import require_sequences
@@ -82,15 +78,8 @@ def require_selectable(run: Run, *, predicts: bool) -> None:
 
 def column_inputs(run: Run) -> dict[str, str]:
     """Return the digests of what the columns are made of, beside the pool's records and the scores."""
-    return vector_inputs(run) if _wants_vectors(run) else {}
-
-
-def vector_inputs(run: Run) -> dict[str, str]:
-    """Return the digest of what tells images that look alike: their embeddings or, without those, their files."""
-    shards = embedding_shards(run)
-    if shards:
-        return {"embeddings": sha256_json(shards)}
-    return {"images": image_fingerprint(run.pool, run.image_root("pool"))}
+    found = vector_inputs(run) if _wants_vectors(run) else {}
+    return found | labelled_inputs(run) if run.settings.select.duplicate_similarity else found
 
 
 def pool_columns(run: Run, scores: ImageScores) -> PoolColumns:
@@ -110,27 +99,11 @@ def pool_columns(run: Run, scores: ImageScores) -> PoolColumns:
         suspicion=np.maximum.reduce(suspicions) if suspicions and settings.guard != "off" else None,
         embeddings=embeddings,
         hashes=hashes,
+        labelled=labelled_vectors(run) if settings.duplicate_similarity else None,
         sequences=sequence_codes(run.pool.sequences)[rows] if settings.sequence_gap else None,
         frame_index=run.pool.frame_index[rows] if settings.sequence_gap else None,
         boxes_per_class=boxes_per_class(run)[rows] if settings.strategy == "stratified_random" else None,
     )
-
-
-def read_pool_embeddings(run: Run, image_ids: np.ndarray) -> np.ndarray | None:
-    """Read the embeddings that the stage ``predict`` left, (I, D) float16 by ascending id; None when it left none."""
-    names = sorted(embedding_shards(run))
-    if not names:
-        return None
-    parts = [read_embeddings(run.directory("predict") / name) for name in names]
-    ids = np.concatenate([part[0] for part in parts])
-    require_same_images(image_ids, ids)
-    return np.concatenate([part[1] for part in parts])
-
-
-def embedding_shards(run: Run) -> dict[str, str]:
-    """Return file -> digest of the embeddings that the stage ``predict`` left."""
-    outputs = run.marker("predict")["outputs"]
-    return {name: output["sha256"] for name, output in outputs.items() if name.startswith(f"{EMBEDDINGS}/")}
 
 
 def sequence_codes(sequences: Sequence[str | None]) -> np.ndarray:

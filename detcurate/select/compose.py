@@ -19,6 +19,9 @@ from detcurate.structures import ImageScores
 GUARDS = {"off": "", "drop": "noise_guard", "queue": "relabel_queue"}
 """What the noise guard does -> the reason of an image that it removes."""
 
+LIKE_LABELLED = "like_labelled"
+"""The reason of an image that is a near-duplicate of one that is labelled already, outside of the pool."""
+
 
 @dataclass(frozen=True)
 class PoolColumns:
@@ -31,6 +34,8 @@ class PoolColumns:
         sequences: (I,) int64, the number of each image's sequence, -1 for none.
         frame_index: (I,) int64, -1 for none.
         boxes_per_class: (I, C) integers.
+        labelled: Of L images outside of the pool that are labelled already, (L, D) embeddings or, where the pool has
+            none, (L,) hashes: what is a near-duplicate of one of them leaves.
     """
 
     suspicion: np.ndarray | None = None
@@ -39,12 +44,13 @@ class PoolColumns:
     sequences: np.ndarray | None = None
     frame_index: np.ndarray | None = None
     boxes_per_class: np.ndarray | None = None
+    labelled: np.ndarray | None = None
 
     def require_rows(self, num_images: int) -> None:
         """Raise ``SelectionError`` when a column has another length than the pool."""
         for field in fields(self):
             column = getattr(self, field.name)
-            if column is not None and len(column) != num_images:
+            if column is not None and field.name != "labelled" and len(column) != num_images:
                 raise SelectionError(
                     f"{field.name} must have one row for each of the pool's {num_images} images, got {len(column)}; "
                     "give those of the same pool"
@@ -194,16 +200,22 @@ def _apply_guard(log: LogWriter, columns: PoolColumns, guard: str, quantile: flo
 def _thin_duplicates(log: LogWriter, columns: PoolColumns, similarity: float, num_threads: int) -> None:
     if similarity == 0:
         return
-    rows = np.concatenate((log.taken, log.candidates))
-    if columns.embeddings is not None:
-        keeper = near_duplicates(columns.embeddings[rows], similarity=similarity, num_threads=num_threads)
-    elif columns.hashes is not None:
-        keeper = hash_duplicates(columns.hashes[rows], similarity=similarity)
-    else:
+    values = columns.hashes if columns.embeddings is None else columns.embeddings
+    if values is None:
         raise SelectionError(
             f"embeddings or hashes must be given to find near-duplicates of similarity {similarity}, got neither"
         )
-    _give_way(log, rows, keeper, "near_duplicate")
+    rows = np.concatenate((log.taken, log.candidates))
+    labelled = values[:0] if columns.labelled is None else columns.labelled
+    every = np.concatenate((labelled, values[rows])) if len(labelled) else values[rows]
+    num_kept = len(labelled) + len(log.taken)
+    if columns.embeddings is None:
+        keeper = hash_duplicates(every, similarity=similarity, num_kept=num_kept)
+    else:
+        keeper = near_duplicates(every, similarity=similarity, num_kept=num_kept, num_threads=num_threads)
+    keeper = keeper[len(labelled) :]
+    log.remove(rows[(keeper >= 0) & (keeper < len(labelled))], LIKE_LABELLED)
+    _give_way(log, rows, keeper - len(labelled), "near_duplicate")
 
 
 def _thin_sequences(log: LogWriter, columns: PoolColumns, gap: int) -> None:
@@ -213,12 +225,11 @@ def _thin_sequences(log: LogWriter, columns: PoolColumns, gap: int) -> None:
     known = (columns.sequences, columns.frame_index)
     require_sequences(np.zeros(0) if columns.sequences is None else columns.sequences, gap=gap)
     sequences, frame_index = (np.full(len(rows), -1) if column is None else column[rows] for column in known)
-    _give_way(log, rows, close_frames(sequences, frame_index, gap=gap), "sequence_gap")
+    _give_way(log, rows, close_frames(sequences, frame_index, gap=gap, num_kept=len(log.taken)), "sequence_gap")
 
 
 def _give_way(log: LogWriter, rows: np.ndarray, keeper: np.ndarray, reason: str) -> None:
     gone = keeper >= 0
-    gone[: len(log.taken)] = False  # two that are held may be alike
     log.remove(rows[gone], reason, because=rows[keeper[gone]])
 
 

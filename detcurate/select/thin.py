@@ -2,7 +2,8 @@
 
 Every function takes its rows *best first* and returns, of each row, the better one that it gives way to. A row gives
 way to rows that are kept and to no other, so that no chain of small steps empties a drive: any two kept rows are
-apart, and every other one has a kept one near it.
+apart, and every other one has a kept one near it. Where some are held already, they come first, as ``num_kept`` says:
+they stay, however near to each other, and others give way to them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ _BANDS = 4
 _BLOCK = 1024
 
 
-def near_duplicates(embeddings: np.ndarray, *, similarity: float, num_threads: int = 1) -> np.ndarray:
+def near_duplicates(
+    embeddings: np.ndarray, *, similarity: float, num_kept: int = 0, num_threads: int = 1
+) -> np.ndarray:
     """Tell which rows are near-duplicates of a better one, by the cosine of their embeddings.
 
     Exact up to 20,000 rows; above, a pair can be missed, see :class:`detcurate.select.neighbours.KeptRows`. A row of
@@ -27,6 +30,7 @@ def near_duplicates(embeddings: np.ndarray, *, similarity: float, num_threads: i
     Args:
         embeddings: (n, D) floating, finite, best row first.
         similarity: in (0, 1], the cosine from which on two images are near-duplicates.
+        num_kept: in [0, n], the first so many rows stay.
         num_threads: of no effect on the result.
 
     Returns:
@@ -48,12 +52,13 @@ def near_duplicates(embeddings: np.ndarray, *, similarity: float, num_threads: i
     for first in range(0, len(units), _BLOCK):
         block = units[first : first + _BLOCK]
         starts, better = kept.near(block, similarity)
-        keep_far_from_better(keeper, first, starts, better, block @ block.T >= np.float32(similarity))
+        near = block @ block.T >= np.float32(similarity)
+        keep_far_from_better(keeper, first, starts, better, near, num_kept)
         kept.keep(first + np.flatnonzero(keeper[first : first + _BLOCK] < 0))
     return keeper
 
 
-def hash_duplicates(hashes: np.ndarray, *, similarity: float) -> np.ndarray:
+def hash_duplicates(hashes: np.ndarray, *, similarity: float, num_kept: int = 0) -> np.ndarray:
     """Tell which rows are near-duplicates of a better one, by the share of equal bits of their perceptual hashes.
 
     Exact: two hashes that differ in r bits differ in at most r // 4 bits of one of their four quarters, so only rows
@@ -62,6 +67,7 @@ def hash_duplicates(hashes: np.ndarray, *, similarity: float) -> np.ndarray:
     Args:
         hashes: (n,) uint64 of :func:`difference_hash`, best row first.
         similarity: in (0, 1], the share of equal bits from which on two images are near-duplicates.
+        num_kept: in [0, n], the first so many rows stay.
 
     Returns:
         As :func:`near_duplicates`.
@@ -82,7 +88,7 @@ def hash_duplicates(hashes: np.ndarray, *, similarity: float) -> np.ndarray:
     starts = np.stack([np.searchsorted(np.sort(column), np.arange(2**band_bits + 1)) for column in values])
     by_band = np.stack([np.argsort(column, kind="stable") for column in values])
     keeper: np.ndarray = keep_unlike_hashes(
-        hashes, by_band, starts, flips[ones <= most_bits // _BANDS], band_bits, most_bits
+        hashes, by_band, starts, flips[ones <= most_bits // _BANDS], band_bits, most_bits, num_kept
     )
     return keeper
 
@@ -117,7 +123,7 @@ def require_sequences(sequences: np.ndarray, *, gap: int) -> None:
         )
 
 
-def close_frames(sequences: np.ndarray, frame_index: np.ndarray, *, gap: int) -> np.ndarray:
+def close_frames(sequences: np.ndarray, frame_index: np.ndarray, *, gap: int, num_kept: int = 0) -> np.ndarray:
     """Tell which rows lie less than ``gap`` frames from a better one of the same sequence.
 
     An image without a sequence is close to none. Frames may come in any order and may repeat (several cameras).
@@ -126,6 +132,7 @@ def close_frames(sequences: np.ndarray, frame_index: np.ndarray, *, gap: int) ->
         sequences: (n,) int64, the number of each image's sequence, -1 for none; best row first.
         frame_index: (n,) int64, -1 for none.
         gap: at least 1; 2 lets no two neighbouring frames stay.
+        num_kept: in [0, n], the first so many rows stay.
 
     Returns:
         (n,) int64: the best of the kept rows that each is close to, -1 for a row that is kept.
@@ -146,7 +153,7 @@ def close_frames(sequences: np.ndarray, frame_index: np.ndarray, *, gap: int) ->
             f"for {int(unplaced.sum())} of them; add it to the image records, or set the gap to 0"
         )
     order = np.lexsort((np.arange(len(sequences)), frame_index, sequences))
-    keeper: np.ndarray = keep_apart(order, sequences, frame_index, gap)
+    keeper: np.ndarray = keep_apart(order, sequences, frame_index, gap, num_kept)
     return keeper
 
 

@@ -202,14 +202,13 @@ def _answers(pool: dict, shift: int, path: Path) -> Path:
 
 
 def _stage_seconds(output: Path) -> dict[str, float]:
-    """Return what each stage took by the times of its marker's folder and of the marker, as far as they tell."""
-    seconds, before = {}, None
+    """Return what each stage took, by the times of the config that a run writes first and of the markers."""
+    seconds, before = {}, (output / "config.yaml").stat().st_mtime
     for stage, folder in DIRECTORIES.items():
         marker = output / folder / "stage.json"
         if marker.is_file():
             end = marker.stat().st_mtime
-            seconds[stage] = end - (before if before is not None else end - 3)
-            before = end
+            seconds[stage], before = end - before, end
     return seconds
 
 

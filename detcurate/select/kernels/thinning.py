@@ -1,4 +1,7 @@
-"""Greedy thinning: of rows given best first, each is kept unless a better one that was kept stands too near."""
+"""Greedy thinning: of rows given best first, each is kept unless a better one that was kept stands too near.
+
+The first ``num_kept`` rows are kept whatever they are near.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True)
-def keep_far_from_better(keeper, first, starts, better, near):
+def keep_far_from_better(keeper, first, starts, better, near, num_kept):
     """Decide the rows of a block; all rows before it are decided.
 
     Args:
@@ -16,8 +19,9 @@ def keep_far_from_better(keeper, first, starts, better, near):
         starts: (b + 1,) int64, where each row's kept neighbours before the block begin.
         better: (P,) int64, these neighbours, in any order.
         near: (b, b) bool, which rows of the block are near each other.
+        num_kept: in [0, n].
     """
-    for position in range(len(starts) - 1):
+    for position in range(max(0, num_kept - first), len(starts) - 1):
         row = first + position
         best = row
         for at in range(starts[position], starts[position + 1]):
@@ -31,7 +35,7 @@ def keep_far_from_better(keeper, first, starts, better, near):
 
 
 @njit(cache=True, nogil=True)
-def keep_apart(order, sequences, frame_index, gap):
+def keep_apart(order, sequences, frame_index, gap, num_kept):
     """Decide all rows by their distance in frames to the kept ones of their sequence.
 
     Args:
@@ -39,6 +43,7 @@ def keep_apart(order, sequences, frame_index, gap):
         sequences: (n,) int64, negative for none.
         frame_index: (n,) int64.
         gap: at least 1.
+        num_kept: in [0, n].
 
     Returns:
         (n,) int64, the best kept row less than ``gap`` frames away, -1 for none.
@@ -47,7 +52,7 @@ def keep_apart(order, sequences, frame_index, gap):
     for position in range(len(order)):
         position_of[order[position]] = position
     keeper = np.full(len(order), -1, np.int64)
-    for row in range(len(order)):
+    for row in range(num_kept, len(order)):
         if sequences[row] < 0:
             continue
         best = row
@@ -65,7 +70,7 @@ def keep_apart(order, sequences, frame_index, gap):
 
 
 @njit(cache=True, nogil=True)
-def keep_unlike_hashes(hashes, by_band, starts, masks, band_bits, most_bits):
+def keep_unlike_hashes(hashes, by_band, starts, masks, band_bits, most_bits, num_kept):
     """Decide all rows by the bits in which their hashes differ from the kept ones.
 
     Args:
@@ -75,13 +80,14 @@ def keep_unlike_hashes(hashes, by_band, starts, masks, band_bits, most_bits):
         masks: (M,) uint64, the flips of a band that are looked up: those of at most ``most_bits // B`` bits.
         band_bits: bits of a band.
         most_bits: hashes that differ in no more bits are near each other.
+        num_kept: in [0, n].
 
     Returns:
         (n,) int64, the best kept row that is near, -1 for none.
     """
     keeper = np.full(len(hashes), -1, np.int64)
     low = np.uint64((1 << band_bits) - 1)
-    for row in range(len(hashes)):
+    for row in range(num_kept, len(hashes)):
         best = row
         for band in range(len(by_band)):
             value = (hashes[row] >> np.uint64(band * band_bits)) & low
