@@ -40,12 +40,12 @@ def read_embeddings(path: Location) -> tuple[np.ndarray, np.ndarray]:
         table, described = read_table(path)
         image_ids: np.ndarray = table["image_id"].to_numpy()
         embeddings = matrix_of(table["embedding"], described["num_features"])
-    except DAMAGES as error:
+        _validate(image_ids, embeddings)
+    except (PredictionError, *DAMAGES) as error:
         raise PredictionError(
             f"embeddings must be a whole Parquet file of one vector an image ({path}): {error}; "
             "delete it and run the same command again to compute them anew"
         ) from error
-    _validate(image_ids, embeddings)
     return image_ids, embeddings
 
 

@@ -12,12 +12,13 @@ import struct
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -125,7 +126,7 @@ def _run_in_workers(
         futures: deque[Future[Result]] = deque()
         waiting = iter(jobs)
         try:
-            with _signals_for_the_parent_alone():  # the first job starts the workers
+            with signals_for_the_parent_alone():  # the first job starts the workers
                 futures.extend(pool.submit(_run_one, function, job) for job in itertools.islice(waiting, ahead))
             while futures:
                 _wait_for_first(futures, units, bar)
@@ -148,6 +149,15 @@ def _run_in_workers(
             while ending.is_alive():  # a worker must be able to report in order to notice
                 ending.join(_POLL_SECONDS)
                 _drain(units, bar)
+
+
+def kill_with_session(process: BaseProcess) -> None:
+    """Kill a child at once and, where it leads a session of its own, what is left of that."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getsid(int(path.name)) == process.pid:
+                os.kill(int(path.name), signal.SIGKILL)
+    process.kill()
 
 
 def _kill(workers: Iterable[BaseProcess]) -> None:
@@ -207,7 +217,7 @@ def _report(amount: int) -> None:
 
 
 @contextmanager
-def _signals_for_the_parent_alone() -> Iterator[None]:
+def signals_for_the_parent_alone() -> Iterator[None]:
     """Let the workers that are started here be born deaf to what stops a run, which a terminal tells all at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -219,14 +229,18 @@ def _signals_for_the_parent_alone() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@contextmanager
-def _environment_of_workers() -> Iterator[None]:
+def _environment_of_workers() -> AbstractContextManager[None]:
     """Let the spawned processes inherit one thread each: two busy pools of OpenMP threads are far slower than one.
 
     And let multiprocessing's tracker, which removes the locks of a process that was ended, do so without a warning.
     """
     quiet = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), _QUIET_TRACKER)))
-    wanted = {**dict.fromkeys(_THREAD_VARIABLES, "1"), "PYTHONWARNINGS": quiet}
+    return environment({**dict.fromkeys(_THREAD_VARIABLES, "1"), "PYTHONWARNINGS": quiet})
+
+
+@contextmanager
+def environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for the processes that are started here."""
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:

@@ -18,15 +18,16 @@ from detcurate.storage import Location
 
 _DESCRIPTION = b"detcurate"
 _DESCRIPTION_SHA256 = b"detcurate.sha256"
+_TYPES = "types"
 
 DAMAGES = (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError)
 """What reading a file that is absent, truncated, damaged or of another kind raises."""
 
 
 def write_table(path: Location, columns: Mapping[str, pa.Array], description: Mapping[str, Any]) -> None:
-    """Write columns of one length atomically, and a description with ``num_rows`` added in the footer."""
+    """Write columns of one length atomically, and a description with their number of rows and types in the footer."""
     table = pa.table(dict(columns))
-    described = orjson.dumps({**description, "num_rows": table.num_rows})
+    described = orjson.dumps({**description, "num_rows": table.num_rows, _TYPES: _types(table)})
     metadata = {_DESCRIPTION: described, _DESCRIPTION_SHA256: hashlib.sha256(described).hexdigest()}
     with atomic_path(path) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd", write_page_checksum=True)
@@ -56,7 +57,21 @@ def read_table(path: Location) -> tuple[pa.Table, dict[str, Any]]:
     described = dict(orjson.loads(metadata[_DESCRIPTION]))
     if described["num_rows"] != table.num_rows:
         raise ValueError(f"it has {table.num_rows} rows, its metadata say {described['num_rows']}")
+    types = _types(table)
+    if described.pop(_TYPES, types) != types:  # an older file does not say
+        raise ValueError("its columns are of other types than its metadata say")
     return table, described
+
+
+def _types(table: pa.Table) -> dict[str, str]:
+    """Return the type of each column; what Arrow calls the values of a list is left out, for Parquet calls it other."""
+    return {field.name: _type(field.type) for field in table.schema}
+
+
+def _type(kind: pa.DataType) -> str:
+    if isinstance(kind, pa.FixedSizeListType):
+        return f"{kind.value_type}[{kind.list_size}]"
+    return str(kind)
 
 
 def require_bounded(path: Location) -> None:

@@ -74,9 +74,10 @@ def read_shard(path: Location) -> tuple[Detections, np.ndarray]:
             class_probs=matrix_of(table["class_probs"], described["num_classes"] + 1),
             posterior_form=described.get("posterior_form", "softmax"),  # the only form when shards did not name it
         )
-    except DAMAGES as error:
+        image_ids = np.asarray(described["image_ids"], np.int64)
+    except (PredictionError, *DAMAGES) as error:
         raise PredictionError(
             f"a shard must be a whole Parquet file of detections ({path}): {error}; "
             "delete it and run the same command again to predict its images anew"
         ) from error
-    return detections, np.asarray(described["image_ids"], np.int64)
+    return detections, image_ids

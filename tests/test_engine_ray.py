@@ -2,6 +2,7 @@
 """The Ray engine on one small cluster: order, bounds, failures, and the bytes of the local engine."""
 
 import importlib.util
+import multiprocessing
 import os
 import shutil
 import signal
@@ -88,8 +89,9 @@ def test_a_failure_is_raised_as_it_is_and_ends_the_workers(engine):
     assert type(raised.value) is DatasetError
     assert str(raised.value) == "boxes must be finite, got nan (x.json, image_id 7)"
     assert time.monotonic() - begun < 120
-    with pytest.raises(ZeroDivisionError, match=r"divide_by_zero"):
+    with pytest.raises(RuntimeError, match=r"(?s)divide_by_zero.*ZeroDivisionError"):  # a defect, with its traceback
         run(engine, divide_by_zero, [1])
+    assert run(engine, square, [3, 4]) == [9, 16]  # the cluster was not left for it
 
 
 def test_what_the_handler_of_a_signal_raises_ends_the_run(engine):
@@ -153,38 +155,50 @@ def test_an_address_without_a_cluster_is_refused_at_once(address):
 
 
 LISTENERS = """
-import os, pathlib
+import multiprocessing, os, pathlib
 from detcurate.config import RaySettings
 from detcurate.engines.ray_engine import RayEngine
-engine = RayEngine(RaySettings(), num_cpus=1)
-assert engine.run(abs_of, [-3], num_processes=1, total=1, desc="x", unit="u") == [3]
-mine = set()
-for path in pathlib.Path("/proc").glob("[0-9]*"):
-    try:
-        if os.environ["RAY_AUTH_TOKEN"].encode() in (path / "environ").read_bytes():
-            mine |= {os.readlink(link) for link in (path / "fd").iterdir()}
-    except OSError:
-        pass
-for table in ("tcp", "tcp6"):
-    for line in pathlib.Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[3] == "0A" and f"socket:[{fields[9]}]" in mine:
-            print("listens", fields[1].split(":")[0])
-engine.close()
+if __name__ == "__main__":
+    engine = RayEngine(RaySettings(), num_cpus=1)
+    assert engine.run(abs_of, [-3], num_processes=1, total=1, desc="x", unit="u") == [3]
+    (driver,) = multiprocessing.active_children()
+    mine = set()
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getsid(int(path.name)) == driver.pid:
+                mine |= {os.readlink(link) for link in (path / "fd").iterdir()}
+        except OSError:
+            pass
+    for table in ("tcp", "tcp6"):
+        for line in pathlib.Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in mine:
+                print("listens", fields[1].split(":")[0])
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    engine.close()
+    print("left", [path.name for path in pathlib.Path("/proc").glob("[0-9]*") if session(path) == driver.pid])
 """
 
 
 def test_a_cluster_that_is_started_here_listens_on_loopback_alone(tmp_path):
     """Loopback is 127.0.0.1, as the kernel's tables have it, also within IPv6."""
-    (tmp_path / "abs_of.py").write_text("def abs_of(job, progress):\n    return abs(job)\n")
-    script = "from abs_of import abs_of\n" + LISTENERS
+    (tmp_path / "abs_of.py").write_text(
+        "import os\n"
+        "def abs_of(job, progress):\n    return abs(job)\n"
+        "def session(path):\n"
+        "    try:\n        return os.getsid(int(path.name))\n    except OSError:\n        return 0\n"
+    )
+    (tmp_path / "listeners.py").write_text(f"from abs_of import abs_of, session\n{LISTENERS}")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *sys.path])
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "listeners.py"], env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     addresses = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("listens")}
     assert addresses
     assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}
+    assert done.stdout.splitlines()[-1] == "left []"
 
 
 @pytest.fixture(scope="module")
@@ -258,14 +272,39 @@ def test_only_missing_shards_are_handed_out(trained, cluster, tmp_path):
 
 def test_a_gpu_is_asked_of_the_cluster_and_not_of_this_machine(trained, tmp_path, refused):
     config, output, words = trained
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
-        patch.setattr(RayEngine, "_connect", lambda self: None)
-        patch.setattr(ray, "nodes", lambda: [{}])
-        shutil.copytree(output, tmp_path / "x")
+    shutil.copytree(output, tmp_path / "x")
+    with cluster_of(1, num_gpus=0) as without:
         message = refused(
-            *("--config-file", config, "--only", "predict", "--engine", "ray", *words),
-            *("OUTPUT_DIR", tmp_path / "x", "MODEL.DEVICE", "cuda"),
+            *("--config-file", config, "--only", "predict", "--engine", "ray", "--ray-address", without.address),
+            *(*words, "OUTPUT_DIR", tmp_path / "x", "MODEL.DEVICE", "cuda"),
         )
     assert "MODEL.DEVICE must be one that the Ray cluster has, got cuda and no GPU in 1 nodes" in message
     assert not list((tmp_path / "x" / "predictions").rglob("shard-*"))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command_and_not_the_cluster(trained, cluster, tmp_path, number, status):
+    config, output, words = trained
+    shutil.copytree(output, tmp_path / "x")
+    command = [sys.executable, Path(__file__).resolve().parent.parent / "tools" / "curate.py", "--config-file", config]
+    command += ["--engine", "ray", "--ray-address", cluster.address, "--until", "predict", *words]
+    command += ["OUTPUT_DIR", tmp_path / "x"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while "predict pool" not in process.stdout.read(80):
+            assert process.poll() is None
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == status, said
+    assert said.splitlines()[-1].endswith("stopped; give the same command again to go on: finished work is kept")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "x" / "predictions").rglob("shard-*"))) == 6
+
+
+def test_a_driver_that_dies_is_told_and_another_takes_its_place(engine):
+    run(engine, square, [1])
+    (driver,) = (child for child in multiprocessing.active_children() if child.name == "ray-driver")
+    os.kill(driver.pid, signal.SIGKILL)
+    with pytest.raises(DetcurateError, match="the process that is connected to Ray must live until all is done"):
+        run(engine, square, [2])
+    assert run(engine, square, [3]) == [9]

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from detcurate.files import discard_temporaries
 from detcurate.lock import release_all
+from detcurate.parallel import kill_with_session
 
 STOPPED = "stopped; give the same command again to go on: finished work is kept"
 
@@ -78,7 +79,7 @@ def _watch(reader: int) -> None:
     if ready and not os.read(reader, 1):
         return
     for child in multiprocessing.active_children():
-        child.kill()
+        kill_with_session(child)
     discard_temporaries()
     release_all()
     sys.stderr.write(f"detcurate: {STOPPED}\n")

@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import multiprocessing
 import os
 import secrets
-import signal
 import socket
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 from tqdm import tqdm
 
 from detcurate.config import RaySettings
-from detcurate.errors import ConfigError
-from detcurate.parallel import Progress
+from detcurate.engines.ray_words import DONE, FAILURE, NEXT, RESULT, UNITS, WARNING, Asked, no_cluster
+from detcurate.errors import ConfigError, DetcurateError
+from detcurate.parallel import Progress, environment, kill_with_session, signals_for_the_parent_alone
 
-if TYPE_CHECKING:
-    from detcurate.engines.ray_pool import PoolPlan
-
-_KNOCK_SECONDS, _SETTLE_SECONDS = 5.0, 0.2
+_KNOCK_SECONDS = 5.0
+_LEAVE_SECONDS = 10.0  # what leaving a cluster, or ending one that was started here, may take
 _AHEAD = 2  # blocks a worker whose results wait for their turn
-_OBJECT_STORE_BYTES = 512 * 2**20  # of a cluster that is started here; what does not fit is spilled to disk
+_NONE = object()
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 # Ray listens on all interfaces, unless told that there is no cluster; and who knows no token is sent away.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 
+_logger = logging.getLogger("detcurate")
+
 
 class RayEngine:
-    """Workers on a Ray cluster.
+    """Workers on a Ray cluster, to which a process of its own is connected, see ``ray_driver``.
 
     Args:
         settings: How many workers, and what each needs.
@@ -47,11 +47,13 @@ class RayEngine:
     hands_out_blocks = True
 
     def __init__(self, settings: RaySettings, *, address: str | None = None, num_cpus: int = 1) -> None:
-        self._settings, self._num_cpus, self._is_connected = settings, num_cpus, False
+        self._settings, self._num_cpus = settings, num_cpus
         self._address = address or os.environ.get("RAY_ADDRESS") or None
+        self._driver: tuple[BaseProcess, Connection] | None = None
         require_ray()
         if self._address is not None:
-            self._connect()  # to be known now, not after hours of training
+            _require_member(self._address)
+            self._connected()  # to be known now, not after hours of training
 
     def run(
         self,
@@ -65,9 +67,8 @@ class RayEngine:
         on_gpu: bool = False,
     ) -> list[Any]:
         """See :class:`~detcurate.engines.Engine`; the results are small."""
-        self._connect()
-        plan = self._plan(on_gpu, most=len(jobs), ahead=None)
-        return list(_hand_out(function, jobs, plan, _bar(total, desc, unit)))
+        asked = {"function": function, "total": total, "desc": desc, "on_gpu": on_gpu}
+        return list(self._hand_out(jobs, _bar(total, desc, unit), **asked, num_jobs=len(jobs), ahead=None))
 
     def stream(
         self,
@@ -80,53 +81,86 @@ class RayEngine:
         unit: str,
     ) -> Iterator[Any]:
         """See :class:`~detcurate.engines.Engine`; two blocks a worker are begun or wait for their turn."""
-        self._connect()
-        plan = self._plan(on_gpu=False, most=None, ahead=_AHEAD)
-        return _hand_out(function, jobs, plan, _bar(total, desc, unit))
+        asked = {"function": function, "total": total, "desc": desc, "on_gpu": False}
+        return self._hand_out(jobs, _bar(total, desc, unit), **asked, num_jobs=None, ahead=_AHEAD)
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
-        if self._is_connected:
-            import ray
+        if self._driver is not None:
+            process, driver = self._driver
+            driver.close()
+            process.join(_LEAVE_SECONDS)
+            self._abandon()
 
-            # Ray answers what its dying workers have asked from a thread that outlives what it answers with, and then
-            # crashes: seen once in some hundred ends with 2.60, as in https://github.com/ray-project/ray/pull/61863.
-            time.sleep(_SETTLE_SECONDS)
-            ray.shutdown()
-            self._is_connected = False
+    def _abandon(self) -> None:
+        """End the driver and what it has started, whatever it is at; a cluster notices, and ends its workers."""
+        if self._driver is not None:
+            (process, driver), self._driver = self._driver, None
+            kill_with_session(process)
+            process.join()
+            driver.close()
 
-    def _connect(self) -> None:
-        if self._is_connected:
-            return
-        os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
-        if self._address is None:
-            os.environ.update({**_LOOPBACK, "RAY_AUTH_TOKEN": secrets.token_hex(32)})
-            options = {"address": "local", "num_cpus": self._num_cpus, "object_store_memory": _OBJECT_STORE_BYTES}
-            options["include_dashboard"] = False
-        else:
-            _require_member(self._address)
-            options = {"address": self._address}
-        _init(options)
-        self._is_connected = True
+    def _hand_out(self, jobs: Iterable[Any], bar: Any, **asked: Any) -> Iterator[Any]:
+        is_over, waiting = False, iter(jobs)
+        try:
+            with bar:
+                driver = self._connected()
+                driver.send(Asked(**asked))
+                while not is_over:
+                    kind, value = self._hear(driver)
+                    is_over = kind in (DONE, FAILURE)
+                    if kind == NEXT:
+                        job = next(waiting, _NONE)
+                        driver.send((False, None) if job is _NONE else (True, job))
+                    elif kind == UNITS:
+                        bar.update(value)
+                    elif kind == WARNING:
+                        _logger.warning("%s", value)
+                    elif kind == RESULT:
+                        yield value
+                    elif kind == FAILURE:
+                        raise value
+        finally:
+            if not is_over:
+                self._abandon()
 
-    def _plan(self, on_gpu: bool, *, most: int | None, ahead: int | None) -> PoolPlan:
-        """Return how many workers the cluster has room for, unless the settings say how many."""
-        import ray
+    def _connected(self) -> Connection:
+        """Return the way to the driver, which is started where there is none."""
+        if self._driver is None:
+            from detcurate.engines.ray_driver import serve
 
-        from detcurate.engines.ray_pool import PoolPlan
+            context = multiprocessing.get_context("spawn")
+            here, there = context.Pipe()
+            arguments = (there, self._settings, self._address, self._num_cpus)
+            process = context.Process(target=serve, args=arguments, name="ray-driver", daemon=True)
+            with environment(_environment(is_own=self._address is None)), signals_for_the_parent_alone():
+                process.start()
+            there.close()
+            self._driver = process, here
+            try:
+                kind, value = self._hear(here)
+                if kind == FAILURE:
+                    raise value
+            except BaseException:
+                self._abandon()
+                raise
+        return self._driver[1]
 
-        settings, found = self._settings, ray.cluster_resources()
-        resources = {"num_cpus": settings.cpus_per_worker, "num_gpus": settings.gpus_per_worker if on_gpu else 0.0}
-        room = found.get("CPU", 0.0) / settings.cpus_per_worker
-        if on_gpu:
-            if not found.get("GPU"):
-                raise ConfigError(
-                    "MODEL.DEVICE must be one that the Ray cluster has, got cuda and no GPU in "
-                    f"{len(ray.nodes())} nodes; add MODEL.DEVICE cpu, or nodes with GPUs"
-                )
-            room = min(room, found["GPU"] / settings.gpus_per_worker)
-        num_workers = max(1, min(settings.num_workers or int(room), most if most is not None else sys.maxsize))
-        return PoolPlan(num_workers, resources, settings.max_deaths, None if ahead is None else ahead * num_workers)
+    def _hear(self, driver: Connection) -> tuple[str, Any]:
+        try:
+            kind, value = driver.recv()
+        except (EOFError, ConnectionResetError) as error:
+            raise DetcurateError(
+                "the process that is connected to Ray must live until all is done, got its end; give the same command "
+                "again: finished work is kept"
+            ) from error
+        return kind, value
+
+
+def _environment(is_own: bool) -> dict[str, str]:
+    """Return what Ray is to find in its environment, which it reads when it is imported."""
+    found = {name: os.environ.get(name, value) for name, value in _QUIET.items()}
+    return found | {**_LOOPBACK, "RAY_AUTH_TOKEN": secrets.token_hex(32)} if is_own else found
 
 
 def require_ray() -> None:
@@ -146,36 +180,8 @@ def _require_member(address: str) -> None:
         try:
             socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
         except (OSError, OverflowError) as error:
-            raise _no_cluster(address, error) from error
-
-
-def _no_cluster(address: str, error: BaseException) -> ConfigError:
-    return ConfigError(
-        f"--ray-address must be of a Ray cluster that runs, got {address}: {error}; `ray status` there tells more"
-    )
-
-
-def _init(options: dict[str, Any]) -> None:
-    """Connect; what SIGTERM does stays as the program has it, and is not Ray's own affair."""
-    import ray
-
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise _no_cluster(options["address"], error) from error
-    finally:
-        if in_main and before is not None:
-            signal.signal(signal.SIGTERM, before)
+            raise no_cluster(address, error) from error
 
 
 def _bar(total: int, desc: str, unit: str) -> Any:
     return tqdm(total=total, desc=desc, unit=unit, dynamic_ncols=True, file=sys.stderr, mininterval=0.5)
-
-
-def _hand_out(function: Callable[[Any, Progress], Any], jobs: Iterable[Any], plan: PoolPlan, bar: Any) -> Iterator[Any]:
-    from detcurate.engines.ray_pool import BlockPool
-
-    with bar, closing(BlockPool(function, plan, bar)) as pool:
-        yield from pool.results(jobs)

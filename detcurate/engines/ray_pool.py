@@ -23,7 +23,7 @@ from detcurate.engines.ray_worker import RESULT, UNITS, BlockWorker
 from detcurate.errors import ConfigError, DetcurateError
 from detcurate.version import __version__
 
-_POLL_SECONDS = 0.5  # between two looks; Ctrl-C is heard in between
+_POLL_SECONDS = 0.5  # between two looks for workers that find no place
 _REMIND_SECONDS, _PLACE_SECONDS = 30.0, 600.0
 
 _logger = logging.getLogger("detcurate")
@@ -134,8 +134,7 @@ class BlockPool:
         return self._plan.ahead is None or taken < self._plan.ahead
 
     def _listen(self) -> None:
-        with _signals_as_raised():
-            ready, _ = ray.wait([*self._starting, *self._busy], num_returns=1, timeout=_POLL_SECONDS)
+        ready, _ = ray.wait([*self._starting, *self._busy], num_returns=1, timeout=_POLL_SECONDS)
         for found in ready:
             if found in self._starting:
                 self._started(found)
@@ -147,8 +146,7 @@ class BlockPool:
     def _heard(self, stream: Any) -> None:
         worker, block = self._busy[stream]
         try:
-            with _signals_as_raised():
-                kind, value = ray.get(next(stream))
+            kind, value = ray.get(next(stream))
         except RayTaskError as error:
             if not _is_out_of_memory(error.cause):
                 raise _failure_of(error) from None
@@ -222,15 +220,6 @@ class BlockPool:
 def _failure_of(error: RayTaskError) -> BaseException:
     """Return what a user can mend as it was raised; a defect with the worker's traceback."""
     return error.cause if isinstance(error.cause, DetcurateError | OSError) else error
-
-
-@contextlib.contextmanager
-def _signals_as_raised() -> Iterator[None]:
-    """Raise what a signal's handler raised; out of Ray's compiled code it comes as the cause of a ``SystemError``."""
-    try:
-        yield
-    except SystemError as error:
-        raise error.__cause__ or error from None
 
 
 def _is_out_of_memory(cause: BaseException) -> bool:
