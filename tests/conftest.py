@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from detcurate.cli import main
+from detcurate.coco.synthetic import SyntheticConfig, write_dataset
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -50,6 +51,30 @@ CURATE:
         return config, output
 
     return write
+
+
+@pytest.fixture(scope="session")
+def job_here(
+    tmp_path_factory: pytest.TempPathFactory, write_tiny_config: Callable[[Path], tuple[Path, Path]]
+) -> tuple[Path, Path, Path, tuple[object, ...]]:
+    """A pool in files of this machine, and the job on it up to the manifest: config, OUTPUT_DIR, pool, words.
+
+    The same words with other roots are the same job on other storage.
+    """
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed: `make setup` installs it")
+    folder = tmp_path_factory.mktemp("here")
+    config, output = write_tiny_config(folder)
+    data = folder / "data"
+    for name, num_images in (("train", 26), ("val", 7)):
+        scenes = SyntheticConfig.clean(num_images=num_images, width=96, height=64, seed=num_images)
+        write_dataset(data, scenes, name=name)
+    words = (
+        "CURATE.RENDER.NUM_IMAGES", 0, "CURATE.POOL.IMAGE_ROOT", "images-train",
+        "CURATE.EVALUATION.IMAGE_ROOT", "images-val", "CURATE.SELECT.DUPLICATE_SIMILARITY", 0.9,
+    )  # fmt: skip
+    more = ("DATASETS.ROOT", data, "CURATE.NUM_PROCESSES", 1)
+    assert main(["--config-file", str(config), "--until", "manifest", *map(str, (*words, *more))]) == 0
+    return config, output, data, words
 
 
 @pytest.fixture

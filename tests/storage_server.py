@@ -29,7 +29,7 @@ class Faults:
 
     Faults: ``"slow_down"`` (503), ``"stall"`` (no answer), ``"half"`` (half of the body under the whole length, then
     the end), ``"hang"`` (the same, then silence), ``"short"`` (half of the body, and a length that says so),
-    ``"reset"`` (the connection is reset).
+    ``"reset"`` (the connection is reset), ``"denied"`` (403), ``"drip"`` (the body in pieces, with pauses between).
     """
 
     plan: Callable[[str, str], str | None] = lambda method, path: None
@@ -72,6 +72,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             self.close_connection = True
             return
+        if fault == "denied":
+            self._answer(403, {}, b"", 0)
+            return
         if fault == "slow_down":
             self._answer(503, {"Content-Type": "application/xml"}, SLOW_DOWN, len(SLOW_DOWN))
             return
@@ -91,6 +94,13 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {name: value for name, value in headers.items() if not name.lower().startswith("x-amz-checksum")}
             length = len(content) if fault == "short" else length
             self.close_connection = True
+        if fault == "drip":
+            piece = len(content) // 3 + 1
+            self._answer(answer.status, headers, content[:piece], length)
+            for start in range(piece, len(content), piece):
+                time.sleep(faults.stall_s / 8)
+                self.wfile.write(content[start : start + piece])
+            return
         self._answer(answer.status, headers, content, length)
         if fault == "hang":
             self.wfile.flush()

@@ -242,6 +242,11 @@ def test_a_damaged_shard_is_named(references, write_tiny_config, tmp_path, capsy
 # dense
 
 
+def test_an_image_without_objects_is_explained(densely, done):
+    assert "it was scored without objects (CURATE.PREDICT.MODE dense)" in done("explain", 3, densely)
+    assert json.loads(done("explain", 3, densely, "--json"))["objects"] is None
+
+
 def test_dense_rows_against_all_members_at_once(densely):
     """One image, its members' maps stacked in float64."""
     pool = read_coco(densely / "pool" / "train.json")

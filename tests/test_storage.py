@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import threading
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ pytest.importorskip("s3fs", reason="s3fs is not installed: `make setup` installs
 
 from storage_server import BUCKET, KEY_ID, SECRET, boto, emulator, faulty_server
 
+from detcurate.cli.arguments import local_path
 from detcurate.config import curate_settings
 from detcurate.errors import ConfigError, StorageError
 from detcurate.files import atomic_path, describe_files, file_sizes, link_or_copy, sha256_file, write_bytes
@@ -123,6 +125,13 @@ class TestPlaces:
             curate_settings({"STORAGE": {"ROOT": "/data"}})
         with pytest.raises(ConfigError, match=r"CURATE\.POOL\.IMAGE_ROOT: image_root must be a URL without"):
             curate_settings({"POOL": {"IMAGE_ROOT": "s3://a:b@pool"}})
+
+    def test_what_is_written_on_this_machine_is_no_url(self):
+        with pytest.raises(ConfigError, match=r"CURATE\.STORAGE\.CACHE: cache must be a folder of this machine"):
+            curate_settings({"STORAGE": {"CACHE": "s3://pool/cache"}})
+        with pytest.raises(ArgumentTypeError, match=r"must be a path of this machine, got a URL \(s3://…\)") as error:
+            local_path(f"s3://{KEY_ID}@pool/x")
+        assert KEY_ID not in str(error.value)
 
     def test_a_place_goes_to_another_process_without_its_listing(self, root):
         write_bytes(root / "a.bin", b"1")
@@ -240,6 +249,19 @@ class TestFaults:
         (root / "x.bin").read_bytes()
         assert random.getstate() == state
         assert [4 <= pauses[0] <= 8, 8 <= pauses[1] <= 16, len(pauses)] == [True, True, 2]
+
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("AWS_ENDPOINT_URL", "nonsense", "got Invalid endpoint: nonsense"),
+            ("AWS_PROFILE", "nobody", r"got The config profile \(nobody\) could not be found"),
+        ],
+    )
+    def test_an_environment_that_leads_nowhere_is_told_at_once(self, root, monkeypatch, name, value, message):
+        monkeypatch.setattr(client.time, "sleep", lambda _: pytest.fail("it would fail again"))
+        monkeypatch.setenv(name, value)
+        with pytest.raises(StorageError, match=rf"{root} must answer when asked to read, {message}; check the URL and"):
+            root.read_bytes()
 
     def test_denied_access_is_told_at_once_without_the_secret(self, root, monkeypatch):
         asked = []

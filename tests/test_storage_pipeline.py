@@ -15,7 +15,8 @@ pytest.importorskip("s3fs", reason="s3fs is not installed: `make setup` installs
 
 from storage_server import BUCKET, KEY_ID, SECRET, boto, emulator, faulty_server
 
-from detcurate.coco.synthetic import SyntheticConfig, write_dataset
+from detcurate.api import Pool
+from detcurate.storage import client
 
 CURATE = Path(__file__).resolve().parent.parent / "tools" / "curate.py"
 
@@ -28,21 +29,8 @@ def run(config, *words: object, environment=None):
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory, write_tiny_config):
-    """A pool in files of this machine, and the run on it."""
-    folder = tmp_path_factory.mktemp("here")
-    config, output = write_tiny_config(folder)
-    data = folder / "data"
-    for name, num_images in (("train", 26), ("val", 7)):
-        scenes = SyntheticConfig.clean(num_images=num_images, width=96, height=64, seed=num_images)
-        write_dataset(data, scenes, name=name)
-    words = (
-        "CURATE.RENDER.NUM_IMAGES", 0, "CURATE.POOL.IMAGE_ROOT", "images-train",
-        "CURATE.EVALUATION.IMAGE_ROOT", "images-val", "CURATE.SELECT.DUPLICATE_SIMILARITY", 0.9,
-    )  # fmt: skip
-    done = run(config, *words, "DATASETS.ROOT", data, "CURATE.NUM_PROCESSES", 1)
-    assert done.returncode == 0, done.stderr
-    return config, output, data, words
+def here(job_here):
+    return job_here
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +232,41 @@ def test_a_url_with_a_secret_is_refused_and_written_nowhere(key, here, tmp_path,
     assert KEY_ID not in message
     assert "secret" not in message
     assert not output.exists()
+
+
+@pytest.fixture
+def at_hand(there, monkeypatch, tmp_path):
+    """The emulator for commands in this process, with a client and a cache of their own; gives OUTPUT_DIR."""
+    _, _, folder, environment, *_ = there
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(client, "_clients", {})
+    return folder / "output"
+
+
+def test_what_reads_a_run_reads_one_in_storage(at_hand, here, done, tmp_path):
+    ours, others = [], []
+    for found, output in ((ours, at_hand), (others, here[1])):
+        found.append(json.loads(done("explain", 3, output, "--json")))
+        done("export", "yolo", output, "-o", tmp_path / output.parent.name)
+        exported = tmp_path / output.parent.name
+        found.append(
+            {path.relative_to(exported): path.read_bytes() for path in exported.rglob("*.*") if path.is_file()}
+        )
+    assert ours == others
+    assert len(ours[1]) > 2 * 26
+    done("report", at_hand, "--to", tmp_path / "report")
+    assert (tmp_path / "report" / "index.html").read_text().count("data:image/") >= 6
+
+
+def test_a_list_in_storage_is_ranked_and_validated(at_hand, there, done, refused, tmp_path):
+    config, words, *_ = there
+    frames = f"s3://{BUCKET}/frames"
+    checked = done("validate", f"{frames}/train.json", "--images", f"{frames}/images-train", "--num-processes", 1)
+    assert checked.startswith(f"{frames}/train.json: 26 images")
+    assert "no such object (s3://pool/frames/nope.json)" in refused("validate", f"{frames}/nope.json")
+    assert len(Pool.read(f"{frames}/train.json", f"{frames}/images-train")) == 26
+    said = done("rank", f"{frames}/val.json", "--config-file", config, "--image-root", f"{frames}/images-val", *words,
+                "CURATE.SELECT.NUM_IMAGES", 3, "CURATE.NUM_PROCESSES", 1)  # fmt: skip
+    assert f"to label: {at_hand}/candidates/val/manifest/subset.json" in said

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +14,7 @@ from detcurate.coco.dataset import CocoDataset, read_coco
 from detcurate.coco.image_files import opened_image
 from detcurate.export.content import require_inside
 from detcurate.export.queue import Suspect
-from detcurate.storage import Location, image_files, locate
+from detcurate.storage import Location, image_files, local_file, locate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,12 +47,13 @@ class Pool:
 
     @classmethod
     def read(cls, annotations: Folder, image_root: Folder) -> Pool:
-        """Read an annotation file of no run.
+        """Read an annotation file of no run; it and the images may be in object storage.
 
         Raises:
             DatasetError: It cannot be read.
         """
-        return cls(read_coco(Path(annotations)), locate(os.fspath(image_root), name="image_root"))
+        file = local_file(os.fspath(annotations), name="annotations")
+        return cls(read_coco(file), locate(os.fspath(image_root), name="image_root"))
 
     def __len__(self) -> int:
         return len(self.dataset)

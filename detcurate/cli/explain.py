@@ -82,7 +82,9 @@ def _scores(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
     return table(("score", "value", f"rank of {total:,}"), rows)
 
 
-def _objects(objects: Sequence[Mapping[str, Any]]) -> list[str]:
+def _objects(objects: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    if objects is None:
+        return ["it was scored without objects (CURATE.PREDICT.MODE dense)"]
     if not objects:
         return ["no member sees an object, and none is labelled"]
     labels = [found for found in objects if found["kind"] != "cluster"]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from detcurate.cli.arguments import local_path
 from detcurate.cli.tables import say, say_json
 from detcurate.export.formats import FORMATS, IMAGES, Images, Options, write_export
 from detcurate.export.label_studio import LOCAL_FILES
@@ -39,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("format", choices=list(FORMATS), metavar="FORMAT", help=", ".join(FORMATS))
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="DIR", help="the folder to write; a new one"
+        "-o", "--output", type=local_path, required=True, metavar="DIR", help="the folder to write; a new one"
     )
     parser.add_argument(
         "--what", choices=WHAT, default=WHAT[0], help="the suspected images, the worst first (default), or the subset"

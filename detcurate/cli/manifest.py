@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from detcurate.cli.arguments import local_path
 from detcurate.cli.tables import say, say_json, table
 from detcurate.coco.compare import diff_manifests, manifest_stats, open_manifest
 from detcurate.coco.merge import ON_CONFLICT, merge_manifests
 from detcurate.coco.verify import verify_manifest
-from detcurate.storage import RemotePath, annotation_copy, locate
+from detcurate.storage import local_file, locate
 
 _MOST_ROWS = 12
 _VERIFY_EPILOG = """\
@@ -50,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     merge = _add(commands, "merge", "write the union of several, with every conflict declared")
     merge.add_argument("manifests", type=Path, nargs="+", metavar="M", help=manifest)
-    merge.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the COCO file to write")
+    merge.add_argument("-o", "--output", type=local_path, required=True, metavar="FILE", help="the COCO file to write")
     merge.add_argument(
         "--on-conflict", choices=ON_CONFLICT, default="error", help="stop (default), or keep what the first file says"
     )
@@ -81,10 +82,9 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    source = locate(arguments.source, name="--source") if arguments.source else None
     checks = verify_manifest(
         arguments.manifest,
-        source=annotation_copy(source) if isinstance(source, RemotePath) else source,
+        source=local_file(arguments.source, name="--source") if arguments.source else None,
         output_dir=arguments.output_dir,
         scores=locate(arguments.scores, name="--scores") if arguments.scores else None,
     )

@@ -15,7 +15,7 @@ from detcurate.pipeline import Run
 from detcurate.pipeline.candidates import rank_candidates
 from detcurate.pipeline.choose import subset_file
 from detcurate.pipeline.selection import SELECTION
-from detcurate.storage import locate
+from detcurate.storage import is_url, local_file, locate
 
 _EPILOG = """\
 The ensemble is that of the config's run, whose stage train must have finished. CURATE.SELECT says how many images are
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("images", type=Path, metavar="LIST", help="a COCO file with `images`; no annotations are read")
+    parser.add_argument("images", metavar="LIST", help="a COCO file with `images`, or its URL; no annotations are read")
     parser.add_argument("--config-file", type=Path, required=True, metavar="FILE", help="the config of the run")
     parser.add_argument(
         "--image-root", metavar="DIR", help="what its file names are relative to, a folder or URL (default: the pool's)"
@@ -46,11 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
 def run(argv: Sequence[str]) -> int:
     """Run the command and return its exit status."""
     arguments = build_parser().parse_intermixed_args(argv)
-    if not arguments.images.is_file():
+    if not is_url(arguments.images) and not Path(arguments.images).is_file():
         raise DatasetError(f"LIST must be a COCO file, got {arguments.images}, which is not there")
     cfg = load_config(arguments.config_file, arguments.opts)
     options, root = curate_settings(cfg.CURATE).storage.options, arguments.image_root
     image_root = None if root is None else locate(root, name="--image-root", options=options)
-    ranked = rank_candidates(Run(cfg, arguments.config_file), arguments.images, image_root)
+    images = local_file(arguments.images, name="LIST", options=options)
+    ranked = rank_candidates(Run(cfg, arguments.config_file), images, image_root)
     say("", f"to label: {subset_file(ranked)}", f"ranks:    {ranked.directory('select') / SELECTION}")
     return 0

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from detcurate.cli.arguments import local_path
 from detcurate.cli.tables import say, say_json
 from detcurate.export.apply import apply_corrections
 from detcurate.export.read_back import read_corrected
@@ -42,7 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     apply.add_argument(
         "corrected", nargs="+", metavar="CORRECTED", help="files of corrected labels; the run may follow"
     )
-    apply.add_argument("-o", "--output", type=Path, required=True, metavar="NEW_POOL", help="the COCO file to write")
+    apply.add_argument(
+        "-o", "--output", type=local_path, required=True, metavar="NEW_POOL", help="the COCO file to write"
+    )
     apply.add_argument("--config-file", type=Path, metavar="FILE", help="the config of the run whose pool it is")
     apply.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides of the config")
     apply.add_argument("--json", action="store_true", help="print JSON")

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from detcurate.cli.arguments import local_path
 from detcurate.cli.tables import say
 from detcurate.errors import ConfigError
 from detcurate.pipeline.named import named_run
@@ -35,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config-file", type=Path, metavar="FILE", help="the config of the run")
-    parser.add_argument("--to", type=Path, metavar="DIR", help="where to write it, instead of OUTPUT_DIR/report")
+    parser.add_argument("--to", type=local_path, metavar="DIR", help="where to write it, instead of OUTPUT_DIR/report")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("rest", nargs="*", metavar="OUTPUT_DIR | KEY VALUE", help="the run, or overrides of its config")
     return parser

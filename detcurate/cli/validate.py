@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
+from detcurate.cli.arguments import local_path
 from detcurate.cli.tables import say, say_json, table
 from detcurate.coco.dataset import CocoDataset, inspect_coco
 from detcurate.coco.findings import RULES, Finding, FindingLog, parse_policies
 from detcurate.coco.images import examine_images, log_image_findings
+from detcurate.storage import local_file, locate
 
 _WORST_FIRST = ("error", "repair", "warn", "note")
 _EPILOG = """\
@@ -29,9 +30,11 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="a COCO annotation file, plain or gzip")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="decode every image below this image root too")
-    parser.add_argument("--cache", type=Path, metavar="FILE", help="remember what --images found, by size and time")
+    parser.add_argument("file", metavar="FILE", help="a COCO annotation file, plain or gzip, or its URL")
+    parser.add_argument("--images", metavar="DIR", help="decode every image below this image root, or its URL, too")
+    parser.add_argument(
+        "--cache", type=local_path, metavar="FILE", help="remember what --images found, by size and time"
+    )
     parser.add_argument(
         "--policy", action="append", default=[], metavar="CODE=POLICY", help="may be given again for other codes"
     )
@@ -50,15 +53,15 @@ def run(argv: Sequence[str]) -> int:
     if arguments.num_processes < 0:
         parser.error(f"--num-processes must be at least 0, got {arguments.num_processes}")
     policies = parse_policies(arguments.policy)
-    dataset, findings = inspect_coco(arguments.file, policies)
+    dataset, findings = inspect_coco(local_file(arguments.file, name="FILE"), policies)
     if arguments.images:
         findings = (*findings, *_image_findings(dataset, arguments, policies))
         findings = tuple(sorted(findings, key=lambda finding: _WORST_FIRST.index(finding.policy)))
     num_errors = sum(finding.policy == "error" for finding in findings)
     if arguments.json:
-        say_json({**_facts(dataset), "findings": [finding.to_dict() for finding in findings]})
+        say_json({**_facts(arguments.file, dataset), "findings": [finding.to_dict() for finding in findings]})
     else:
-        say(*_report(dataset, findings))
+        say(*_report(arguments.file, dataset, findings))
     return 1 if num_errors else 0
 
 
@@ -66,16 +69,15 @@ def _image_findings(
     dataset: CocoDataset, arguments: argparse.Namespace, policies: Mapping[str, str]
 ) -> tuple[Finding, ...]:
     log, num_processes = FindingLog(policies), arguments.num_processes or os.cpu_count() or 1
-    found = examine_images(
-        dataset, arguments.images, num_processes=num_processes, desc="check images", cache=arguments.cache
-    )
+    root = locate(arguments.images, name="--images")
+    found = examine_images(dataset, root, num_processes=num_processes, desc="check images", cache=arguments.cache)
     log_image_findings(found, log)
     return log.findings()
 
 
-def _facts(dataset: CocoDataset) -> dict[str, object]:
+def _facts(file: str, dataset: CocoDataset) -> dict[str, object]:
     return {
-        "file": str(dataset.path),
+        "file": file,
         "sha256": dataset.sha256,
         "num_images": len(dataset),
         "num_boxes": dataset.num_boxes,
@@ -83,9 +85,9 @@ def _facts(dataset: CocoDataset) -> dict[str, object]:
     }
 
 
-def _report(dataset: CocoDataset, findings: Sequence[Finding]) -> list[str]:
+def _report(file: str, dataset: CocoDataset, findings: Sequence[Finding]) -> list[str]:
     facts = f"{len(dataset):,} images, {dataset.num_boxes:,} boxes, {len(dataset.class_names)} classes"
-    lines = [f"{dataset.path}: {facts} can be used", ""]
+    lines = [f"{file}: {facts} can be used", ""]
     if not findings:
         return [*lines, "nothing was found"]
     rows = [(finding.policy, finding.code, finding.count) for finding in findings]

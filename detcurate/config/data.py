@@ -81,6 +81,13 @@ class StorageSettings(Settings):
             raise ValueError(f"root must be a URL, or empty for OUTPUT_DIR, got {text!r}")
         return text
 
+    @field_validator("cache")
+    @classmethod
+    def _validate_cache(cls, text: str) -> str:
+        if is_url(text):
+            raise ValueError("cache must be a folder of this machine, got a URL")
+        return text
+
     @property
     def options(self) -> StorageOptions:
         """How object storage is asked."""

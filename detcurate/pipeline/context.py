@@ -255,6 +255,6 @@ def _copied(place: RemotePath, part: str) -> Path:
         return annotation_copy(place)
     except FileNotFoundError as error:
         raise DatasetError(
-            f"the annotation file of the {part} must be there, got none ({place}); set DATASETS.ROOT and "
-            f"CURATE.{part.upper()}.ANNOTATIONS"
+            f"the annotation file of the {part} must be there, got no such object or bucket ({place}); set "
+            f"DATASETS.ROOT and CURATE.{part.upper()}.ANNOTATIONS"
         ) from error

@@ -32,7 +32,7 @@ def explain_image(run: Run, name: str) -> dict[str, Any]:
 
     Returns:
         A JSON-able dict: ``image``, ``scores`` (a value and a rank in the pool each), ``selection`` (None where
-        nothing was selected yet), ``objects``, ``neighbours``.
+        nothing was selected yet), ``objects`` (None in the mode ``dense``, which has none), ``neighbours``.
 
     Raises:
         SelectionError: The image is not in the pool, or is in quarantine.
@@ -122,7 +122,9 @@ def _original_id(run: Run, image_id: int) -> int | str:
     return run.pool.text_ids.get(image_id, image_id)
 
 
-def _objects(run: Run, image_id: int) -> list[dict[str, Any]]:
+def _objects(run: Run, image_id: int) -> list[dict[str, Any]] | None:
+    if OBJECTS not in run.marker("score")["outputs"]:  # the mode dense has none
+        return None
     path = run.directory("score") / OBJECTS
     try:
         table = pq.read_table(bounded(path), partitioning=None, filters=[("image_id", "=", image_id)])

@@ -12,7 +12,7 @@ beside its target and then renamed.
 """
 
 from detcurate.storage.client import StorageOptions
-from detcurate.storage.copies import LocalCopies, annotation_copy
+from detcurate.storage.copies import LocalCopies, annotation_copy, local_file
 from detcurate.storage.images import (
     RemoteImage,
     fetch_ahead,
@@ -38,6 +38,7 @@ __all__ = [
     "image_statuses",
     "is_url",
     "join",
+    "local_file",
     "locate",
     "path_status",
     "published",

@@ -8,23 +8,18 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from detcurate.errors import StorageError
+from detcurate.storage.kinds import KINDS, is_denied, is_final, lacks_credentials
 
 Result = TypeVar("Result")
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 20.0
 _NOT_AGAIN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-_NO_CREDENTIALS = (
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "CredentialRetrievalError",
-    "DefaultCredentialsError",
-)
 _SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|ACCESS_KEY|ACCOUNT_KEY|CONNECTION_STRING|SAS", re.IGNORECASE)
 _LEAST_SECRET = 8  # shorter values of such variables are no secrets, and would blot out whole words
 _jitter = random.Random()  # not the module's: a training draws its augmentations from that one
@@ -47,32 +42,6 @@ class StorageOptions:
     cache_bytes: int = 8_000_000_000
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """A kind of storage: which package speaks it, and its names for the settings."""
-
-    extra: str
-    package: str
-    settings: Callable[[StorageOptions], Mapping[str, Any]]
-
-
-def _s3(options: StorageOptions) -> dict[str, Any]:
-    timeouts = {"connect_timeout": options.timeout_s, "read_timeout": options.timeout_s}
-    # One attempt a request: botocore's and s3fs's own retries would multiply with ours.
-    return {"config_kwargs": {**timeouts, "retries": {"total_max_attempts": 1}, "max_pool_connections": 64}}
-
-
-KINDS: Mapping[str, _Kind] = {
-    "s3": _Kind("s3", "s3fs", _s3),
-    "gs": _Kind("gcs", "gcsfs", lambda options: {"requests_timeout": options.timeout_s}),
-    "az": _Kind(
-        "azure",
-        "adlfs",
-        lambda options: {"connection_timeout": options.timeout_s, "read_timeout": options.timeout_s},
-    ),
-}
-"""The schemes of URLs that are object storage."""
-
 _clients: dict[tuple[str, StorageOptions], Any] = {}
 _lock = threading.Lock()
 
@@ -91,12 +60,9 @@ def client(scheme: str, options: StorageOptions) -> Any:
 
 
 def _new_client(scheme: str, options: StorageOptions) -> Any:
-    import fsspec
-
     kind = KINDS[scheme]
     try:
-        # Not fsspec's own instances, of which each thread would get one.
-        found = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **kind.settings(options))
+        return kind.new_client(options.timeout_s)
     except ImportError as error:
         raise StorageError(
             f"{scheme}:// must have the package {kind.package}, got none: pip install 'detcurate[{kind.extra}]'"
@@ -105,9 +71,6 @@ def _new_client(scheme: str, options: StorageOptions) -> Any:
         raise StorageError(
             f"the environment must say how to reach {scheme}://, got {_reason(error)}; see docs/storage.md"
         ) from error
-    if hasattr(found, "retries"):
-        found.retries = 1
-    return found
 
 
 def request(call: Callable[[Any], Result], *, verb: str, url: str, scheme: str, options: StorageOptions) -> Result:
@@ -128,20 +91,12 @@ def request(call: Callable[[Any], Result], *, verb: str, url: str, scheme: str, 
     while True:
         try:
             return call(client(scheme, options))
-        except (StorageError, FileNotFoundError):
+        except StorageError:
             raise
-        except PermissionError as error:
-            raise StorageError(
-                f"{url} must be open to {verb} with the environment's credentials, got {_reason(error)}; "
-                "check them and the rights of their account"
-            ) from error
+        except FileNotFoundError as error:
+            raise FileNotFoundError(errno.ENOENT, "there is no such object", url) from error
         except Exception as error:
-            if type(error).__name__ in _NO_CREDENTIALS:
-                raise StorageError(
-                    f"the environment must hold credentials to {verb} {url}, got none; see docs/storage.md"
-                ) from error
-            if isinstance(error, OSError) and error.errno in _NOT_AGAIN:
-                raise
+            _raise_where_final(error, verb, url)
             if tried >= options.retries:
                 raise StorageError(
                     f"{url} must answer when asked to {verb}, got {_reason(error)}, {tried + 1} times; finished work "
@@ -151,11 +106,33 @@ def request(call: Callable[[Any], Result], *, verb: str, url: str, scheme: str, 
         tried += 1
 
 
+def _raise_where_final(error: Exception, verb: str, url: str) -> None:
+    """Raise what an error means, unless the same request may go well later."""
+    if lacks_credentials(error) and not is_denied(error):
+        raise StorageError(
+            f"the environment must hold credentials to {verb} {url}, got none; see docs/storage.md"
+        ) from error
+    if is_denied(error):
+        raise StorageError(
+            f"{url} must be open to {verb} with the environment's credentials, got {_reason(error)}; "
+            "check them and the rights of their account"
+        ) from error
+    if is_final(error):
+        raise StorageError(
+            f"{url} must answer when asked to {verb}, got {_reason(error)}; check the URL and what the environment "
+            "says of this storage (docs/storage.md)"
+        ) from error
+    if isinstance(error, OSError) and error.errno in _NOT_AGAIN:
+        raise error
+
+
 def _reason(error: BaseException) -> str:
     """Return what an error says, without anything that the environment holds as a secret."""
     said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     if said == "FSTimeoutError":  # fsspec's word for it, which says no more
         said = "silence for too long"
+    # Azure adds what its answer held, line by line; gcsfs's text may be empty before the status.
+    said = re.sub(r"^, (?=\d+$)", "status ", " ".join(re.split(r"\n(?:RequestId|ErrorCode|Content):", said)[0].split()))
     text = re.sub(r"//[^/@\s]+@", "//…@", said).rstrip(".")
     secrets = (value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= _LEAST_SECRET)
     for secret in secrets:

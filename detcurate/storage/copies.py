@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from detcurate.errors import StorageError
 from detcurate.storage.client import StorageOptions
+from detcurate.storage.locations import locate
 from detcurate.storage.remote import Entry, RemotePath
 
 _PARTIAL = ".partial"
@@ -151,6 +152,23 @@ def annotation_copy(remote: RemotePath) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def local_file(text: str, *, name: str, options: StorageOptions | None = None) -> Path:
+    """Return the file that a path or URL names; of an object in storage a local copy.
+
+    Args:
+        text: A path, or a URL without credentials.
+        name: What it is called in messages.
+        options: How object storage is asked.
+
+    Raises:
+        ConfigError: The URL cannot be used.
+        StorageError: It cannot be read.
+        FileNotFoundError: There is no such object.
+    """
+    place = locate(text, name=name, options=options)
+    return place if isinstance(place, Path) else annotation_copy(place)
 
 
 def cache_folder(options: StorageOptions) -> Path:

@@ -7,7 +7,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from detcurate.errors import ConfigError
-from detcurate.storage.client import KINDS, StorageOptions
+from detcurate.storage.client import StorageOptions
+from detcurate.storage.kinds import KINDS
 from detcurate.storage.remote import RemotePath
 
 Location = Path | RemotePath

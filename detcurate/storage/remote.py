@@ -203,7 +203,7 @@ class RemotePath:
             self._ask("write", lambda storage: storage.put_file(str(source), self.key, **extra))
         except FileNotFoundError as error:
             raise StorageError(
-                f"{self} must be in a bucket that exists, got {error}; make it, or name another"
+                f"{self} must be in a bucket that exists, got none of that name; make it, or name another"
             ) from error
 
     def sha256(self, *, always_read: bool = False) -> str:
