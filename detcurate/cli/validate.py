@@ -11,6 +11,8 @@ from detcurate.cli.tables import say, say_json, table
 from detcurate.coco.dataset import CocoDataset, inspect_coco
 from detcurate.coco.findings import RULES, Finding, FindingLog, parse_policies
 from detcurate.coco.images import examine_images, log_image_findings
+from detcurate.errors import ConfigError
+from detcurate.storage import locate
 
 _WORST_FIRST = ("error", "repair", "warn", "note")
 _EPILOG = """\
@@ -29,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="a COCO annotation file, plain or gzip")
+    parser.add_argument("file", type=_file_here, metavar="FILE", help="a COCO annotation file, plain or gzip")
     parser.add_argument("--images", type=Path, metavar="DIR", help="decode every image below this image root too")
     parser.add_argument("--cache", type=Path, metavar="FILE", help="remember what --images found, by size and time")
     parser.add_argument(
@@ -39,6 +41,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _file_here(text: str) -> Path:
+    """Return the file that is named; raise ``ConfigError`` for one in object storage, or a URL with a secret in it."""
+    place = locate(text, name="FILE")
+    if not isinstance(place, Path):
+        raise ConfigError(
+            f"FILE must be on this machine, got a URL of {text.partition('://')[0]}://; copy it here, or let "
+            "`detcurate --config-file FILE --dry-run` check it where it is"
+        )
+    return place
 
 
 def run(argv: Sequence[str]) -> int:
