@@ -227,5 +227,5 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def is_inaccessible(error: OSError) -> bool:
-    """Tell whether an error is a file or folder that may not be read or written."""
-    return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    """Tell whether an error is a file or folder that may not be read or written, or one in the place of the other."""
+    return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR)

@@ -22,6 +22,8 @@ MOST_NUMBER = 64
 """Characters of a number in YAML; reading one of a million takes minutes."""
 MOST_JSON_BYTES = 512 << 20
 
+_MOST_NAME = 255  # what a part of a path may have on most file systems
+
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 # Control characters, which move a terminal's cursor or set its title, and those that turn the order of a text around.
 _NOT_SHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -57,6 +59,18 @@ def printable(text: str) -> str:
         '\\x1b[2Jtitle\n'
     """
     return _NOT_SHOWN.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def shown(name: str) -> str:
+    r"""Return a file name for a message: as it is where it reads as one, else as Python writes a text, and not endless.
+
+    Example:
+        >>> shown("drive 1/frame.jpg"), shown(""), shown("a\nb")
+        ('drive 1/frame.jpg', "''", "'a\\nb'")
+    """
+    name = name if len(name) <= _MOST_NAME else f"{name[:_MOST_NAME]}…"
+    reads = name.strip() == name != "" and printable(name) == name and not {"\n", "\t"} & set(name)
+    return name if reads else repr(name)
 
 
 class PlainFormatter(logging.Formatter):
@@ -145,6 +159,8 @@ def _count(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int
         known[id(node)] = 1, 0
         return known[id(node)]
     pairs = isinstance(node, yaml.MappingNode)
+    if pairs:
+        _require_each_key_once(node)
     below = [_count(child, known) for child in ([one for pair in node.value for one in pair] if pairs else node.value)]
     count, depth = 1 + sum(found for found, _ in below), 1 + max((deep for _, deep in below), default=0)
     if count > MOST_YAML_NODES:
@@ -155,6 +171,20 @@ def _count(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int
     return count, depth
 
 
+def _require_each_key_once(node: yaml.MappingNode) -> None:
+    """Refuse a key that stands twice: the first one's value, perhaps a whole section, would be lost without a word."""
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+            if key.value in seen:
+                raise ValueError(
+                    f"a key must stand once in its section, got {key.value[:80]!r} again in line "
+                    f"{key.start_mark.line + 1}; join the two"
+                )
+            seen.add(key.value)
+
+
+_MERGE = "tag:yaml.org,2002:merge"
 _BEGUN = (0, 0)
 
 

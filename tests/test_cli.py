@@ -55,6 +55,29 @@ def test_dry_run_tells_every_stage_and_writes_nothing(tiny_config, capsys):
         (("CURATE.ENSEMBLE.MEMBERS_PER_RUN", "3"), "at most the 2 iterations of the last fraction, got 3"),
         (("SEED", "-1"), "SEED must be at least 0"),
         (("MODEL.DEVICE", "cuda"), "MODEL.DEVICE must be one that this machine has"),
+        (("MODEL.DEVICE", "toaster"), "MODEL.DEVICE must be cpu or cuda, got 'toaster'"),
+        (
+            ("MODEL.META_ARCHITECTURE", "YOLO"),
+            "MODEL must describe a detector that Detectron2 builds, got YOLO on build_",
+        ),
+        (
+            ("MODEL.BACKBONE.NAME", "vit"),
+            "got GeneralizedRCNN on vit: No object named 'vit' found in 'BACKBONE' registry!",
+        ),
+        (("SOLVER.MAX_ITER", "0"), "SOLVER.MAX_ITER must be at least 1, got 0"),
+        (("SOLVER.IMS_PER_BATCH", "-1"), "SOLVER.IMS_PER_BATCH must be at least 1, got -1"),
+        (("SOLVER.BASE_LR", "-0.1"), "SOLVER.BASE_LR must be at least 0, got -0.1"),
+        (("DATALOADER.NUM_WORKERS", "-1"), "DATALOADER.NUM_WORKERS must be at least 0, got -1"),
+        (("INPUT.FORMAT", "bgr"), "INPUT.FORMAT must be one of BGR, RGB, L, YUV-BT.601, got 'bgr'"),
+        (("INPUT.MIN_SIZE_TRAIN", "()"), "INPUT.MIN_SIZE_TRAIN must hold one or more sizes, got none"),
+        (
+            ("CURATE.ENSEMBLE.NUM_RUNS", "0"),
+            "an ensemble must have members, got CURATE.ENSEMBLE.NUM_RUNS 0 and none that",
+        ),
+        (
+            ("CURATE.ENSEMBLE.NUM_RUNS", "1", "CURATE.ENSEMBLE.MEMBERS_PER_RUN", "1"),
+            "measures of an ensemble of one member must be among entropy",
+        ),
         (("SEED",), "pairs of KEY VALUE, got 1 words"),
     ],
 )
@@ -62,6 +85,61 @@ def test_bad_settings_are_named(tiny_config, refused, overrides, message):
     config, output = tiny_config()
     assert message in refused("--config-file", config, *overrides)
     assert not output.exists()
+
+
+@pytest.mark.parametrize("secret", ["https://me:hunter2@host/x.pkl", "https://host/x.pkl?sig=hunter2"])
+def test_weights_from_a_url_with_a_secret(tiny_config, refused, secret):
+    config, output = tiny_config()
+    message = refused("--config-file", config, "MODEL.WEIGHTS", secret)
+    assert "MODEL.WEIGHTS must be a URL without credentials or a query, got one of https://" in message
+    assert "hunter2" not in message
+    assert not output.exists()
+
+
+def test_weights_that_are_not_there_are_found_before_the_training_wants_them(tiny_config, refused, tmp_path):
+    config, _ = tiny_config()
+    for words in (["--dry-run"], ["--until", "train"]):
+        message = refused("--config-file", config, *words, "MODEL.WEIGHTS", tmp_path / "none.pkl")
+        assert f"MODEL.WEIGHTS must name an existing file, got {tmp_path / 'none.pkl'}; mend the path" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--join", "--dry-run"), "argument --join: not allowed with argument --dry-run"),
+        (("--join", "--fresh"), "argument --join: not allowed with argument --fresh"),
+        (("--join", "--wait"), "argument --join: not allowed with argument --wait"),
+        (("--join", "--join-wait", "nan"), "--join-wait must be at least 0, got nan"),
+        (("--num-gpus", "-1"), "--num-gpus must be at least 0, got -1"),
+        (("--num-machines", "0"), "--num-machines must be at least 1, got 0"),
+        (
+            ("--num-machines", "2", "--machine-rank", "2"),
+            "--machine-rank must be from 0 to below --num-machines 2, got 2",
+        ),
+    ],
+)
+def test_options_that_make_no_sense(tiny_config, capsys, options, message):
+    config, output = tiny_config()
+    with pytest.raises(SystemExit) as stop:
+        main(["--config-file", str(config), *options])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_the_plan_of_a_fresh_start_and_the_places_of_what_was_done_now(tiny_config, done):
+    config, output = tiny_config()
+    report = output / "report" / "index.html"
+    report.parent.mkdir(parents=True)
+    report.write_text("of a run that was stopped")
+    (output / "detcurate.json").write_text('{"config_file": "tiny.yaml"}')
+    text = done("--config-file", config, "--until", "pool")
+    assert str(report) not in text
+    assert "pool      up to date" in done("--config-file", config, "--dry-run")
+    plan = done("--config-file", config, "--dry-run", "--fresh")
+    assert "up to date" not in plan
+    assert "curated, random, full with 2 seeds; 2 of the full arm are the ensemble's own runs" in plan
+    assert (output / "pool" / "stage.json").exists()
 
 
 def test_missing_config(refused, tmp_path):
@@ -134,6 +212,19 @@ def test_absent_image_stops_by_default_and_says_how_to_go_on(own_data, refused):
     message = refused("--until", "pool", *arguments)
     assert "b.png (image_id 1): the file is absent" in message
     assert "CURATE.POOL.BAD_IMAGES quarantine" in message
+
+
+def test_many_bad_images_are_all_listed_in_a_file(own_data, refused):
+    arguments, root, output = own_data
+    names = ["b.png", "c.png", "two\nlines.png", "e.png", "f.png"]
+    images = [{"id": number, "file_name": name, "width": 64, "height": 40} for number, name in enumerate(names)]
+    coco(root / "train.json", images)
+    message = refused("--until", "pool", *arguments)
+    listed = output / "cache" / "bad-images.txt"
+    assert f"and 2 more, all in {listed}; mend them" in message
+    lines = listed.read_text().splitlines()
+    assert len(lines) == 5
+    assert lines[2] == r"'two\nlines.png' (image_id 2): the file is absent"
 
 
 def test_absent_image_is_quarantined_when_asked(own_data, capsys):

@@ -151,6 +151,12 @@ def test_validate_a_file_without_findings(write, said):
     assert (status, text) == (0, f"{path}: 3 images, 6 boxes, 9 classes can be used\n\nnothing was found\n")
 
 
+def test_validate_a_file_by_its_url(write, said):
+    path = write(coco())
+    status, text = said("validate", path.as_uri())
+    assert (status, text.replace(path.as_uri(), str(path))) == said("validate", path)
+
+
 def test_validate_tells_findings_as_a_table_and_then_one_by_one(write, said):
     path = write(bad())
     status, text = said("validate", path)
@@ -258,6 +264,14 @@ def test_validate_camvid(camvid, said):
         (["validate"], "the following arguments are required: FILE"),
         (["validate", "no.json"], "detcurate: the annotation file must be readable, got No such file or directory"),
         (["validate", "{}"], "Is a directory"),
+        (
+            ["validate", "s3://pool/train.json"],
+            "FILE must be on this machine, got a URL of s3://; copy it here, or let",
+        ),
+        (
+            ["validate", "s3://key:hunter2@pool/train.json"],
+            "FILE must be a URL without credentials, got s3://… with some",
+        ),
         (["validate", "{}/train.json", "--policy", "invalid_bx=warn"], "did you mean 'invalid_box'?"),
         (["validate", "{}/train.json", "--policy", "invalid_box"], "must be one of error, repair, got 'invalid_box'"),
         (["validate", "{}/train.json", "--policy", "invalid_box=warn"], "must be one of error, repair"),

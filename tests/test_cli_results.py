@@ -111,6 +111,28 @@ def test_three_members_are_imported_and_curated_to_a_manifest_that_verifies(pool
     assert "forgetting" in trajectories
 
 
+def test_a_ledger_that_lost_lines_does_not_pass_for_a_smaller_ensemble(pool, three, done, refused):
+    config, output, _ = pool
+    done(*three)
+    done(*curate(config))
+    ledger = output / "ensemble" / "ensemble.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    assert len(lines) == 3
+    ledger.write_text("".join(lines[:2]))
+    assert f"the ledger must be as its stage wrote it, but {ledger} is damaged; run" in refused(
+        "ensemble", "list", output
+    )
+
+
+def test_imported_answers_cannot_be_asked_to_rank_whatever_the_config_says(pool, three, done, refused):
+    config, _, root = pool
+    done(*three)
+    done(*curate(config))
+    assert "the ensemble must be of Detectron2 to rank candidates, got imported answers" in refused(
+        "rank", root / "train.json", "--config-file", config
+    )
+
+
 def test_it_runs_where_torch_and_detectron2_cannot_be_imported(pool, three, tmp_path):
     config, output, _ = pool
     (tmp_path / "site").mkdir()

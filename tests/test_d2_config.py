@@ -179,8 +179,23 @@ def test_an_unknown_key_is_answered_with_the_nearest(load, key, near):
     ) as error:
         load("SEED: 0", key, "1")
     assert near in str(error.value).split("the nearest are ")[1].split(", ")
-    with pytest.raises(ConfigError, match=r"ZZZ must be a known config key \(.*mine.yaml\); the nearest are none"):
+    with pytest.raises(ConfigError, match=r"ZZZ must be a known config key \(.*mine.yaml\); configs/ and docs/ name"):
         load("ZZZ: 1")
+
+
+def test_a_whole_section_and_small_letters(load):
+    for text, words in (("CURATE: {SELECT: 5}", ()), ("SEED: 0", ("CURATE.SELECT", "5"))):
+        with pytest.raises(ConfigError, match=r"CURATE.SELECT must be given key by key, .*; one is CURATE.SELECT\."):
+            load(text, *words)
+    with pytest.raises(
+        ConfigError, match=r"curate.select.fraction must be .*; the nearest are CURATE.SELECT.FRACTION,"
+    ):
+        load("SEED: 0", "curate.select.fraction", "0.3")
+
+
+def test_keys_that_are_merged_stand_once_and_may_be_changed(load):
+    cfg = load("CURATE:\n  POOL: &both {IMAGE_ROOT: there}\n  EVALUATION: {<<: *both, ANNOTATIONS: mine.json}")
+    assert (cfg.CURATE.EVALUATION.IMAGE_ROOT, cfg.CURATE.EVALUATION.ANNOTATIONS) == ("there", "mine.json")
 
 
 def test_overrides_come_in_pairs(load):
@@ -205,7 +220,7 @@ def test_a_config_cannot_run_code(load, tmp_path):
     [
         ("SEED: [1", "the config must be plain YAML"),
         ("- 1\n- 2", "the config must be a mapping of keys to values, got list"),
-        ("", "the config must be a mapping of keys to values"),
+        ("", "the config must be a mapping of keys to values, got nothing "),
         ("7", "the config must be a mapping of keys to values"),
         ('_BASE_: "absent.yaml"', "the config and its _BASE_ must be readable"),
         ("_BASE_: 7", "the config and its _BASE_ must"),
@@ -216,6 +231,20 @@ def test_a_config_cannot_run_code(load, tmp_path):
 def test_files_that_are_no_config(load, tmp_path, text, message):
     (tmp_path / "base.yaml").write_text("SEED: 3")
     with pytest.raises(ConfigError, match=rf"(?s){message}.*mine.yaml"):
+        load(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line"),
+    [
+        ("CURATE: {SELECT: {FRACTION: 0.3}}\nSEED: 1\nCURATE: {NUM_PROCESSES: 3}", "CURATE", 3),
+        ("CURATE:\n  SELECT:\n    FRACTION: 0.3\n    FRACTION: 0.4", "FRACTION", 4),
+    ],
+)
+def test_a_key_that_stands_twice_would_lose_what_stands_below_the_first(load, text, key, line):
+    with pytest.raises(
+        ConfigError, match=rf"stand once in its section, got '{key}' again in line {line}; join the two"
+    ):
         load(text)
 
 

@@ -276,7 +276,7 @@ CASES = {
         "note",
         "error warn note",
         _each(_append("images", id=9, file_name="9.jpg"), _append("images", id=10, file_name="10.jpg")),
-        "2 of 4 images have no annotation",
+        "2 of 4 images have no annotation that can be used",
         count=2,
     ),
     "crowd_region": Case(

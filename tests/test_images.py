@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from detcurate.coco import images
-from detcurate.coco.dataset import read_coco
+from detcurate.coco.dataset import inspect_coco, read_coco
 from detcurate.coco.findings import FindingLog
 from detcurate.coco.images import ImageFinding, examine_images, image_fingerprint, log_image_findings
 from detcurate.errors import DatasetError
@@ -276,3 +276,25 @@ def test_the_findings_of_images_go_into_a_log():
         ("image_size_differs", "warn", 1, "e.jpg (image_id 5): it is 1x2"),
         ("exif_rotation", "warn", 1, "c.jpg (image_id 3): it is stored turned"),
     ]
+
+
+def test_a_name_that_leads_out_is_a_finding_of_its_record_and_not_looked_at(tmp_path):
+    (tmp_path / "root").mkdir()
+    picture().save(tmp_path / "secret.png")
+    picture().save(tmp_path / "root" / "a.png")
+    names = {"id": 1, "name": "car"}
+    images = [
+        {"id": number, "file_name": name, "width": SIZE[0], "height": SIZE[1]}
+        for number, name in enumerate(["a.png", "../secret.png", "../none.png"])
+    ]
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps({"images": images, "annotations": [], "categories": [names]}))
+    dataset, findings = inspect_coco(path)
+    assert [(found.code, found.count) for found in findings if found.policy == "error"] == [("escaping_file_name", 2)]
+    assert examine_images(dataset, tmp_path / "root", num_processes=1, desc="look") == []
+
+
+def test_a_name_of_two_lines_is_shown_in_one():
+    log = FindingLog()
+    log_image_findings([ImageFinding(3, "a\nno finding is an error", "missing_image_file", "the file is absent")], log)
+    assert log.findings()[0].examples == (r"'a\nno finding is an error' (image_id 3): the file is absent",)

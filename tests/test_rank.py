@@ -34,6 +34,7 @@ def test_the_best_are_to_be_labelled_in_the_pools_categories(trained, done):
     config, output, images, root = trained
     text = done("rank", images, "--config-file", config, "--image-root", root, "CURATE.SELECT.NUM_IMAGES", "4")
     folder = output / "candidates" / "drives"
+    assert "no_annotations" not in text
     assert f"to label: {folder / 'manifest' / 'subset.json'}" in text
     found = json.loads((folder / "manifest" / "subset.json").read_bytes())
     pool = json.loads((output / "pool" / "train.json").read_bytes())

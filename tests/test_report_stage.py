@@ -218,7 +218,9 @@ class TestUnfinished:
         assert "the stage 'pool' must have finished" in message
 
     def test_the_run_must_be_named(self, refused, tmp_path):
-        assert "the run must be named by --config-file FILE or by the OUTPUT_DIR" in refused("report", tmp_path)
+        named = "the run must be named by --config-file FILE or by the OUTPUT_DIR of a run, got"
+        assert f"{named} {tmp_path}, which holds no config.yaml" in refused("report", tmp_path)
+        assert f"{named} {tmp_path / 'none'}, which is no folder" in refused("report", tmp_path / "none")
 
     def test_the_states_name_every_stage_but_the_last(self, finished):
         from detcurate.d2.config import load_config

@@ -56,6 +56,15 @@ def test_the_interval_over_images_has_to_leave_out_0_too():
     assert "−0.1 to +3.0 over seeds and evaluation images" in claim.sentence
 
 
+def test_detectors_that_have_not_learned_are_said_to_be_such():
+    assert "No arm reaches 1 AP: these detectors have hardly learned" in " ".join(
+        verdict(comparison(curated=[0.2, 0.3], full=[0.9, 0.9])).sentences
+    )
+    for learned in ([0.9, 1.2], [float("nan")] * 2):
+        found = verdict(comparison(curated=[0.2, 0.3], full=learned))
+        assert "hardly learned" not in " ".join(found.sentences)
+
+
 def test_one_seed_has_no_interval_and_says_so():
     found = verdict(comparison(curated=[12], random=[10], full=[11]))
     assert found.tone == "no_interval"

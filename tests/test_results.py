@@ -111,6 +111,16 @@ def test_boxes_are_cut_off_at_the_edges_of_their_own_image(read):
     assert results.counts["cut"] == 2
 
 
+def test_boxes_in_shares_of_the_image_are_refused(read):
+    """They would be kept as boxes within the first pixel, and say of every label that it was missed."""
+    shares = [record(bbox=(0.1, 0.2, 0.3, side)) for side in (0.4, 0.5, 0.8)]
+    with pytest.raises(
+        PredictionError, match=r"bbox must be in pixels, .*, got 3 of 5 boxes within 1 px \(.*epoch1.json"
+    ):
+        read([*shares, record(), record()])
+    assert read([*shares, record(), record(), record()]).counts["kept"] == 6  # a detector may have dots in a corner
+
+
 def test_a_list_of_nothing_is_an_answer(read):
     results = read([])
     assert (results.form, results.counts["records"]) == (None, 0)

@@ -262,7 +262,7 @@ class TestBrokenText:
         texts[at] = texts[at].replace(rb'"\n"', b'\n "' + bad + b'"')
         text = b"{" + b",".join(b'"%s":%s' % (key.encode(), value) for key, value in texts.items()) + b"}"
         assert "got bytes that are not UTF-8 (" in message(write(text))
-        assert "line 2, column 3); write it again" in message(write(text))
+        assert "line 2, column 3); save it as UTF-8" in message(write(text))
         assert read_coco(write(text.replace(bad, "é".encode()))).num_boxes == 1
 
     @pytest.mark.parametrize("piece", [1, 2, 3, 4, 5, 7])

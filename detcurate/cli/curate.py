@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -90,7 +91,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(argv: Sequence[str]) -> int:
     """Run the main job and return the exit status."""
-    arguments = build_parser().parse_intermixed_args(argv)  # options may stand after KEY VALUE too
+    parser = build_parser()
+    arguments = parser.parse_intermixed_args(argv)  # options may stand after KEY VALUE too
+    _require_sense(parser, arguments)
     cfg = load_config(arguments.config_file, arguments.opts)
     settings = curate_settings(cfg.CURATE)
     names = ("num_gpus", "num_machines", "machine_rank", "dist_url")
@@ -100,7 +103,7 @@ def run(argv: Sequence[str]) -> int:
     with closing(open_engine(arguments.engine, settings, address=arguments.ray_address)) as engine:
         run = Run(cfg, arguments.config_file, distributed, engine=engine)
         if arguments.dry_run:
-            _print_plan(dry_run(run, until=arguments.until, only=arguments.only))
+            _print_plan(dry_run(run, until=arguments.until, only=arguments.only, fresh=arguments.fresh))
             return 0
         if arguments.join:
             join_pipeline(run, wait_seconds=arguments.join_wait)
@@ -108,6 +111,24 @@ def run(argv: Sequence[str]) -> int:
         run_pipeline(run, until=arguments.until, only=arguments.only, fresh=arguments.fresh, wait=arguments.wait)
     _print_results(run)
     return 0
+
+
+def _require_sense(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse numbers that mean nothing, and options of which one would be passed over without a word."""
+    for name in ("dry_run", "fresh", "wait"):
+        if arguments.join and getattr(arguments, name):
+            parser.error(f"argument --join: not allowed with argument --{name.replace('_', '-')}")
+    if not 0 <= arguments.join_wait < math.inf:
+        parser.error(f"--join-wait must be at least 0, got {arguments.join_wait:g}")
+    if arguments.num_gpus < 0:
+        parser.error(f"--num-gpus must be at least 0, got {arguments.num_gpus}")
+    if arguments.num_machines < 1:
+        parser.error(f"--num-machines must be at least 1, got {arguments.num_machines}")
+    if not 0 <= arguments.machine_rank < arguments.num_machines:
+        parser.error(
+            f"--machine-rank must be from 0 to below --num-machines {arguments.num_machines}, got "
+            f"{arguments.machine_rank}"
+        )
 
 
 def _print_plan(rows: Sequence[tuple[str, str, str]]) -> None:
@@ -120,5 +141,8 @@ def _print_plan(rows: Sequence[tuple[str, str, str]]) -> None:
 def _print_results(run: Run) -> None:
     if "report" in run.markers:
         say("", run.markers["report"]["facts"]["table"].rstrip())
-    found = (("manifest", subset_file(run)), ("report", run.directory("report") / PAGE))
-    say("", *(f"{name + ':':<10}{path}" for name, path in found if path.is_file()))
+    found = {"manifest": subset_file(run), "report": run.directory("report") / PAGE}
+    # What an earlier run left there is of other settings, or of half a run.
+    paths = [f"{name + ':':<10}{path}" for name, path in found.items() if name in run.markers and path.is_file()]
+    if paths:
+        say("", *paths)

@@ -11,11 +11,12 @@ from pathlib import Path
 from detcurate.cli.tables import say, say_json, table
 from detcurate.config import curate_settings
 from detcurate.d2.config import load_config
-from detcurate.ensemble import ensemble_members
-from detcurate.errors import ConfigError
+from detcurate.ensemble import LEDGER, ensemble_members
+from detcurate.errors import ConfigError, EnsembleError
 from detcurate.pipeline import Run
 from detcurate.pipeline.added import Addition, add_members
 from detcurate.pipeline.context import DIRECTORIES
+from detcurate.stages import damaged_outputs, read_marker
 
 _DESCRIPTION = """\
 commands:
@@ -109,11 +110,26 @@ def _report(run: Run, addition: Addition) -> list[str]:
     return lines
 
 
+def _require_whole_ledger(directory: Path) -> None:
+    """Refuse a ledger that is not as its stage wrote it: without some lines it would pass for a smaller ensemble."""
+    marker = read_marker(directory)
+    if (
+        marker is not None
+        and marker["status"] == "complete"
+        and LEDGER in (damaged := damaged_outputs(directory, marker))
+    ):
+        raise EnsembleError(
+            f"the ledger must be as its stage wrote it, but {directory / LEDGER} {damaged[LEDGER]}; run the stage "
+            "'train' again"
+        )
+
+
 def _list(words: Sequence[str]) -> int:
     arguments = build_list_parser().parse_args(words)
     directory = arguments.output_dir / DIRECTORIES["train"]
     if not directory.is_dir():
         directory = arguments.output_dir
+    _require_whole_ledger(directory)
     members = ensemble_members(directory)
     if arguments.json:
         say_json([asdict(member) for member in members])

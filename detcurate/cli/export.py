@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--what", choices=WHAT, default=WHAT[0], help="the suspected images, the worst first (default), or the subset"
     )
-    parser.add_argument("--limit", type=int, default=0, metavar="N", help="the first N images only (default: all)")
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="the first N images only (0: all)")
     parser.add_argument(
         "--images", choices=IMAGES,
         help="link: put the images there too, as hard links where the disk has them; default: for yolo link, else none",

@@ -157,7 +157,9 @@ class _AnnotationCheck:
         if not self.keep.any():
             self._log.add("no_annotations", "the file has no annotation that can be used")
         elif empty:
-            self._log.add("empty_image", f"{empty:,} of {num_images:,} images have no annotation", empty)
+            self._log.add(
+                "empty_image", f"{empty:,} of {num_images:,} images have no annotation that can be used", empty
+            )
 
     def _report_boxes(self, code: str, mask: np.ndarray, constraint: str) -> None:
         self._log.add_many(

@@ -76,7 +76,7 @@ def _unique_rows(path: Path, name: str, ids: np.ndarray, log: FindingLog) -> np.
         errors = [finding for finding in log.findings() if finding.policy == "error"]
         if errors:
             raise DatasetError(describe_errors(errors, path))
-        raise DatasetError(f"the annotation file must have at least one {name}, got none ({path})")
+        raise DatasetError(f"the annotation file must have at least one {name}, got none ({path}); name another file")
     order = np.argsort(ids, kind="stable")
     first = np.ones(len(ids), bool)
     first[1:] = np.diff(ids[order]) != 0

@@ -18,6 +18,7 @@ from detcurate.errors import DatasetError, StorageError
 from detcurate.files import write_bytes
 from detcurate.parallel import run_jobs
 from detcurate.storage import Location, RemoteImage, fetch_ahead, image_files, image_statuses, path_status
+from detcurate.untrusted import leads_out, shown
 
 _BLOCK = 64
 
@@ -106,7 +107,8 @@ def examine_images(
         raise DatasetError(f"image_root must be a directory, got {image_root}; name the folder that holds the images")
     led_out = set(names_that_lead_out(image_root, dataset.file_names))
     known = _read_cache(cache)
-    status = dict(zip(dataset.file_names, image_statuses(image_root, dataset.file_names), strict=True))
+    names = [name for name in dataset.file_names if not leads_out(name)]  # those are a finding of the records
+    status = dict(zip(names, image_statuses(image_root, names), strict=True))
     # What did not decode is tried again: its rights may have been set since, or another version of Pillow reads it.
     new = [name for name, seen in status.items() if name not in known or known[name][:2] != seen or known[name][-1]]
     files = image_files(image_root, new)
@@ -121,6 +123,8 @@ def examine_images(
         write_bytes(cache, hashlib.sha256(seen).hexdigest().encode() + b"\n" + seen)
     findings = []
     for row, name in enumerate(dataset.file_names):
+        if name not in status:
+            continue
         if name in led_out:
             reason = "it, or a folder on the way to it, is a link that leads out of the image root"
             findings.append(ImageFinding(int(dataset.image_ids[row]), name, LINK, reason))
@@ -133,7 +137,8 @@ def examine_images(
 def log_image_findings(findings: Sequence[ImageFinding], log: FindingLog) -> None:
     """Add what was found of the image files to a log of findings."""
     for finding in findings:
-        log.add(finding.code, f"{finding.file_name} (image_id {finding.image_id}): {finding.reason}")
+        name = shown(finding.file_name)
+        log.add(finding.code, f"{name} (image_id {finding.image_id}): {finding.reason}")
 
 
 def _judge(name: str, look: _Look, size: tuple[int, int]) -> tuple[str, str] | None:

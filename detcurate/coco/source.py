@@ -205,7 +205,7 @@ def raise_broken_json(path: Path, content: memoryview, offset: int, reason: str,
     line, column = before.count(b"\n") + 1, offset - before.rfind(b"\n")
     is_nan = re.match(rb"-?(NaN|Inf)", bytes(content[offset : offset + 4]))
     not_finite = "NaN and Infinity are not JSON: write null or drop the record, or set not_finite_number=repair"
-    hint = not_finite if is_nan else "write it again"
+    hint = not_finite if is_nan else "save it as UTF-8" if "UTF-8" in reason else "write it again"
     raise DatasetError(
         f"the {kind} must be valid JSON, got {reason} ({path}, line {line}, column {column}); {hint}"
     ) from None

@@ -102,7 +102,11 @@ def _read_yaml(config_file: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:  # among them a text that is not UTF-8
         raise ConfigError(f"the config and its _BASE_ must be readable ({config_file}): {error}") from error
     if not isinstance(tree, Mapping):
-        raise ConfigError(f"the config must be a mapping of keys to values, got {type(tree).__name__} ({config_file})")
+        got = "nothing" if tree is None else type(tree).__name__
+        raise ConfigError(
+            f"the config must be a mapping of keys to values, got {got} ({config_file}); write a line such as "
+            '`_BASE_: "configs/Base-CPU-Tiny.yaml"`'
+        )
     return tree
 
 
@@ -156,13 +160,20 @@ def _merge(cfg: Any, values: Mapping[str, Any], source: str) -> None:
         if key not in known:
             if not has_detectron2() and key.split(".")[0] in _DETECTRON2_TREES:
                 continue
-            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-            raise ConfigError(
-                f"{key} must be a known config key ({source}); the nearest are {', '.join(near) or 'none'}"
-            )
+            raise ConfigError(_unknown(key, known, source))
         *parents, name = key.split(".")
         node = functools.reduce(lambda tree, part: tree[part], parents, cfg)
         node[name] = _coerce(key, value, known[key], source)
+
+
+def _unknown(key: str, known: Mapping[str, Any], source: str) -> str:
+    """Say that a key is not known, and which may have been meant."""
+    below = [name for name in known if name.startswith(f"{key}.")]
+    if below:
+        return f"{key} must be given key by key, got a value for the whole section ({source}); one is {below[0]}"
+    near = difflib.get_close_matches(key.upper(), known, n=3, cutoff=0.5)
+    hint = f"the nearest are {', '.join(near)}" if near else "configs/ and docs/ name the known ones"
+    return f"{key} must be a known config key ({source}); {hint}"
 
 
 def _coerce(key: str, value: Any, default: Any, source: str) -> Any:

@@ -73,11 +73,22 @@ def _require_harmless(weights: str) -> None:
 
 
 def model_of(config: str) -> nn.Module:
-    """Build a config's model on the CPU, for what can be told from it without weights."""
+    """Build a config's model on the CPU, for what can be told from it without weights.
+
+    Raises:
+        ConfigError: ``MODEL`` describes none that Detectron2 can build.
+    """
     cfg = load_config_text(config).clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
-    return build_model(cfg)
+    try:
+        return build_model(cfg)
+    except Exception as error:  # an unknown name is a KeyError, a size that does not fit an assertion, and so on
+        reason = str(error.args[0] if isinstance(error, KeyError) else error).split("\n")[0] or type(error).__name__
+        raise ConfigError(
+            f"MODEL must describe a detector that Detectron2 builds, got {cfg.MODEL.META_ARCHITECTURE} on "
+            f"{cfg.MODEL.BACKBONE.NAME}: {reason}; mend MODEL.*, or derive your config from one in configs/"
+        ) from error
 
 
 def model_bytes(config: str) -> int:

@@ -12,6 +12,7 @@ from detcurate.ensemble import LEDGER, read_ledger, write_ledger
 from detcurate.errors import ConfigError, DatasetError
 from detcurate.files import link_or_copy, write_bytes
 from detcurate.pipeline.context import ADDED, CANDIDATES, Run
+from detcurate.pipeline.imported import is_imported
 from detcurate.pipeline.output_dir import claim_output_dir, output_lock
 from detcurate.pipeline.run import run_pipeline
 from detcurate.storage import Location
@@ -40,7 +41,11 @@ def rank_candidates(run: Run, images: Path, image_root: Location | None = None) 
         PredictionError: The ensemble is not there.
     """
     _require_no_labels(run.settings)
-    run.marker("train")
+    if is_imported(run.marker("train")):
+        raise ConfigError(
+            f"the ensemble must be of Detectron2 to rank candidates, got imported answers ({run.output_dir}): no "
+            "member is there to be asked; import its answers to the list for a config of the list's own"
+        )
     base, name = run.output_dir / CANDIDATES, images.name.removesuffix(".gz").removesuffix(".json")
     listed = base / f"{name}.json"
     own = Run(_own_config(run, base / name, listed, image_root), run.config_file, run.distributed, labelled=run)
@@ -73,7 +78,9 @@ def _unlabelled(images: Path, run: Run) -> bytes:
     """Return the list as a COCO file with the pool's categories, so that the selection can be labelled in them."""
     listed = decode_top_level(open_source(images))
     if "images" not in listed:
-        raise DatasetError(f"a list of candidates must be a COCO file with `images`, got none ({images})")
+        raise DatasetError(
+            f"a list of candidates must be a COCO file with `images`, got none ({images}); write one record an image"
+        )
     categories = run.pool.other_top_level["categories"]
     return b'{"images": %b, "annotations": [], "categories": %b}' % (bytes(listed["images"]), categories)
 
@@ -83,6 +90,7 @@ def _own_config(run: Run, output_dir: Path, listed: Path, image_root: Location |
     cfg.defrost()
     cfg.OUTPUT_DIR = str(output_dir)
     cfg.CURATE.POOL.ANNOTATIONS = str(listed.resolve())
+    cfg.CURATE.POOL.FINDINGS = ("no_annotations=note", *cfg.CURATE.POOL.FINDINGS)  # which is no news of such a list
     cfg.CURATE.POOL.IMAGE_ROOT = str((image_root or run.image_root("pool")).resolve())
     cfg.CURATE.EVALUATION.ANNOTATIONS = str(run.annotations_place("evaluation").resolve())
     cfg.CURATE.EVALUATION.IMAGE_ROOT = str(run.image_root("evaluation").resolve())

@@ -203,7 +203,7 @@ def _write_manifest(run: Run) -> StageResult:
     if queue is None:
         return StageResult(written, summary)
     path, counts = queue
-    summary += f"; {sum(counts.values()):,} suspected labels: {path.name}"
+    summary += f"; the {sum(counts.values()):,} most suspected labels: {path.name}"
     return StageResult([*written, path], summary, {"relabel": counts})
 
 

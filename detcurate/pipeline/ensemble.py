@@ -62,6 +62,15 @@ def member_bytes(run: Run) -> int:
     return weight_bytes(run) // (1 if run.settings.ensemble.storage == "fp32" else 2)
 
 
+def planned_members(run: Run) -> int:
+    """Return how many members there will be: those of all runs, within the disk budget, and those that were added."""
+    iterations, windows = ensemble_plan(run)
+    of_a_run = len(iterations) + len(windows)
+    if run_budget(run):
+        of_a_run = min(of_a_run, run_budget(run) // member_bytes(run))
+    return run.settings.ensemble.num_runs * of_a_run + len(added_members(run))
+
+
 def train_stage(run: Run) -> Stage:
     """Build the stage ``train``.
 
@@ -117,7 +126,7 @@ def require_budget(run: Run) -> None:
 
 def _train_ensemble(run: Run) -> StageResult:
     directory, num_runs, added = run.directory("train"), run.settings.ensemble.num_runs, added_members(run)
-    _require_members(run, added)
+    require_members(run, added)
     require_budget(run)
     jobs = [_ensemble_job(run, number) for number in range(num_runs)]
     train_jobs(run, jobs, desc="train ensemble")
@@ -138,7 +147,13 @@ def _train_ensemble(run: Run) -> StageResult:
     )
 
 
-def _require_members(run: Run, added: list[Member]) -> None:
+def require_members(run: Run, added: list[Member]) -> None:
+    """Raise when the ensemble would have no member, or runs that were added stand where others are to be trained.
+
+    Raises:
+        EnsembleError: There would be none.
+        ConfigError: A run has two claims.
+    """
     num_runs = run.settings.ensemble.num_runs
     if not num_runs and not added:
         raise EnsembleError(

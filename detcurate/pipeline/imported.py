@@ -18,7 +18,7 @@ from detcurate.ensemble import LEDGER, RESULTS, Member, verify_member, write_led
 from detcurate.errors import ConfigError, PredictionError
 from detcurate.files import link_or_copy, remove_tree, sha256_file, sha256_json, unsealed, write_json
 from detcurate.passes import MEMBERS, Pass
-from detcurate.pipeline.context import IMPORTED, Run
+from detcurate.pipeline.context import IMPORTED, Marker, Run
 from detcurate.predictions import shard_path
 from detcurate.stages import Stage, StageResult, output_digest, read_marker
 from detcurate.untrusted import MOST_JSON_BYTES, is_inside, read_bytes
@@ -143,10 +143,15 @@ def require_imported(run: Run) -> Import:
     return found
 
 
+def is_imported(marker: Marker) -> bool:
+    """Tell from the marker of a stage ``train`` whether its members are imported answers."""
+    return _SETTING in marker["settings"]
+
+
 def require_no_ensemble(run: Run) -> None:
     """Raise ``ConfigError`` when ``OUTPUT_DIR`` holds an ensemble of Detectron2, which an import would replace."""
     marker = read_marker(run.directory("train"))
-    if marker is not None and _SETTING not in marker["settings"]:
+    if marker is not None and not is_imported(marker):
         raise ConfigError(
             f"OUTPUT_DIR must not hold an ensemble of its own beside imported results, got one in "
             f"{run.directory('train')}; give another OUTPUT_DIR, or delete that directory"

@@ -24,9 +24,16 @@ def named_run(config_file: Path | None, words: Sequence[str]) -> Run:
         if len(overrides) != 1 or not (Path(overrides[0]) / CONFIG).is_file():
             raise ConfigError(
                 "the run must be named by --config-file FILE or by the OUTPUT_DIR of a run, got "
-                f"{' '.join(overrides) or 'neither'}"
+                f"{' '.join(overrides) or 'neither'}{_why(overrides)}"
             )
         config_file, overrides = Path(overrides[0]) / CONFIG, ["OUTPUT_DIR", overrides[0]]
     cfg = load_config(config_file, overrides)
     curate_settings(cfg.CURATE)
     return Run(cfg, config_file)
+
+
+def _why(words: Sequence[str]) -> str:
+    """Say what a folder lacks that was given for a run's."""
+    if len(words) != 1:
+        return ""
+    return f", which holds no {CONFIG}" if Path(words[0]).is_dir() else ", which is no folder"

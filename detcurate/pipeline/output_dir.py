@@ -6,12 +6,12 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 from detcurate.errors import ConfigError
-from detcurate.files import TEMPORARY_SUFFIX, remove_temporaries, write_bytes, write_json
+from detcurate.files import TEMPORARY_SUFFIX, is_disk_full, remove_temporaries, write_bytes, write_json
 from detcurate.lock import LOCK, locked
 from detcurate.pipeline.context import ADDED, CACHE, CANDIDATES, DIRECTORIES, IMPORTED, LOG, Run
 from detcurate.pipeline.stored import claim_storage_root, require_own_root
@@ -29,13 +29,22 @@ def output_lock(run: Run, *, wait: bool = False) -> Iterator[None]:
     Of a training on several machines, the first one's process holds it for all.
 
     Raises:
-        ConfigError: Another run holds it, or it is not this config's.
+        ConfigError: Another run holds it, it is not this config's, or it cannot be written.
     """
     if run.distributed.get("machine_rank", 0):
         yield
         return
     _require_detcurate_directory(run)  # a folder of somebody else's gets not so much as a lock
-    with locked(run.output_dir, wait=wait):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(run.output_dir, wait=wait))
+        except OSError as error:
+            if is_disk_full(error):
+                raise
+            raise ConfigError(
+                f"OUTPUT_DIR must be a folder that can be written, got {error.strerror} ({run.output_dir}); mend its "
+                "rights, or give another OUTPUT_DIR"
+            ) from error
         yield
 
 

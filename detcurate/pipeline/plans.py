@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from detcurate.pipeline.choose import subset_file
 from detcurate.pipeline.context import Run
-from detcurate.pipeline.ensemble import added_members, ensemble_plan, member_bytes, run_budget
+from detcurate.pipeline.ensemble import added_members, member_bytes, planned_members
 from detcurate.pipeline.imported import imported_plans
 from detcurate.pipeline.modes import score_settings
 from detcurate.pipeline.pool_columns import planned_amount
@@ -43,19 +43,15 @@ def plan_stages(run: Run, names: Sequence[str]) -> dict[str, str]:
 
 def _ensemble_plans(run: Run, num_images: int) -> dict[str, str]:
     """Say what the training of the ensemble, and asking it, would cost; of all rounds where there are several."""
-    runs, (iterations, windows), size = run.settings.ensemble.num_runs, ensemble_plan(run), member_bytes(run)
-    a_run = len(iterations) + len(windows)
-    if run_budget(run):
-        a_run = min(a_run, run_budget(run) // size)
-    added = len(added_members(run))
-    members = runs * a_run + added
+    runs, size, added = run.settings.ensemble.num_runs, member_bytes(run), len(added_members(run))
+    members = planned_members(run)
     trained = (
-        f"{runs} runs of {run.cfg.SOLVER.MAX_ITER:,} iterations ({runs * _images_seen(run):,} images seen), "
-        f"{members - added} members of {size / 1e6:.1f} MB"
+        f"{runs:,} runs of {run.cfg.SOLVER.MAX_ITER:,} iterations ({runs * _images_seen(run):,} images seen), "
+        f"{members - added:,} members of {size / 1e6:.1f} MB"
     )
     if added or not runs:
         trained = (f"{trained}, and " if runs else "") + f"{added} members that were added"
-    asked = f"{members} members on {num_images:,} images: {members * num_images:,} forward passes"
+    asked = f"{members:,} members on {num_images:,} images: {members * num_images:,} forward passes"
     if run.settings.predict.mode == "reference":
         asked += ", and as many about given boxes"
     plans = {"train": trained, "predict": asked}
@@ -68,14 +64,16 @@ def _ensemble_plans(run: Run, num_images: int) -> dict[str, str]:
 def _arm_plans(run: Run, num_evaluation: int) -> dict[str, str]:
     settings, solver, ensemble = run.settings, run.cfg.SOLVER, run.settings.ensemble
     seeds = len(retrain_seeds(settings, run.cfg.SEED))
-    detectors = new = seeds * len(settings.retrain.all_arms)
+    detectors, there = seeds * len(settings.retrain.all_arms), 0
     if "full" in settings.retrain.arms and settings.search.scheme in ("compress", "none"):
-        new -= sum(ensemble.augmentation(number) == "default" for number in range(min(ensemble.num_runs, seeds)))
+        there = sum(ensemble.augmentation(number) == "default" for number in range(min(ensemble.num_runs, seeds)))
+    new, taken = detectors - there, f"; {there} of the full arm are the ensemble's own runs" if there else ""
     passes = detectors * num_evaluation
     up_to = "up to " if settings.retrain.equal == "epochs" else ""
     return {
         "retrain": f"{new} detectors of {up_to}{solver.MAX_ITER:,} iterations "
-        f"({up_to}{new * _images_seen(run):,} images seen): {', '.join(settings.retrain.all_arms)} with {seeds} seeds",
+        f"({up_to}{new * _images_seen(run):,} images seen): {', '.join(settings.retrain.all_arms)} with {seeds} "
+        f"seeds{taken}",
         "evaluate": f"{detectors} detectors on {num_evaluation:,} images: {passes:,} forward passes",
     }
 

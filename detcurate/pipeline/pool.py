@@ -13,11 +13,14 @@ from detcurate.coco.findings import FindingLog, describe_errors
 from detcurate.coco.images import ImageFinding, examine_images, image_fingerprint, log_image_findings
 from detcurate.coco.synthetic import write_dataset
 from detcurate.errors import DatasetError
-from detcurate.files import sha256_file, write_json
+from detcurate.files import sha256_file, write_bytes, write_json
 from detcurate.pipeline.context import CACHE, Run
 from detcurate.stages import Stage, StageResult
+from detcurate.untrusted import shown
 
 _SHOWN = 3
+BAD_IMAGES = "bad-images.txt"
+"""The list of the images that stopped a run, in its folder ``CACHE``."""
 
 _logger = logging.getLogger("detcurate")
 
@@ -99,10 +102,15 @@ def _check_images(run: Run, part: str) -> list[ImageFinding]:
 
 
 def _describe_bad(run: Run, bad: list[ImageFinding], *, only_pool: bool) -> str:
-    shown = "; ".join(f"{image.file_name} (image_id {image.image_id}): {image.reason}" for image in bad[:_SHOWN])
-    more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+    """Return the message for images that stop the run; where they are many, all are listed in a file that it names."""
+    lines = [f"{shown(image.file_name)} (image_id {image.image_id}): {image.reason}" for image in bad]
+    listed, more = "; ".join(lines[:_SHOWN]), ""
+    if len(bad) > _SHOWN:
+        path = run.output_dir / CACHE / BAD_IMAGES
+        write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+        more = f"; and {len(bad) - _SHOWN} more, all in {path}"
     advice = "mend them, or set CURATE.POOL.BAD_IMAGES quarantine to go on without them" if only_pool else "mend them"
-    return f"every image must decode to the size of its record, got {len(bad)} that do not: {shown}{more}; {advice}"
+    return f"every image must decode to the size of its record, got {len(bad)} that do not: {listed}{more}; {advice}"
 
 
 def _count(dataset: CocoDataset) -> dict[str, Any]:

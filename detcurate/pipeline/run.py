@@ -11,10 +11,17 @@ from detcurate.errors import ConfigError, DetcurateError
 from detcurate.lock import require_held
 from detcurate.pipeline.choose import manifest_stage, select_stage
 from detcurate.pipeline.context import LOG, Run
-from detcurate.pipeline.ensemble import added_members, ensemble_plan, require_budget, train_stage
+from detcurate.pipeline.ensemble import (
+    added_members,
+    ensemble_plan,
+    planned_members,
+    require_budget,
+    require_members,
+    train_stage,
+)
 from detcurate.pipeline.imported import require_imported
 from detcurate.pipeline.join import join_predict, require_joinable
-from detcurate.pipeline.modes import require_mode
+from detcurate.pipeline.modes import require_mode, score_settings
 from detcurate.pipeline.output_dir import (
     claim_output_dir,
     logged_to,
@@ -32,7 +39,8 @@ from detcurate.pipeline.retrain import retrain_stage
 from detcurate.pipeline.score import score_stage
 from detcurate.pipeline.search import ROUND_STAGES, SEED_SET, builds_up, require_search, search_rounds
 from detcurate.pipeline.stored import require_locations, require_own_root
-from detcurate.pipeline.train import require_device, require_solver
+from detcurate.pipeline.train import require_device, require_model, require_solver, require_weights
+from detcurate.score.objects import validate_measures
 from detcurate.stages import Stage, changes, run_stage, stage_state
 
 STAGES: Mapping[str, Callable[[Run], Stage]] = {
@@ -49,6 +57,7 @@ STAGES: Mapping[str, Callable[[Run], Stage]] = {
 SEARCH = "search"
 STAGE_NAMES = ("pool", SEARCH, *(name for name in STAGES if name != "pool"))
 _NEED_DETECTRON2 = ("search", "train", "predict", "retrain", "evaluate")
+_TRAIN = ("search", "train", "retrain")
 _STATES = {
     "complete": "up to date",
     "interrupted": "to continue",
@@ -119,14 +128,16 @@ def _stages(run: Run, name: str) -> Iterator[tuple[Run, str, Stage]]:
             yield of_round, part, dataclasses.replace(stage, name=f"round {of_round.round} {part}")
 
 
-def dry_run(run: Run, *, until: str | None = None, only: str | None = None) -> list[tuple[str, str, str]]:
+def dry_run(
+    run: Run, *, until: str | None = None, only: str | None = None, fresh: bool = False
+) -> list[tuple[str, str, str]]:
     """Validate everything and tell, a row a stage, its name, its state and what it would do; write nothing."""
     require_own_directory(run)
     require_own_root(run)
     names = stage_names(run, until=until, only=only)
     _validate(run, names)
     plans = plan_stages(run, names)
-    rows, known = [], True
+    rows, known = [], not fresh
     for name in names:
         state = "to do"
         if known:
@@ -136,6 +147,8 @@ def dry_run(run: Run, *, until: str | None = None, only: str | None = None) -> l
                 if only:
                     raise
                 known = False
+        if name in _TRAIN and state != _STATES["complete"] and not run.settings.predict.results:
+            require_weights(run)
         rows.append((name, state, plans[name]))
     return rows
 
@@ -182,7 +195,13 @@ def _validate(run: Run, names: list[str]) -> None:
         if not run.engine.hands_out_blocks or set(needing) - {"predict", "evaluate"}:
             require_device(run)
         require_solver(run)
+        require_model(run)
         ensemble_plan(run)
         require_budget(run)
+        if "train" in needing:
+            require_members(run, added_members(run))
         if "predict" in needing:
             require_mode(run)
+        if "train" in needing and "score" in names and run.settings.predict.mode != "dense":
+            measures = score_settings(run.settings, run.settings.predict.mode).measures
+            validate_measures(measures, planned_members(run), known=measures)  # before the one member is trained

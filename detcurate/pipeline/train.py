@@ -11,8 +11,19 @@ from detcurate.errors import ConfigError
 from detcurate.files import require_free_space
 from detcurate.parallel import assign_gpus, run_jobs
 from detcurate.pipeline.context import Run
+from detcurate.storage import is_url
 
 COSINE_CYCLES = "WarmupCosineCyclesLR"  # of detcurate.d2.solver, which is imported only where Detectron2 is
+_LEAST = {
+    "SOLVER.MAX_ITER": 1,
+    "SOLVER.IMS_PER_BATCH": 1,
+    "SOLVER.BASE_LR": 0,
+    "SOLVER.WEIGHT_DECAY": 0,
+    "SOLVER.WARMUP_ITERS": 0,
+    "DATALOADER.NUM_WORKERS": 0,
+}
+_FORMATS = ("BGR", "RGB", "L", "YUV-BT.601")  # what Detectron2 reads images as
+_HEURISTICS = "?matching_heuristics=True"  # what Detectron2's checkpointer takes behind a name
 
 # Only inference reads these, so they do not touch what was trained.
 _INFERENCE_KEYS = ("MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD")
@@ -82,10 +93,40 @@ def training_config(run: Run, augmentation: Mapping[str, Any] | None = None, *, 
 
 
 def require_solver(run: Run) -> None:
-    """Raise ``ConfigError`` unless ``SOLVER`` names a schedule of the learning rate, and one that can be."""
+    """Raise ``ConfigError`` when a training would stop at a value of ``SOLVER``, ``DATALOADER`` or ``INPUT``."""
     from detcurate.d2.solver import require_lr_schedule
 
+    for key, least in _LEAST.items():
+        tree, name = key.split(".")
+        if run.cfg[tree][name] < least:
+            raise ConfigError(f"{key} must be at least {least}, got {run.cfg[tree][name]}")
+    if run.cfg.INPUT.FORMAT not in _FORMATS:
+        raise ConfigError(f"INPUT.FORMAT must be one of {', '.join(_FORMATS)}, got {run.cfg.INPUT.FORMAT!r}")
+    if not run.cfg.INPUT.MIN_SIZE_TRAIN:
+        raise ConfigError("INPUT.MIN_SIZE_TRAIN must hold one or more sizes, got none")
     require_lr_schedule(run.cfg)
+
+
+def require_model(run: Run) -> None:
+    """Raise ``ConfigError`` when ``MODEL`` describes no detector, or ``MODEL.WEIGHTS`` is a URL with a secret in it."""
+    weights = str(run.cfg.MODEL.WEIGHTS).removesuffix(_HEURISTICS)
+    rest = weights.partition("://")[2]
+    if is_url(weights) and ("@" in rest.partition("/")[0] or "?" in rest):
+        raise ConfigError(
+            f"MODEL.WEIGHTS must be a URL without credentials or a query, got one of {weights.partition(':')[0]}:// "
+            "with some, which config.yaml would hold; download the file and name its path"
+        )
+    weight_bytes(run)
+
+
+def require_weights(run: Run) -> None:
+    """Raise ``ConfigError`` when the file that a training starts from is not there."""
+    weights = str(run.cfg.MODEL.WEIGHTS).removesuffix(_HEURISTICS)
+    if weights and not is_url(weights) and not Path(weights).is_file():
+        raise ConfigError(
+            f"MODEL.WEIGHTS must name an existing file, got {weights}; mend the path, or leave it empty to train from "
+            "scratch"
+        )
 
 
 def require_device(run: Run) -> None:
@@ -93,7 +134,11 @@ def require_device(run: Run) -> None:
     import torch
 
     device, num_gpus = str(run.cfg.MODEL.DEVICE), run.distributed.get("num_gpus", 0)
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ConfigError(f"MODEL.DEVICE must be cpu or cuda, got {device!r}; add MODEL.DEVICE cpu") from None
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"MODEL.DEVICE must be one that this machine has, got {device}; add MODEL.DEVICE cpu")
     if num_gpus > torch.cuda.device_count():
         raise ConfigError(f"--num-gpus must be at most the {torch.cuda.device_count()} here, got {num_gpus}")
@@ -116,6 +161,7 @@ def train_jobs(run: Run, jobs: list[Any], *, desc: str) -> None:
     if not jobs:
         return
     require_device(run)
+    require_weights(run)
     require_free_space(run.output_dir, sum(_disk_bytes(run, job) for job in jobs))
     num_processes = run.settings.worker_processes if run.cfg.MODEL.DEVICE == "cpu" else 1
     num_gpus = run.distributed.get("num_gpus", 0)

@@ -10,6 +10,8 @@ from detcurate.evaluate.compare import COMPARED
 from detcurate.report.records import Comparison
 
 ENOUGH_SEEDS = 5
+LEARNED_AP = 1.0
+"""In percent: a detector below it finds next to nothing."""
 KINDS = ("gain", "loss", "unclear", "no_interval", "undefined")
 """What a comparison may come to: the interval above 0, below 0, around 0; one seed; no box to be evaluated on."""
 
@@ -101,6 +103,12 @@ def verdict(comparison: Comparison | None) -> Verdict:
         return Verdict(f"There is nothing to compare: the arms are {arms}.", "none", (), ())
     first = found[0]
     sentences = [claim.sentence for claim in found]
+    means = [arm["figures"]["AP"]["mean"] for arm in comparison.summary["arms"].values()]
+    if all(mean is not None and mean < LEARNED_AP for mean in means):
+        sentences.append(
+            f"No arm reaches {LEARNED_AP:g} AP: these detectors have hardly learned, so neither their comparison nor "
+            "the scores of such an ensemble say much; train longer (SOLVER.MAX_ITER)."
+        )
     if first.num_seeds < ENOUGH_SEEDS:
         sentences.append(
             f"{_seeds(first.num_seeds).capitalize()} show that the job runs, not what the subset buys: "

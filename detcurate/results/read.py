@@ -133,7 +133,7 @@ def _require_list(source: Source) -> None:
         return
     got = "a value that is no list"
     if bytes(source.content[:4096]).lstrip()[:1] == b"{":
-        got = f"an object with the keys {', '.join(list(decode_top_level(source))[:5])}"
+        got = f"an object with the keys {', '.join(list(decode_top_level(source))[:5]) or '(none)'}"
     raise DatasetError(
         f"the {_KIND} must be a list of detections, got {got} ({source.path}); name the file with a detector's "
         "answers, not the annotations"

@@ -96,6 +96,7 @@ class Columns:
         class_index: (n,) int64 in [0, C), or ``UNKNOWN``.
         boxes: (n, 4) float32 xyxy, px, cut off at the edges of the image.
         is_cut: (n,) bool, whether that took something away.
+        is_tiny: (n,) bool, whether all of the box is within the first pixel, as shares of an image are.
         scores: (n,) float64.
         num_probs: (n,) int64, the lengths of ``class_probs``, 0 where there is none.
         class_probs: Float64, those of all records one after another.
@@ -105,6 +106,7 @@ class Columns:
     class_index: np.ndarray
     boxes: np.ndarray
     is_cut: np.ndarray
+    is_tiny: np.ndarray
     scores: np.ndarray
     num_probs: np.ndarray
     class_probs: np.ndarray
@@ -144,12 +146,14 @@ def columns_of(decoded: Sequence[Record], pool: PoolIndex) -> Columns:
         class_index=pool.class_index(np.array([record.category_id for record in decoded], np.int64)),
         boxes=inside.astype(np.float32),
         is_cut=np.any(np.abs(inside - boxes) > _ROUNDING_PX, axis=1),
+        is_tiny=np.all((boxes >= 0) & (boxes <= 1), axis=1) & np.all(limits > 2, axis=1),
         scores=np.array([record.score for record in decoded], np.float64),
         num_probs=np.array([len(values) for values in probs], np.int64),
         class_probs=np.fromiter(itertools.chain.from_iterable(probs), np.float64),
     )
 
 
+_NORMALIZED_SHARE = 0.5  # as of an annotation file's boxes
 _ROUNDING_PX = 0.5  # an edge rounded to the image's own is not outside of it
 
 
@@ -173,15 +177,18 @@ class Findings:
         records: Of the file.
         pool: What they may name.
         form: The form of the file's records, ``None`` until the first is seen.
+        num_tiny: How many boxes are within the first pixel of their image.
     """
 
     records: Records
     pool: PoolIndex
     form: str | None = None
+    num_tiny: int = 0
     found: dict[str, _Finding] = field(default_factory=dict)
 
     def check(self, start: int, columns: Columns) -> None:
         """Take note of what is wrong with neighbouring records, of which the first stands at ``start``."""
+        self.num_tiny += int(columns.is_tiny.sum())
         known = ", ".join(map(str, self.pool.category_ids[:8].tolist())) + (", …" if self.pool.num_classes > 8 else "")
         self._require("image_id", columns.image_rows != UNKNOWN, "be an image of the pool", start)
         self._require("category_id", columns.class_index != UNKNOWN, f"be a category of the pool ({known})", start)
@@ -215,8 +222,13 @@ class Findings:
 
     def raise_found(self) -> None:
         """Raise ``PredictionError`` with the first example of each kind and the number of such records."""
+        path = self.records.source.path
+        if self.num_tiny > _NORMALIZED_SHARE * len(self.records):
+            raise PredictionError(
+                f"bbox must be in pixels, not in shares of the image, got {self.num_tiny:,} of {len(self.records):,} "
+                f"boxes within 1 px ({path}); multiply them by the image's width and height"
+            )
         if self.found:
-            path = self.records.source.path
             raise PredictionError("\n  ".join(finding.sentence(path) for finding in self.found.values()))
 
 

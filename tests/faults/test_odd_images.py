@@ -112,7 +112,11 @@ def test_they_stop_a_run_and_are_named(look, pool):
     assert "every image must decode to the size of its record, got 8 that do not: " in text
     first = min(pool[1])
     assert f"{pool[1][first]} (image_id {first}): {WAYS[pool[1][first]][1]}" in text
-    assert "; and 5 more; mend them, or set CURATE.POOL.BAD_IMAGES quarantine to go on without them" in text
+    listed = output / "cache" / "bad-images.txt"
+    more = f"; and 5 more, all in {listed}; mend them, or set CURATE.POOL.BAD_IMAGES quarantine to go on without them"
+    assert more in text
+    named = [line.partition(": ")[0] for line in listed.read_text().splitlines()]
+    assert named == [f"{pool[1][image_id]} (image_id {image_id})" for image_id in sorted(pool[1])]
     assert not (output / "pool" / "pool.json").exists()
 
 
