@@ -310,6 +310,7 @@ def test_an_empty_file_goes_with_files_of_any_form(pool, done):
         (("--max-per-image", "-1"), "--max-per-image must be at least 0, got -1"),
         (("--member", "{root}/absent.json"), "got no file {root}/absent.json"),
         (("--member", "{root}/copy.json"), "got {root}/epoch1.json and {root}/copy.json with the same bytes"),
+        (("--member", "s3://me:pa55word@bucket/a.json"), "must be a file of this machine, got a URL of s3://; copy it"),
         (("--member", "{root}/copy.json@0:1"), "FILE@RUN:ITERATION for all members or for none"),
         (("--member", "{root}/train.json"), "an object with the keys images, annotations, categories"),
         (("--member", "{root}/probs.json"), "scores alone ({root}/epoch0.json) and class_probs with the background ("),

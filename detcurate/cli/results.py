@@ -17,6 +17,7 @@ from detcurate.pipeline import Run
 from detcurate.pipeline.imported import Import, ImportOptions
 from detcurate.pipeline.importing import ResultsFile, import_results
 from detcurate.results import CATEGORY_KEYS, IMAGE_KEYS
+from detcurate.storage import is_url
 
 _EPILOG = """\
 A results file is COCO's: a JSON list, plain or gzip, with one object a detection. One file is one checkpoint's answers
@@ -109,12 +110,16 @@ def parse_members(texts: Sequence[str]) -> list[ResultsFile]:
     """Return the results files that ``FILE`` or ``FILE@RUN:ITERATION`` name.
 
     Raises:
-        ConfigError: Some have a run and an iteration, and some do not.
+        ConfigError: One is a URL; or some have a run and an iteration, and some do not.
 
     Example:
         >>> [(file.path.name, file.run, file.iteration) for file in parse_members(["a.json@1:500", "b.json@1:999"])]
         [('a.json', 1, 500), ('b.json', 1, 999)]
     """
+    for text in texts:
+        if is_url(text):  # which is not repeated: it may hold a secret
+            got = f"a URL of {text.partition('://')[0]}://"
+            raise ConfigError(f"--member must be a file of this machine, got {got}; copy it here")
     matches = [re.fullmatch(r"(.+)@(\d{1,9}):(\d{1,9})", text) for text in texts]
     if not any(matches):
         return [ResultsFile(Path(text), 0, iteration) for iteration, text in enumerate(texts)]

@@ -128,7 +128,8 @@ def _with_base(path: Path, opened: list[Path]) -> Any:
     base: dict[str, Any] = {}
     for name in named if isinstance(named, list) else [named]:
         if not isinstance(name, str) or "://" in name:
-            raise ValueError(f"{_BASE} must be the path of a file, got {shorten(name)}")
+            got = "a URL" if isinstance(name, str) else shorten(name)  # which is not repeated: it may hold a secret
+            raise ValueError(f"{_BASE} must be the path of a file, got {got}")
         below = _with_base(path.parent / Path(name).expanduser(), opened)
         if not isinstance(below, Mapping):
             raise ValueError(f"{_BASE} must be a mapping of keys to values, got {type(below).__name__} ({name})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import types
 from collections.abc import Callable, Mapping
@@ -73,9 +74,10 @@ def _az(timeout_s: float) -> Any:
 
     found = fsspec.filesystem("az", **_OWN, connection_timeout=timeout_s, read_timeout=timeout_s)
     # adlfs hands no settings on to Azure's client, whose pauses are of 15 s and more, nor timeouts for listings.
-    config = found.service_client._config
-    config.retry_policy.total_retries = 0
-    config.transport.connection_config.timeout = config.transport.connection_config.read_timeout = timeout_s
+    with contextlib.suppress(AttributeError):  # where a release has them elsewhere its attempts multiply with ours
+        config = found.service_client._config
+        config.retry_policy.total_retries = 0
+        config.transport.connection_config.timeout = config.transport.connection_config.read_timeout = timeout_s
     return found
 
 

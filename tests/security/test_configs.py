@@ -100,7 +100,9 @@ def test_bases_do_not_multiply(tmp_path):
 @pytest.mark.parametrize("scheme", ["http", "https", "s3", "detectron2"])
 def test_a_base_is_not_fetched(tmp_path, monkeypatch, scheme):
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was used"))
-    assert "must be the path of a file" in refused(tmp_path, f"_BASE_: {scheme}://example.org/base.yaml")
+    message = refused(tmp_path, f"_BASE_: {scheme}://me:pa55word@example.org/base.yaml")
+    assert "must be the path of a file, got a URL" in message
+    assert "pa55word" not in message
 
 
 def test_a_config_cannot_allow_pickles_in_the_users_name(tmp_path):
