@@ -282,8 +282,8 @@ def test_a_gpu_is_asked_of_the_cluster_and_not_of_this_machine(trained, tmp_path
     assert not list((tmp_path / "x" / "predictions").rglob("shard-*"))
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_command_and_not_the_cluster(trained, cluster, tmp_path, number, status):
+def test_a_signal_ends_the_command_and_not_the_cluster(trained, cluster, tmp_path):
+    """SIGTERM, which Ray's compiled code would have for itself."""
     config, output, words = trained
     shutil.copytree(output, tmp_path / "x")
     command = [sys.executable, Path(__file__).resolve().parent.parent / "tools" / "curate.py", "--config-file", config]
@@ -292,9 +292,9 @@ def test_a_signal_ends_the_command_and_not_the_cluster(trained, cluster, tmp_pat
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         while "predict pool" not in process.stdout.read(80):
             assert process.poll() is None
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=60)
-    assert process.returncode == status, said
+    assert process.returncode == 143, said
     assert said.splitlines()[-1].endswith("stopped; give the same command again to go on: finished work is kept")
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr

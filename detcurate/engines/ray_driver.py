@@ -29,6 +29,10 @@ _OBJECT_STORE_BYTES = 512 * 2**20  # of a cluster that is started here; what doe
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class _HungUpError(Exception):
+    """The engine has closed its end, or is dead."""
+
+
 def serve(engine: Connection, settings: RaySettings, address: str | None, num_cpus: int) -> None:
     """Connect to Ray, and hand out what is asked for until the engine hangs up.
 
@@ -48,12 +52,12 @@ def serve(engine: Connection, settings: RaySettings, address: str | None, num_cp
         try:
             _connect(address, num_cpus)
         except ConfigError as error:
-            engine.send((FAILURE, error))
+            _say(engine, FAILURE, error)
             return
-        engine.send((READY, None))
+        _say(engine, READY)
         while True:
-            _hand_out(engine, engine.recv(), settings)
-    except (EOFError, BrokenPipeError, ConnectionResetError):  # the engine has hung up, or is dead
+            _hand_out(engine, _hear(engine), settings)
+    except _HungUpError:
         pass
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # a crash from here on concerns nobody
     ray.shutdown()
@@ -76,19 +80,19 @@ def _hand_out(engine: Connection, asked: Asked, settings: RaySettings) -> None:
         plan = _plan(asked, settings)
         with closing(BlockPool(asked.function, plan, _Bar(engine, asked.desc, asked.total))) as pool:
             for result in pool.results(_jobs(engine)):
-                engine.send((RESULT, result))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
+                _say(engine, RESULT, result)
+    except _HungUpError:
         raise
     except Exception as error:
-        engine.send((FAILURE, _portable(error)))
+        _say(engine, FAILURE, _portable(error))
     else:
-        engine.send((DONE, None))
+        _say(engine, DONE)
 
 
 def _jobs(engine: Connection) -> Iterator[Any]:
     while True:
-        engine.send((NEXT, None))
-        is_one, job = engine.recv()
+        _say(engine, NEXT)
+        is_one, job = _hear(engine)
         if not is_one:
             return
         yield job
@@ -123,6 +127,20 @@ def _portable(error: Exception) -> Exception:
     return RuntimeError(str(error))
 
 
+def _say(engine: Connection, word: str, value: Any = None) -> None:
+    try:
+        engine.send((word, value))
+    except ConnectionError:
+        raise _HungUpError from None
+
+
+def _hear(engine: Connection) -> Any:
+    try:
+        return engine.recv()
+    except (EOFError, ConnectionError):
+        raise _HungUpError from None
+
+
 class _Bar:
     """The engine's progress bar, as far as the pool needs one."""
 
@@ -131,7 +149,7 @@ class _Bar:
 
     def update(self, amount: int) -> None:
         self.n += amount
-        self._engine.send((UNITS, amount))
+        _say(self._engine, UNITS, amount)
 
 
 class _Telling(logging.Handler):
@@ -142,4 +160,4 @@ class _Telling(logging.Handler):
         self._engine = engine
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._engine.send((WARNING, record.getMessage()))
+        _say(self._engine, WARNING, record.getMessage())

@@ -10,6 +10,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -25,6 +26,7 @@ _KNOCK_SECONDS = 5.0
 _LEAVE_SECONDS = 10.0  # what leaving a cluster, or ending one that was started here, may take
 _AHEAD = 2  # blocks a worker whose results wait for their turn
 _NONE = object()
+_BAR: dict[str, Any] = {"dynamic_ncols": True, "mininterval": 0.5}
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 # Ray listens on all interfaces, unless told that there is no cluster; and who knows no token is sent away.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
@@ -67,8 +69,8 @@ class RayEngine:
         on_gpu: bool = False,
     ) -> list[Any]:
         """See :class:`~detcurate.engines.Engine`; the results are small."""
-        asked = {"function": function, "total": total, "desc": desc, "on_gpu": on_gpu}
-        return list(self._hand_out(jobs, _bar(total, desc, unit), **asked, num_jobs=len(jobs), ahead=None))
+        asked = Asked(function, total, desc, on_gpu=on_gpu, num_jobs=len(jobs), ahead=None)
+        return list(self._hand_out(asked, jobs, unit))
 
     def stream(
         self,
@@ -81,8 +83,8 @@ class RayEngine:
         unit: str,
     ) -> Iterator[Any]:
         """See :class:`~detcurate.engines.Engine`; two blocks a worker are begun or wait for their turn."""
-        asked = {"function": function, "total": total, "desc": desc, "on_gpu": False}
-        return self._hand_out(jobs, _bar(total, desc, unit), **asked, num_jobs=None, ahead=_AHEAD)
+        asked = Asked(function, total, desc, on_gpu=False, num_jobs=None, ahead=_AHEAD)
+        return self._hand_out(asked, jobs, unit)
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
@@ -100,18 +102,18 @@ class RayEngine:
             process.join()
             driver.close()
 
-    def _hand_out(self, jobs: Iterable[Any], bar: Any, **asked: Any) -> Iterator[Any]:
+    def _hand_out(self, asked: Asked, jobs: Iterable[Any], unit: str) -> Iterator[Any]:
         is_over, waiting = False, iter(jobs)
         try:
-            with bar:
+            with tqdm(total=asked.total, desc=asked.desc, unit=unit, file=sys.stderr, **_BAR) as bar:
                 driver = self._connected()
-                driver.send(Asked(**asked))
+                _tell(driver, asked)
                 while not is_over:
-                    kind, value = self._hear(driver)
+                    kind, value = _hear(driver)
                     is_over = kind in (DONE, FAILURE)
                     if kind == NEXT:
                         job = next(waiting, _NONE)
-                        driver.send((False, None) if job is _NONE else (True, job))
+                        _tell(driver, (False, None) if job is _NONE else (True, job))
                     elif kind == UNITS:
                         bar.update(value)
                     elif kind == WARNING:
@@ -138,7 +140,7 @@ class RayEngine:
             there.close()
             self._driver = process, here
             try:
-                kind, value = self._hear(here)
+                kind, value = _hear(here)
                 if kind == FAILURE:
                     raise value
             except BaseException:
@@ -146,15 +148,27 @@ class RayEngine:
                 raise
         return self._driver[1]
 
-    def _hear(self, driver: Connection) -> tuple[str, Any]:
-        try:
-            kind, value = driver.recv()
-        except (EOFError, ConnectionResetError) as error:
-            raise DetcurateError(
-                "the process that is connected to Ray must live until all is done, got its end; give the same command "
-                "again: finished work is kept"
-            ) from error
-        return kind, value
+
+def _tell(driver: Connection, what: Any) -> None:
+    with _told_of_its_end():
+        driver.send(what)
+
+
+def _hear(driver: Connection) -> tuple[str, Any]:
+    with _told_of_its_end():
+        kind, value = driver.recv()
+    return kind, value
+
+
+@contextmanager
+def _told_of_its_end() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        raise DetcurateError(
+            "the process that is connected to Ray must live until all is done, got its end; give the same command "
+            "again: finished work is kept"
+        ) from error
 
 
 def _environment(is_own: bool) -> dict[str, str]:
@@ -181,7 +195,3 @@ def _require_member(address: str) -> None:
             socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
         except (OSError, OverflowError) as error:
             raise no_cluster(address, error) from error
-
-
-def _bar(total: int, desc: str, unit: str) -> Any:
-    return tqdm(total=total, desc=desc, unit=unit, dynamic_ncols=True, file=sys.stderr, mininterval=0.5)
