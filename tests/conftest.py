@@ -110,3 +110,22 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def train_tiny(
+    tmp_path_factory: pytest.TempPathFactory, write_tiny_config: Callable[[Path], tuple[Path, Path]]
+) -> Callable[..., tuple[Path, Path, list[str]]]:
+    """Return a function that trains 2 members in a process of the smallest config, with more words to it.
+
+    It gives the config, its OUTPUT_DIR and all of the words.
+    """
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed: `make setup` installs it")
+
+    def train(*more: str) -> tuple[Path, Path, list[str]]:
+        config, output = write_tiny_config(tmp_path_factory.mktemp("trained"))
+        words = ["CURATE.ENSEMBLE.NUM_RUNS", "1", "CURATE.NUM_PROCESSES", "1", *more]
+        assert main(["--config-file", str(config), "--until", "train", *words]) == 0
+        return config, output, words
+
+    return train

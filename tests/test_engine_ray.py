@@ -202,29 +202,15 @@ def test_a_cluster_that_is_started_here_listens_on_loopback_alone(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory, write_tiny_config):
-    """Return a function that makes a run with 2 members; it gives config, output and words."""
-    pytest.importorskip("detectron2", reason="Detectron2 is not installed: `make setup` installs it")
-
-    def train(*words: str):
-        config, output = write_tiny_config(tmp_path_factory.mktemp("trained"))
-        words = ["CURATE.ENSEMBLE.NUM_RUNS", "1", "CURATE.NUM_PROCESSES", "1", *words]
-        assert main(["--config-file", str(config), "--until", "train", *words]) == 0
-        return config, output, words
-
-    return train
-
-
-@pytest.fixture(scope="module")
-def trained(train):
+def trained(train_tiny):
     """A two-stage detector's run."""
-    return train()
+    return train_tiny()
 
 
 @pytest.fixture(scope="module")
-def trained_densely(train):
+def trained_densely(train_tiny):
     """A one-stage detector's run."""
-    return train(*RETINANET)
+    return train_tiny(*RETINANET)
 
 
 def files_of(folder):

@@ -18,33 +18,19 @@ from one_stage import RETINANET
 from detcurate.cli import main
 from detcurate.pipeline.join import _while_files_vanish
 
-WORDS = ["CURATE.ENSEMBLE.NUM_RUNS", "1", "CURATE.NUM_PROCESSES", "1"]
 NUM_SHARDS = 6
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory, write_tiny_config):
-    """Return a function that makes a run with 2 members; it gives the words of its command, and its OUTPUT_DIR."""
-
-    def train(*more: str):
-        config, output = write_tiny_config(tmp_path_factory.mktemp("trained"))
-        words = ["--config-file", str(config), *WORDS, *more]
-        assert main([*words, "--until", "train"]) == 0
-        return words, output
-
-    return train
-
-
-@pytest.fixture(scope="module")
-def trained(train):
+def trained(train_tiny):
     """A two-stage detector's run."""
-    return train()
+    return train_tiny()
 
 
 @pytest.fixture(scope="module")
-def trained_densely(train):
+def trained_densely(train_tiny):
     """A one-stage detector's run."""
-    return train(*RETINANET)
+    return train_tiny(*RETINANET)
 
 
 @pytest.fixture
@@ -52,9 +38,9 @@ def copied_to(tmp_path):
     """Return a function that copies a run into this test's folder; it gives the words of its command, and the copy."""
 
     def copied_to(name: str, run: tuple):
-        words, output = run
+        config, output, words = run
         shutil.copytree(output, tmp_path / name)
-        return [*words, "OUTPUT_DIR", str(tmp_path / name)], tmp_path / name
+        return ["--config-file", str(config), *words, "OUTPUT_DIR", str(tmp_path / name)], tmp_path / name
 
     return copied_to
 
