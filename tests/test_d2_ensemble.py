@@ -3,6 +3,7 @@
 
 import dataclasses
 import math
+import os
 
 import pytest
 
@@ -279,7 +280,9 @@ def _one_of_two(rank, directory):
     trainer.train(0, 4)
     save_member(model, directory / "loop", 3)
     save_member(model, directory / f"rank-{rank}", 3)
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
+    # Not by way of gloo's destructors, which on a busy machine now and then end a process that is done by an abort.
+    os._exit(0)
 
 
 def test_two_processes_write_once(tmp_path):
