@@ -113,11 +113,10 @@ def _report(run: Run, addition: Addition) -> list[str]:
 def _require_whole_ledger(directory: Path) -> None:
     """Refuse a ledger that is not as its stage wrote it: without some lines it would pass for a smaller ensemble."""
     marker = read_marker(directory)
-    if (
-        marker is not None
-        and marker["status"] == "complete"
-        and LEDGER in (damaged := damaged_outputs(directory, marker))
-    ):
+    if marker is None or marker["status"] != "complete":
+        return
+    damaged = damaged_outputs(directory, marker)
+    if LEDGER in damaged:
         raise EnsembleError(
             f"the ledger must be as its stage wrote it, but {directory / LEDGER} {damaged[LEDGER]}; run the stage "
             "'train' again"

@@ -20,6 +20,7 @@ from detcurate.storage import is_url, local_file, locate
 _EPILOG = """\
 The ensemble is that of the config's run, whose stage train must have finished. CURATE.SELECT says how many images are
 chosen and how, as of a pool; what asks for labels (boxes, classes) is refused, and the noise guard is left out.
+With CURATE.SELECT.DUPLICATE_SIMILARITY what resembles an image of the labelled pool is left out too.
 
   %(prog)s new-drives.json --config-file my.yaml --image-root /data/new CURATE.SELECT.NUM_IMAGES 5000
 """
