@@ -153,8 +153,11 @@ def test_a_member_or_a_score_table_that_is_gone_is_absent(manifest):
     (manifest.parent / "ensemble" / "run-1" / "iter-0000039.safetensors").unlink()
     assert statuses(manifest) == but("absent", "members")
     assert details(manifest)["members"] == "run 1, iteration 39 is not here"
-    (manifest.parent / "scores" / "images.parquet").unlink()
+    kept = (manifest.parent / "scores" / "images.parquet").rename(manifest.parent / "kept.parquet")
     assert statuses(manifest) == but("absent", "members", "scores")
+    assert statuses(manifest, scores=kept) == but("absent", "members")
+    named = {check.name: check for check in verify_manifest(manifest, scores=manifest / "nowhere.parquet")}["scores"]
+    assert (named.status, "nowhere.parquet); check the path" in named.detail) == ("failed", True)
 
 
 FILES = {

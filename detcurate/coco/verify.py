@@ -72,7 +72,7 @@ def verify_manifest(
         _check("counts", lambda: _counts(provenance, evidence)),
         _check("config", lambda: _config(provenance)),
         *of_source,
-        _check("scores", lambda: _scores(provenance, scores or output_dir / "scores" / "images.parquet")),
+        _check("scores", lambda: _scores(provenance, scores, output_dir)),
         _check("members", lambda: _members(provenance, output_dir)),
     ]
 
@@ -199,8 +199,11 @@ def _policies(provenance: Mapping[str, Any]) -> dict[str, str]:
     return parse_policies(f"{code}={policy}" for code, policy in policies.items())
 
 
-def _scores(provenance: Mapping[str, Any], path: Location) -> str:
+def _scores(provenance: Mapping[str, Any], named: Location | None, output_dir: Path) -> str:
+    path = named or output_dir / "scores" / "images.parquet"
     if not path.is_file():
+        if named is not None:
+            raise SelectionError(f"the scores must be there, got no such file ({named}); check the path")
         raise _AbsentError("scores/images.parquet is not here; name it with --scores")
     # What is attached to an object is what somebody said of it.
     found = path.sha256(always_read=True) if isinstance(path, RemotePath) else sha256_file(path)
