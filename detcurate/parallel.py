@@ -116,11 +116,9 @@ def _run_in_workers(
     # Bare pipes, no queue or event: those have locks, which a worker that is killed may hold for ever.
     (units, report), (told, tell) = context.Pipe(duplex=False), context.Pipe(duplex=False)
     others = set(multiprocessing.active_children())
-    with (
-        contextlib.ExitStack() as stack,
-        _environment_of_workers(),
-        ProcessPoolExecutor(num_processes, context, initializer=_start_worker, initargs=(report, told)) as pool,
-    ):
+    with contextlib.ExitStack() as stack, _environment_of_workers():
+        # Not as a context: that would shut it down a second time beside the first when a signal comes at the end.
+        pool = ProcessPoolExecutor(num_processes, context, initializer=_start_worker, initargs=(report, told))
         for end in (units, report, told, tell):
             stack.callback(end.close)
         futures: deque[Future[Result]] = deque()
@@ -146,6 +144,7 @@ def _run_in_workers(
             # The pool itself cancels: it breaks over a job that others have cancelled when a worker dies.
             ending = threading.Thread(target=pool.shutdown, kwargs={"cancel_futures": True})
             ending.start()
+            stack.callback(ending.join)
             while ending.is_alive():  # a worker must be able to report in order to notice
                 ending.join(_POLL_SECONDS)
                 _drain(units, bar)
