@@ -24,7 +24,7 @@ test: $(READY)  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 faults: $(READY)  ## the whole fault suite: kills, signals, damage, full disks (an hour; root mounts small disks)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults --faults -s
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/robustness/faults --faults -s
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -83,8 +83,8 @@ def load_detcurate(folder: Path) -> Callable[[], object]:
 
 def write_subset(folder: Path) -> Callable[[], object]:
     """``write_subset`` of every second image of a dataset that has been read."""
-    from detcurate.coco import manifest
     from detcurate.coco.dataset import read_coco
+    from detcurate.manifest import write as manifest
 
     dataset = read_coco(folder / "source.json")
     return lambda: manifest.write_subset(folder / "half.json", dataset, dataset.image_ids[::2])
@@ -92,9 +92,9 @@ def write_subset(folder: Path) -> Callable[[], object]:
 
 def verify(folder: Path) -> Callable[[], object]:
     """``verify_manifest`` of a manifest of every second image, its source at hand."""
-    from detcurate.coco import manifest
     from detcurate.coco.dataset import read_coco
-    from detcurate.coco.verify import verify_manifest
+    from detcurate.manifest import write as manifest
+    from detcurate.manifest.verify import verify_manifest
 
     dataset = read_coco(folder / "source.json")
     image_ids = dataset.image_ids[::2]
@@ -121,7 +121,7 @@ def verify(folder: Path) -> Callable[[], object]:
 
 def digest(folder: Path) -> Callable[[], object]:
     """SHA-256 of the source and of the subset: the least that a verification can take."""
-    from detcurate.files import sha256_file
+    from detcurate.io.files import sha256_file
 
     paths = (folder / "source.json", folder / "manifest" / "subset.json")
 

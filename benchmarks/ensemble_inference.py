@@ -46,7 +46,7 @@ def train(folder: Path, arguments: argparse.Namespace) -> list[str]:
 
 def make_run(words: list[str]) -> Any:
     """Return the pipeline's run of a config."""
-    from detcurate.d2.config import load_config
+    from detcurate.config.declaration import load_config
     from detcurate.pipeline import Run
 
     return Run(load_config(Path(words[1]), words[2:]), Path(words[1]))
@@ -58,11 +58,11 @@ def one_by_one(words: list[str], folder: Path, threads: int) -> int:
     from detectron2.data import DatasetCatalog, build_detection_test_loader
     from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 
-    from detcurate.d2.catalog import detection_dicts
-    from detcurate.d2.config import load_config_text
-    from detcurate.d2.weights import model_for_weights
-    from detcurate.ensemble import LEDGER, read_ledger
-    from detcurate.pipeline.train import training_config
+    from detcurate.config.declaration import load_config_text
+    from detcurate.d2.checkpoints import model_for_weights
+    from detcurate.d2.train.data import detection_dicts
+    from detcurate.ensemble.index import LEDGER, read_ledger
+    from detcurate.pipeline.training_jobs import training_config
 
     class Collector(DatasetEvaluator):
         def __init__(self) -> None:
@@ -89,8 +89,8 @@ def one_by_one(words: list[str], folder: Path, threads: int) -> int:
 
 def one_pass(words: list[str], folder: Path, threads: int) -> int:
     """Our way: the stage ``predict`` on an empty directory."""
-    from detcurate.passes import read_members, read_predictions
-    from detcurate.pipeline.predict import predict_stage
+    from detcurate.pipeline.stages.predict import predict_stage
+    from detcurate.predictions.store import read_members, read_predictions
 
     shutil.rmtree(folder / "run" / "predictions", ignore_errors=True)
     run = make_run(words)
@@ -101,10 +101,10 @@ def one_pass(words: list[str], folder: Path, threads: int) -> int:
 
 def repeated_pool(words: list[str], folder: Path, threads: int) -> int:
     """One process, two members, small images: the pool's files again and again, ``threads`` thousand images."""
-    from detcurate.d2.runner import run_pass
-    from detcurate.d2.shards import PredictionPass
-    from detcurate.ensemble import LEDGER, read_ledger
-    from detcurate.pipeline.train import training_config
+    from detcurate.d2.infer.cluster import run_pass
+    from detcurate.d2.infer.worker import PredictionPass
+    from detcurate.ensemble.index import LEDGER, read_ledger
+    from detcurate.pipeline.training_jobs import training_config
 
     run, n = make_run([*words, "INPUT.MIN_SIZE_TEST", "64"]), 1_000 * threads
     directory = folder / f"repeated-{threads}"
@@ -137,14 +137,14 @@ def modes(words: list[str], folder: Path, threads: int) -> dict[str, float]:
     from detectron2.data import DatasetMapper
     from detectron2.modeling import build_model
 
-    from detcurate.d2.catalog import detection_dicts
-    from detcurate.d2.config import load_config_text
-    from detcurate.d2.dense import DenseAccumulator, anchors_inside, dense_outputs
-    from detcurate.d2.posterior import predict_posteriors
-    from detcurate.d2.reference import reference_answers
-    from detcurate.d2.weights import model_for_weights
-    from detcurate.ensemble import LEDGER, read_ledger
-    from detcurate.pipeline.train import training_config
+    from detcurate.config.declaration import load_config_text
+    from detcurate.d2.checkpoints import model_for_weights
+    from detcurate.d2.infer.dense import DenseAccumulator, anchors_inside, dense_outputs
+    from detcurate.d2.infer.posteriors import predict_posteriors
+    from detcurate.d2.infer.reference import reference_answers
+    from detcurate.d2.train.data import detection_dicts
+    from detcurate.ensemble.index import LEDGER, read_ledger
+    from detcurate.pipeline.training_jobs import training_config
 
     torch.set_num_threads(threads)
     run = make_run(words)

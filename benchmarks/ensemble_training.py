@@ -32,10 +32,10 @@ def train(folder: Path, arm: str, iterations: int, members: int) -> dict[str, fl
     from detectron2.modeling import build_model
 
     from detcurate.coco.dataset import read_coco
-    from detcurate.d2 import backbones  # noqa: F401  registers the small backbone
-    from detcurate.d2.catalog import detection_dicts
-    from detcurate.d2.hooks import ensemble_checkpointer
-    from detcurate.d2.solver import build_lr_scheduler, build_optimizer
+    from detcurate.d2 import registration  # noqa: F401  registers the small backbone
+    from detcurate.d2.train.data import detection_dicts
+    from detcurate.d2.train.hooks import ensemble_checkpointer
+    from detcurate.d2.train.solver import build_lr_scheduler, build_optimizer
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -72,7 +72,7 @@ def _timed(function, spent):  # noqa: ANN001, ANN202
 
 
 def _config(iterations: int, *overrides: str):  # noqa: ANN202
-    from detcurate.d2.config import load_config
+    from detcurate.config.declaration import load_config
 
     small = ["INPUT.MIN_SIZE_TRAIN", "(112,)", "MODEL.ROI_HEADS.NUM_CLASSES", "7", "SOLVER.MAX_ITER", str(iterations)]
     return load_config(_CONFIG, [*small, *overrides])
@@ -85,9 +85,9 @@ def sizes() -> list[tuple[str, int]]:
     from detectron2.engine.hooks import PeriodicCheckpointer
     from detectron2.modeling import build_model
 
-    from detcurate.d2 import backbones  # noqa: F401  registers the small backbone
-    from detcurate.d2.hooks import save_member
-    from detcurate.d2.solver import build_lr_scheduler, build_optimizer
+    from detcurate.d2 import registration  # noqa: F401  registers the small backbone
+    from detcurate.d2.train.hooks import save_member
+    from detcurate.d2.train.solver import build_lr_scheduler, build_optimizer
 
     found = []
     with tempfile.TemporaryDirectory() as name:
@@ -136,7 +136,7 @@ def main() -> None:
         arm, folder, iterations, members = arguments.run
         print(json.dumps(train(Path(folder), arm, int(iterations), int(members))))
         return
-    from detcurate.coco.synthetic import SyntheticConfig, write_dataset
+    from detcurate.synthetic import SyntheticConfig, write_dataset
 
     load = [os.getloadavg()[0]]
     figures: dict[str, list[dict[str, float]]] = {arm: [] for arm in _ARMS}

@@ -56,8 +56,8 @@ class Watched:
 
 def make_run(output: Path, data: Path, num_images: int) -> None:
     """Write a run's OUTPUT_DIR up to the predictions, and the pool's annotations."""
-    from detcurate.ensemble import Member, write_ledger
-    from detcurate.passes import MEMBERS
+    from detcurate.ensemble.index import Member, write_ledger
+    from detcurate.predictions.store import MEMBERS
 
     (data / "images").mkdir(parents=True)
     for folder in ("pool", "ensemble", "predictions"):
@@ -84,7 +84,7 @@ def make_run(output: Path, data: Path, num_images: int) -> None:
 
 def _write_embeddings(directory: Path, num_images: int) -> list[str]:
     """Write embeddings of drives: neighbouring frames are alike, some of them so much that one can go."""
-    from detcurate.embeddings import write_embeddings
+    from detcurate.predictions.shards import write_embeddings
 
     rng, names = np.random.default_rng(0), []
     for number, first in enumerate(range(0, num_images, SHARD)):

@@ -21,11 +21,10 @@ from pathlib import Path
 import numpy as np
 from footer import footer
 
-from detcurate.d2.config import load_config_text
+from detcurate.config.declaration import load_config_text
 from detcurate.pipeline import Run
-from detcurate.pipeline.hashes import pool_hashes
-from detcurate.pipeline.vectors import read_pool_embeddings
-from detcurate.select.thin import hash_duplicates, near_duplicates
+from detcurate.pipeline.image_similarity import pool_hashes, read_pool_embeddings
+from detcurate.select.filters import hash_duplicates, near_duplicates
 
 HASH = (1.0, 0.98, 0.95, 0.92, 0.9)
 RAW = (0.99999, 0.9999, 0.9997, 0.9995, 0.999, 0.99)

@@ -17,9 +17,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and OpenCV are there
 import cv2
 from footer import footer
 
-from detcurate.coco.synthetic import SyntheticConfig, render_sequence, write_dataset
-from detcurate.coco.synthetic.dataset import _write_image
-from detcurate.files import write_bytes
+from detcurate.io.files import write_bytes
+from detcurate.synthetic import SyntheticConfig, render_sequence, write_dataset
+from detcurate.synthetic.rendered_pool import _write_image
 
 TARGET_PER_SECOND, TARGET_SIZE = 100, (256, 160)
 SIZES = ((TARGET_SIZE, 200), ((640, 400), 100))  # width and height, images

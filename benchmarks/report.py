@@ -97,7 +97,7 @@ def _write_annotations(path: Path, boxes: np.ndarray, classes: np.ndarray, num_i
 
 def write_pool(output: Path, data: Path, num_images: int, *, num_boxes: int | None = None) -> None:
     """Write what the stage ``pool`` leaves, of an annotation file that is there."""
-    from detcurate.files import sha256_file
+    from detcurate.io.files import sha256_file
 
     counts = {"num_images": num_images, "num_boxes": num_boxes or num_images * _BOXES}
     facts = {
@@ -115,7 +115,7 @@ def _write(path: Path, columns: dict[str, np.ndarray]) -> None:
 
 def _write_objects(path: Path, boxes: np.ndarray, classes: np.ndarray, num_images: int) -> None:
     """Write the table of objects as the stage does, a row group a block of images."""
-    from detcurate.pipeline.object_table import object_table
+    from detcurate.pipeline.tables import object_table
     from detcurate.structures import ObjectScores
 
     rng = np.random.default_rng(1)
@@ -147,8 +147,8 @@ def _write_objects(path: Path, boxes: np.ndarray, classes: np.ndarray, num_image
 
 def _write_predictions(output: Path, boxes: np.ndarray, classes: np.ndarray, num_images: int) -> None:
     """Write the members' detections; of no image where they were removed after the scoring."""
-    from detcurate.passes import MEMBERS, prepare_passes
-    from detcurate.predictions import shard_path, write_shard
+    from detcurate.predictions.shards import shard_path, write_shard
+    from detcurate.predictions.store import MEMBERS, prepare_passes
     from detcurate.structures import Detections
 
     if not num_images:
@@ -246,8 +246,8 @@ def finish(
     text: str | None = None,
 ) -> None:
     """Write the marker of a stage, and its one file when its text is given."""
-    from detcurate.files import sha256_file, write_json
-    from detcurate.stages import output_digest, read_marker
+    from detcurate.io.files import sha256_file, write_json
+    from detcurate.pipeline.stage import output_digest, read_marker
 
     directory, stage = output / folder, {"scores": "score", "selection": "select"}
     if text is not None:

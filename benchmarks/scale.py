@@ -36,11 +36,11 @@ from ray.cluster_utils import Cluster
 
 from detcurate.cli import main as command_line
 from detcurate.config import RaySettings
-from detcurate.d2.config import load_config, load_config_text
+from detcurate.config.declaration import load_config, load_config_text
 from detcurate.engines import LOCAL
 from detcurate.engines.ray_engine import RayEngine
 from detcurate.pipeline import Run, run_pipeline
-from detcurate.pipeline.train import training_config
+from detcurate.pipeline.training_jobs import training_config
 
 NUM_EMPTY_JOBS = 500
 # Faster R-CNN R50-FPN 3x on a V100, detectron2/MODEL_ZOO.md: not measured here, where there is no GPU.
@@ -144,10 +144,10 @@ def parts(folder: Path, words: list[str], arguments: argparse.Namespace) -> dict
     """Time, in this process, what an image costs: decoding, a member's answer, writing; and the bytes it leaves."""
     from detectron2.data import DatasetMapper
 
-    from detcurate.d2.runner import run_pass
-    from detcurate.ensemble import LEDGER, read_ledger
-    from detcurate.pipeline.asking import prediction_job
-    from detcurate.predictions import read_shard, write_shard
+    from detcurate.d2.infer.cluster import run_pass
+    from detcurate.ensemble.index import LEDGER, read_ledger
+    from detcurate.pipeline.prediction_jobs import prediction_job
+    from detcurate.predictions.shards import read_shard, write_shard
 
     config = Path(arguments.config_file)
     run = Run(load_config(config, [*words, "OUTPUT_DIR", str(folder / "run")]), config)

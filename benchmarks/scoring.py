@@ -68,7 +68,7 @@ def make_pool(num_images: int, num_members: int, seed: int = 0) -> tuple[Detecti
 def score(num_images: int, num_members: int, association: str = "sequential") -> Callable[[], object]:
     """``score_objects``: association, and all measures of the clusters."""
     from detcurate.score.measures import MEASURES
-    from detcurate.score.objects import score_objects
+    from detcurate.score.scoring import score_objects
 
     detections, _, _ = make_pool(num_images, num_members)
     names = tuple(MEASURES)
@@ -79,7 +79,7 @@ def score(num_images: int, num_members: int, association: str = "sequential") ->
 def score_with_labels(num_images: int, num_members: int) -> Callable[[], object]:
     """``score_labelled_objects``: the same, the measures that use labels, and the suspicions."""
     from detcurate.score.measures import available_measures
-    from detcurate.score.objects import score_labelled_objects
+    from detcurate.score.scoring import score_labelled_objects
 
     detections, boxes, classes = make_pool(num_images, num_members)
     labels = _labels(boxes, classes)
@@ -168,8 +168,8 @@ def make_shards(folder: Path, num_images: int, names: Sequence[str]) -> None:
         num_images: How many.
         names: Of the members.
     """
-    from detcurate.passes import prepare_passes
-    from detcurate.predictions import shard_path, write_shard
+    from detcurate.predictions.shards import shard_path, write_shard
+    from detcurate.predictions.store import prepare_passes
 
     num_shards = -(-num_images // SHARD)
     [found] = prepare_passes(folder, "0" * 64, names, num_shards=num_shards)
@@ -208,10 +208,10 @@ def score_store(folder: Path) -> tuple[float, float]:
     """Score a store as the stage does; return seconds, the annotation file already read, and peak memory in GB."""
     from detcurate.coco.dataset import read_coco
     from detcurate.config import ScoreSettings
-    from detcurate.passes import open_predictions, read_members
-    from detcurate.pipeline.score_blocks import score_predictions
+    from detcurate.pipeline.stages.score import score_predictions
     from detcurate.pipeline.tables import write_columns
-    from detcurate.score.pool import combine_images
+    from detcurate.predictions.store import open_predictions, read_members
+    from detcurate.score.scoring import combine_images
 
     dataset = read_coco(folder / "labels.json")
     members, settings = read_members(folder), ScoreSettings()

@@ -70,7 +70,7 @@ def scored_pool(num_images: int, kind: str) -> tuple[Any, Any]:
 def selecting(num_images: int, num_threads: int, kind: str = "drives", **options: Any) -> Result:
     """``select`` a tenth of a pool; the seconds are those of ``select``, compiled before."""
     from detcurate.select.compose import select
-    from detcurate.select.quotas import Quota
+    from detcurate.select.limits import Quota
 
     def run(size: int) -> Result:
         scores, columns = scored_pool(size, kind)
@@ -96,8 +96,8 @@ def selecting(num_images: int, num_threads: int, kind: str = "drives", **options
 
 def centers(num_images: int, num_threads: int, kind: str, num_centers: int) -> Result:
     """``k_center`` on all rows of ``drives`` or ``spread`` embeddings."""
-    from detcurate.select.k_center import k_center
     from detcurate.select.neighbours import unit_rows
+    from detcurate.select.strategies import k_center
 
     units = unit_rows(EMBEDDINGS[kind](num_images))[np.random.default_rng(2).permutation(num_images)]
     k_center(units[:500], num_centers=100)  # compile
@@ -140,7 +140,7 @@ def mundig_centers(num_images: int, num_threads: int, kind: str, num_centers: in
 
 def covering_radius(units: np.ndarray, chosen: np.ndarray) -> float:
     """Return the greatest distance of a row to its nearest center."""
-    from detcurate.select.k_center import raise_closeness
+    from detcurate.select.strategies import raise_closeness
 
     closeness = np.full(len(units), -2, np.float32)
     raise_closeness(closeness, units, units[chosen])
@@ -150,7 +150,7 @@ def covering_radius(units: np.ndarray, chosen: np.ndarray) -> float:
 def missed_duplicates(num_images: int, num_threads: int, similarity: float) -> Result:
     """Near-duplicates in cells against all pairs: which share of the verdicts is the same, and what is missed."""
     from detcurate.select import neighbours
-    from detcurate.select.thin import near_duplicates
+    from detcurate.select.filters import near_duplicates
 
     embeddings = drives(num_images)[np.random.default_rng(3).permutation(num_images)]
     start = time.perf_counter()

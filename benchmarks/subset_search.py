@@ -25,24 +25,23 @@ import numpy as np
 from footer import footer
 from scipy.stats import spearmanr
 
-from detcurate.d2.config import load_config
-from detcurate.d2.runner import run_pass
-from detcurate.ensemble import AVERAGE, RUN_LEDGER, read_ledger
+from detcurate.config.declaration import load_config
+from detcurate.d2.infer.cluster import run_pass
+from detcurate.ensemble.index import AVERAGE, RUN_LEDGER, read_ledger
+from detcurate.evaluate.arm_comparison import summarise
 from detcurate.evaluate.bootstrap import image_weights, paired_interval, weighted_ap
 from detcurate.evaluate.coco_eval import evaluate_coco
-from detcurate.evaluate.compare import summarise
-from detcurate.files import sha256_json
-from detcurate.passes import open_predictions, prepare_passes, read_members, read_predictions
+from detcurate.io.files import sha256_json
 from detcurate.pipeline import Run, run_pipeline
-from detcurate.pipeline.asking import answers_digest, count_shards, make_missing_shards, prediction_job
-from detcurate.pipeline.score import read_scores
-from detcurate.pipeline.score_blocks import score_predictions
+from detcurate.pipeline.image_similarity import read_pool_embeddings
+from detcurate.pipeline.prediction_jobs import answers_digest, count_shards, make_missing_shards, prediction_job
 from detcurate.pipeline.search import search_rounds
-from detcurate.pipeline.selection import read_selection
-from detcurate.pipeline.train import train_jobs, training_job
-from detcurate.pipeline.vectors import read_pool_embeddings
-from detcurate.score.pool import combine_images
-from detcurate.score.suspicion import SUSPICIONS
+from detcurate.pipeline.stages.score import read_scores, score_predictions
+from detcurate.pipeline.tables import read_selection
+from detcurate.pipeline.training_jobs import train_jobs, training_job
+from detcurate.predictions.store import open_predictions, prepare_passes, read_members, read_predictions
+from detcurate.score.label_errors import SUSPICIONS
+from detcurate.score.scoring import combine_images
 from detcurate.select.compose import PoolColumns, select
 from detcurate.structures import Detections, ImageScores
 

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from detcurate.boxes import box_iou, xywh_to_xyxy
-from detcurate.passes import read_members, read_predictions
-from detcurate.score.combine import average_ranks
+from detcurate.predictions.store import read_members, read_predictions
+from detcurate.score.aggregate import average_ranks
+from detcurate.score.label_errors import SUSPICIONS
 from detcurate.score.measures import LABEL_MEASURES, MEASURES
-from detcurate.score.suspicion import SUSPICIONS
 from detcurate.structures import Detections
+from detcurate.structures.boxes import box_iou, xywh_to_xyxy
 
 KINDS = ("wrong_class", "shifted_boxes", "spurious_boxes", "missing_boxes")
 OF_LABELS = (*LABEL_MEASURES, "swapped", "badly_located")

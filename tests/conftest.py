@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import REPOSITORY
 
 from detcurate.cli import main
-from detcurate.coco.synthetic import SyntheticConfig, write_dataset
-
-REPOSITORY = Path(__file__).resolve().parent.parent
+from detcurate.synthetic import SyntheticConfig, write_dataset
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from detcurate.coco.synthetic import SyntheticConfig, write_dataset
 from detcurate.errors import DetcurateError
+from detcurate.synthetic import SyntheticConfig, write_dataset
 
 
 def main() -> int:

@@ -7,9 +7,8 @@ These are views for people. The records that functions pass to each other are in
 ``Selection`` is another class than the one here.
 """
 
-from detcurate.api.manifest import Manifest
-from detcurate.api.pool import Pool
-from detcurate.api.scores import Scores
-from detcurate.api.selection import Selection
+from detcurate.api.manifest_view import Manifest
+from detcurate.api.pool_view import Pool
+from detcurate.api.scores_view import Scores, Selection
 
 __all__ = ["Manifest", "Pool", "Scores", "Selection"]

@@ -9,20 +9,20 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
-from detcurate.cli.curate import run as run_curate
 from detcurate.cli.ensemble import run as run_ensemble
 from detcurate.cli.explain import run as run_explain
 from detcurate.cli.export import run as run_export
+from detcurate.cli.import_results import run as run_import_results
 from detcurate.cli.manifest import run as run_manifest
 from detcurate.cli.rank import run as run_rank
 from detcurate.cli.relabel import run as run_relabel
 from detcurate.cli.report import run as run_report
-from detcurate.cli.results import run as run_import_results
+from detcurate.cli.run import run as run_curate
 from detcurate.cli.signals import STATUSES, STOPPED, Terminated, stoppable
 from detcurate.cli.validate import run as run_validate
 from detcurate.errors import ConfigError, DetcurateError
-from detcurate.files import is_disk_full, is_inaccessible
-from detcurate.untrusted import PlainFormatter, printable
+from detcurate.io.files import is_disk_full, is_inaccessible
+from detcurate.io.safe_loading import PlainFormatter, printable
 
 # What the first word may be; anything else is the main job's, which begins with an option as in Detectron2.
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from detcurate.cli.tables import say, say_json, table
+from detcurate.cli.common import say, say_json, table
 from detcurate.config import curate_settings
-from detcurate.d2.config import load_config
-from detcurate.ensemble import LEDGER, ensemble_members
+from detcurate.config.declaration import load_config
+from detcurate.ensemble.index import LEDGER, ensemble_members
 from detcurate.errors import ConfigError, EnsembleError
 from detcurate.pipeline import Run
-from detcurate.pipeline.added import Addition, add_members
+from detcurate.pipeline.commands.add_checkpoints import Addition, add_members
 from detcurate.pipeline.context import DIRECTORIES
-from detcurate.stages import damaged_outputs, read_marker
+from detcurate.pipeline.stage import damaged_outputs, read_marker
 
 _DESCRIPTION = """\
 commands:

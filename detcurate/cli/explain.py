@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detcurate.cli.tables import say, say_json, table
-from detcurate.pipeline.explain import explain_image
+from detcurate.cli.common import say, say_json, table
+from detcurate.pipeline.commands.explain import explain_image
 from detcurate.pipeline.named import named_run
 
 _MOST_CLUSTERS = 12

@@ -7,11 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detcurate.cli.arguments import local_path
-from detcurate.cli.tables import say, say_json
-from detcurate.export.formats import FORMATS, IMAGES, Images, Options, write_export
-from detcurate.export.label_studio import LOCAL_FILES
-from detcurate.pipeline.handed import WHAT, handed_over
+from detcurate.cli.common import local_path, say, say_json
+from detcurate.interop.export.formats import FORMATS, IMAGES, Images, Options, write_export
+from detcurate.interop.export.label_studio import LOCAL_FILES
+from detcurate.pipeline.commands.export import WHAT, handed_over
 from detcurate.pipeline.named import named_run
 
 _EPILOG = """\

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detcurate.cli.arguments import local_path
-from detcurate.cli.tables import say, say_json, table
-from detcurate.coco.compare import diff_manifests, manifest_stats, open_manifest
-from detcurate.coco.merge import ON_CONFLICT, merge_manifests
-from detcurate.coco.verify import verify_manifest
-from detcurate.storage import local_file, locate
+from detcurate.cli.common import local_path, say, say_json, table
+from detcurate.io.storage import local_file, locate
+from detcurate.manifest.compare import diff_manifests, manifest_stats, open_manifest
+from detcurate.manifest.merge import ON_CONFLICT, merge_manifests
+from detcurate.manifest.verify import verify_manifest
 
 _MOST_ROWS = 12
 _VERIFY_EPILOG = """\

@@ -7,15 +7,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detcurate.cli.tables import say
+from detcurate.cli.common import say
 from detcurate.config import curate_settings
-from detcurate.d2.config import load_config
+from detcurate.config.declaration import load_config
 from detcurate.errors import DatasetError
+from detcurate.io.storage import is_url, local_file, locate
 from detcurate.pipeline import Run
-from detcurate.pipeline.candidates import rank_candidates
-from detcurate.pipeline.choose import subset_file
-from detcurate.pipeline.selection import SELECTION
-from detcurate.storage import is_url, local_file, locate
+from detcurate.pipeline.commands.rank import rank_candidates
+from detcurate.pipeline.stages.select import subset_file
+from detcurate.pipeline.tables import SELECTION
 
 _EPILOG = """\
 The ensemble is that of the config's run, whose stage train must have finished. CURATE.SELECT says how many images are

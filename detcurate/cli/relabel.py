@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detcurate.cli.arguments import local_path
-from detcurate.cli.tables import say, say_json
-from detcurate.export.apply import apply_corrections
-from detcurate.export.read_back import read_corrected
+from detcurate.cli.common import local_path, say, say_json
+from detcurate.interop.corrections.apply import apply_corrections
+from detcurate.interop.corrections.readers import read_corrected
 from detcurate.pipeline.named import named_run
 
 _EPILOG = """\

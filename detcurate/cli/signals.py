@@ -11,9 +11,9 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from detcurate.files import discard_temporaries
-from detcurate.lock import release_all
-from detcurate.parallel import kill_with_session
+from detcurate.io.files import discard_temporaries
+from detcurate.io.leases import release_all
+from detcurate.io.workers import kill_with_session
 
 STOPPED = "stopped; give the same command again to go on: finished work is kept"
 

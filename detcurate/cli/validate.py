@@ -6,12 +6,11 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 
-from detcurate.cli.arguments import local_path
-from detcurate.cli.tables import say, say_json, table
+from detcurate.cli.common import local_path, say, say_json, table
 from detcurate.coco.dataset import CocoDataset, inspect_coco
-from detcurate.coco.findings import RULES, Finding, FindingLog, parse_policies
-from detcurate.coco.images import examine_images, log_image_findings
-from detcurate.storage import local_file, locate
+from detcurate.coco.image_files import examine_images, log_image_findings
+from detcurate.coco.validation.findings import RULES, Finding, FindingLog, parse_policies
+from detcurate.io.storage import local_file, locate
 
 _WORST_FIRST = ("error", "repair", "warn", "note")
 _EPILOG = """\

@@ -11,16 +11,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from detcurate.boxes import xyxy_to_xywh
-from detcurate.coco.annotation_checks import check_annotations
-from detcurate.coco.annotations import find_annotations, read_annotations
-from detcurate.coco.checks import check_categories, check_images
-from detcurate.coco.decode import CategoryRecord, ImageRecord, read_records, report_texts
-from detcurate.coco.findings import Finding, FindingLog, describe_errors
-from detcurate.coco.ids import IdTable
-from detcurate.coco.lists import find_records
-from detcurate.coco.source import Records, Source, decode_top_level, open_source
+from detcurate.coco.annotations import find_annotations, find_records, read_annotations
+from detcurate.coco.decode import CategoryRecord, IdTable, ImageRecord, read_records, report_texts
+from detcurate.coco.text import Records, Source, decode_top_level, open_source
+from detcurate.coco.validation.checks import check_annotations, check_categories, check_images
+from detcurate.coco.validation.findings import Finding, FindingLog, describe_errors
 from detcurate.errors import DatasetError, SelectionError
+from detcurate.structures import Labels
+from detcurate.structures.boxes import xyxy_to_xywh
 
 Opened = tuple[Records, Records]
 """The image and the annotation records of a file."""
@@ -164,7 +162,7 @@ def read_coco(path: Path, policies: Mapping[str, str] = MappingProxyType({})) ->
     Args:
         path: The file.
         policies: What is done about a finding, code -> ``error``, ``warn``, ``repair`` or ``note``, where it differs
-            from the default in :data:`detcurate.coco.findings.RULES`.
+            from the default in :data:`detcurate.coco.validation.findings.RULES`.
 
     Raises:
         DatasetError: The file cannot be read, is not JSON (with line and column), is not a COCO detection file, has
@@ -285,3 +283,27 @@ def _image_columns(path: Path, records: Records, log: FindingLog) -> tuple[dict[
 def _examples(values: Sequence[object] | np.ndarray) -> str:
     shown = ", ".join(str(value) for value in values[:3])
     return shown + (", …" if len(values) > 3 else "")
+
+
+def image_labels(dataset: CocoDataset, image_ids: np.ndarray) -> Labels:
+    """Return the boxes of the images named, image by image in the order given; no id gives no row.
+
+    Args:
+        dataset: The annotation file.
+        image_ids: (K,) integers, unique.
+
+    Raises:
+        SelectionError: An id is not an image of this file, or is named twice.
+    """
+    rows = dataset.subset_rows(image_ids)
+    first = np.searchsorted(dataset.image_index, rows, side="left")
+    counts = np.searchsorted(dataset.image_index, rows, side="right") - first
+    begins = np.cumsum(counts) - counts
+    annotations = np.arange(counts.sum()) + np.repeat(first - begins, counts)
+    return Labels(
+        image_ids=np.repeat(np.asarray(image_ids, np.int64), counts),
+        annotation_ids=dataset.annotation_ids[annotations],
+        boxes=dataset.boxes[annotations],
+        class_index=dataset.class_index[annotations],
+        iscrowd=dataset.iscrowd[annotations],
+    )

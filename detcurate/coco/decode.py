@@ -2,19 +2,158 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from array import array
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
 
-from detcurate.coco.fast import ABSENT_FLAG, ABSENT_ID
-from detcurate.coco.findings import FindingLog
-from detcurate.coco.ids import as_number
-from detcurate.coco.segmentation import box_of_segmentation
-from detcurate.coco.source import Records
+from detcurate.coco.json_scanner import ABSENT_FLAG, ABSENT_ID
+from detcurate.coco.text import Records
+from detcurate.coco.validation.findings import FindingLog
+
+_Side = Annotated[int, msgspec.Meta(gt=0, le=2**31 - 1)]
+_RunLength = Annotated[int, msgspec.Meta(ge=0)]
+_BITS = 5  # that a character of a compressed mask holds
+_MOST_BITS = 60
+
+
+class _Mask(msgspec.Struct):
+    counts: str | list[_RunLength]
+    size: tuple[_Side, _Side]
+
+
+def box_of_segmentation(segmentation: Any) -> list[float] | None:
+    """Return the xywh box around polygons or a run-length mask, or ``None`` when there is nothing to take it from.
+
+    pycocotools is not asked: it divides by a height of 0, and reads and writes beyond a text that is cut short.
+
+    Args:
+        segmentation: What the record holds, as Python's JSON reader gives it.
+
+    Example:
+        >>> box_of_segmentation([[10, 12, 40, 12, 40.5, 30]])
+        [10.0, 12.0, 30.5, 18.0]
+    """
+    try:
+        if isinstance(segmentation, dict):
+            mask = msgspec.convert(segmentation, _Mask)
+            counts = _run_lengths(mask.counts) if isinstance(mask.counts, str) else mask.counts
+            return _box_of_runs(counts, *mask.size)
+        return _box_of_polygons(segmentation) if isinstance(segmentation, list) and segmentation else None
+    except (ValueError, TypeError, OverflowError, msgspec.ValidationError):
+        return None
+
+
+def _box_of_polygons(polygons: Sequence[Any]) -> list[float] | None:
+    points = np.concatenate([np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in polygons])
+    low, high = points.min(axis=0), points.max(axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        box = [*low.tolist(), *(high - low).tolist()]
+    return box if np.isfinite(box).all() else None
+
+
+def _run_lengths(text: str) -> list[int]:
+    """Return the run lengths that the text of a compressed mask stands for.
+
+    Source:
+        ``rleFrString`` in pycocotools, ``common/maskApi.c``.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift >= _MOST_BITS:
+            raise ValueError(f"{character!r} does not stand in a compressed mask")
+        value |= (bits & 0x1F) << shift
+        shift += _BITS
+        if not bits & 0x20:  # the last character of this number
+            if bits & 0x10:
+                value -= 1 << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("a compressed mask is cut short")
+    return counts
+
+
+def _box_of_runs(counts: Sequence[int], height: int, width: int) -> list[float] | None:
+    """Return the box around every second run of a mask that is read column by column."""
+    if min(counts, default=0) < 0 or sum(counts) > height * width:
+        return None
+    bounds = np.cumsum([0, *counts], dtype=np.int64)
+    first, last = bounds[1:-1:2], bounds[2::2] - 1
+    first, last = first[first <= last], last[first <= last]
+    if not len(first):
+        return None
+    (left, top), (right, bottom) = np.divmod(first, height), np.divmod(last, height)
+    y, y_last = (0, height - 1) if (left < right).any() else (top.min(), bottom.max())
+    return [float(left.min()), float(y), float(right.max() - left.min() + 1), float(y_last - y + 1)]
+
+
+@dataclass
+class IdTable:
+    """Numbers for the ids of one kind: integers are themselves, texts get the smallest numbers that are free.
+
+    A text that is written like an integer is that integer: annotations often say "41" where the image says 41.
+    """
+
+    named: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: Sequence[int | str]) -> tuple[IdTable, np.ndarray]:
+        """Return the table of all ids of one kind, and the (n,) int64 numbers of the values."""
+        if (numbers := int64_column(values)) is not None:
+            return cls(), numbers
+        used = {number for value in values if (number := as_number(value)) is not None}
+        texts = sorted({str(value) for value in values if as_number(value) is None})
+        free = (number for number in itertools.count(1) if number not in used)
+        table = cls(dict(zip(texts, free)))  # noqa: B905  the numbers never end
+        return table, table.numbers(values)
+
+    def numbers(self, values: Sequence[int | str]) -> np.ndarray:
+        """Return (n,) int64 numbers, ``ABSENT_ID`` for what names nothing: a text, or the number of another text."""
+        if (numbers := int64_column(values)) is not None:
+            return self.integers(numbers)
+        integers = [as_number(value) for value in values]
+        is_integer = np.array([number is not None for number in integers])
+        texts = (self.named.get(str(value), ABSENT_ID) for value in values)
+        pairs = zip(integers, texts, strict=True)
+        numbers = np.array([text if number is None else number for number, text in pairs], np.int64)
+        numbers[is_integer] = self.integers(numbers[is_integer])
+        return numbers
+
+    def integers(self, numbers: np.ndarray) -> np.ndarray:
+        """Return int64 ids of the file as numbers: ``ABSENT_ID`` for one that stands for a text inside."""
+        if not self.named:
+            return numbers
+        return np.where(np.isin(numbers, list(self.named.values())), ABSENT_ID, numbers)
+
+
+def int64_column(values: Sequence[int | str | None], lowest: int = ABSENT_ID + 1) -> np.ndarray | None:
+    """Return the values as int64 when they all are integers of 64 bits, else ``None``."""
+    if not len(values):
+        return np.zeros(0, np.int64)
+    try:
+        column = np.frombuffer(array("q", values), np.int64)  # type: ignore[type-var]
+    except (TypeError, OverflowError):
+        return None
+    return column if column.min() >= lowest else None
+
+
+def as_number(value: int | str) -> int | None:
+    """Return the 64-bit integer that a value is or is written like."""
+    if isinstance(value, str):
+        if not re.fullmatch(r"0|-?[1-9]\d{0,18}", value):
+            return None
+        value = int(value)
+    return value if -(2**63) < value < 2**63 else None
+
 
 _Length = Annotated[int, msgspec.Meta(gt=0, le=2**31 - 1)]
 _Id = int | str

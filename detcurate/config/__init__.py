@@ -1,7 +1,7 @@
 """The settings of every stage: one frozen, validated object each.
 
 Users write them in upper case under ``CURATE`` in a Detectron2 config file (``CURATE.SELECT.FRACTION``);
-:mod:`detcurate.d2.config` declares those keys from the defaults below, so that they stand in one place only.
+:mod:`detcurate.config.declaration` declares those keys from the defaults below, so that they stand in one place only.
 """
 
 from __future__ import annotations
@@ -12,11 +12,17 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from detcurate.config.arms import ARMS, RetrainSettings
 from detcurate.config.base import Settings
-from detcurate.config.data import EvaluationSettings, PoolSettings, RenderSettings, StorageSettings
-from detcurate.config.members import EnsembleSettings, PredictSettings, RaySettings, TrainSettings
-from detcurate.config.subset import ManifestSettings, ScoreSettings, SearchSettings, SelectSettings
+from detcurate.config.data_settings import EvaluationSettings, PoolSettings, RenderSettings, StorageSettings
+from detcurate.config.detector_settings import EnsembleSettings, PredictSettings, RaySettings, TrainSettings
+from detcurate.config.subset_settings import (
+    ARMS,
+    ManifestSettings,
+    RetrainSettings,
+    ScoreSettings,
+    SearchSettings,
+    SelectSettings,
+)
 from detcurate.errors import ConfigError
 
 __all__ = [

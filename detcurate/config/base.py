@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pydantic import BaseModel, ConfigDict, ValidationInfo
 
 from detcurate.errors import ConfigError
-from detcurate.storage import locate
+from detcurate.io.storage import locate
 
 
 class Settings(BaseModel):

@@ -1,11 +1,11 @@
-"""The engine of one machine: worker processes, see :mod:`detcurate.parallel`."""
+"""The engine of one machine: worker processes, see :mod:`detcurate.io.workers`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from detcurate.parallel import Progress, run_jobs, stream_jobs
+from detcurate.io.workers import Progress, run_jobs, stream_jobs
 
 
 class LocalEngine:
@@ -24,7 +24,7 @@ class LocalEngine:
         unit: str,
         on_gpu: bool = False,
     ) -> list[Any]:
-        """See :func:`detcurate.parallel.run_jobs`; a job that needs a GPU names it."""
+        """See :func:`detcurate.io.workers.run_jobs`; a job that needs a GPU names it."""
         return run_jobs(function, jobs, num_processes=num_processes, total=total, desc=desc, unit=unit)
 
     def stream(
@@ -37,7 +37,7 @@ class LocalEngine:
         desc: str,
         unit: str,
     ) -> Iterator[Any]:
-        """See :func:`detcurate.parallel.stream_jobs`."""
+        """See :func:`detcurate.io.workers.stream_jobs`."""
         return stream_jobs(function, jobs, num_processes=num_processes, total=total, desc=desc, unit=unit)
 
     def close(self) -> None:

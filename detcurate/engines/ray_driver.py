@@ -21,8 +21,8 @@ import ray
 from ray.exceptions import RayError
 
 from detcurate.config import RaySettings
+from detcurate.engines.ray_messages import DONE, FAILURE, NEXT, READY, RESULT, UNITS, WARNING, Asked, no_cluster
 from detcurate.engines.ray_pool import BlockPool, PoolPlan
-from detcurate.engines.ray_words import DONE, FAILURE, NEXT, READY, RESULT, UNITS, WARNING, Asked, no_cluster
 from detcurate.errors import ConfigError
 
 _OBJECT_STORE_BYTES = 512 * 2**20  # of a cluster that is started here; what does not fit is spilled to disk

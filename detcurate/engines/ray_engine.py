@@ -18,9 +18,9 @@ from typing import Any
 from tqdm import tqdm
 
 from detcurate.config import RaySettings
-from detcurate.engines.ray_words import DONE, FAILURE, NEXT, RESULT, UNITS, WARNING, Asked, no_cluster
+from detcurate.engines.ray_messages import DONE, FAILURE, NEXT, RESULT, UNITS, WARNING, Asked, no_cluster
 from detcurate.errors import ConfigError, DetcurateError
-from detcurate.parallel import Progress, environment, kill_with_session, signals_for_the_parent_alone
+from detcurate.io.workers import Progress, environment, kill_with_session, signals_for_the_parent_alone
 
 _KNOCK_SECONDS = 5.0
 _LEAVE_SECONDS = 10.0  # what leaving a cluster, or ending one that was started here, may take

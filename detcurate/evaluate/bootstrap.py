@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from detcurate.errors import PredictionError
-from detcurate.evaluate.matches import MatchTable
+from detcurate.evaluate.coco_eval import MatchTable
 
 _RECALLS = np.linspace(0.0, 1.0, 101)
 _AP50, _AP75 = 0, 5  # among COCO's ten IoU thresholds

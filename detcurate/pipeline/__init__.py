@@ -1,6 +1,6 @@
 """The order of the stages; the only orchestrator."""
 
 from detcurate.pipeline.context import Run
-from detcurate.pipeline.run import STAGE_NAMES, dry_run, join_pipeline, run_pipeline
+from detcurate.pipeline.runner import STAGE_NAMES, dry_run, join_pipeline, run_pipeline
 
 __all__ = ["STAGE_NAMES", "Run", "dry_run", "join_pipeline", "run_pipeline"]

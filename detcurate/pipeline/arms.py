@@ -10,19 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from detcurate.files import sha256_json
-from detcurate.passes import open_predictions, read_members
+from detcurate.io.files import sha256_json
 from detcurate.pipeline.context import Run
-from detcurate.pipeline.hashes import pool_hashes
+from detcurate.pipeline.image_similarity import pool_hashes, read_pool_embeddings, vector_inputs
 from detcurate.pipeline.pool_columns import boxes_per_class
-from detcurate.pipeline.score import read_scores
-from detcurate.pipeline.score_blocks import score_predictions
-from detcurate.pipeline.selection import read_selection
-from detcurate.pipeline.vectors import read_pool_embeddings, vector_inputs
-from detcurate.score.pool import combine_images
-from detcurate.select.budget import box_budget, image_budget, resolve_budget
+from detcurate.pipeline.stage import output_digest
+from detcurate.pipeline.stages.score import read_scores, score_predictions
+from detcurate.pipeline.tables import read_selection
+from detcurate.predictions.store import open_predictions, read_members
+from detcurate.score.scoring import combine_images
 from detcurate.select.compose import PoolColumns, select
-from detcurate.stages import output_digest
+from detcurate.select.limits import box_budget, image_budget, resolve_budget
 from detcurate.structures import ImageScores
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import orjson
 
 from detcurate.coco.dataset import CocoDataset, read_coco
-from detcurate.coco.findings import parse_policies
-from detcurate.coco.synthetic import CLASSES, SyntheticConfig
+from detcurate.coco.validation.findings import parse_policies
 from detcurate.config import CurateSettings, EvaluationSettings, PoolSettings, curate_settings
 from detcurate.engines import LOCAL, Engine
 from detcurate.errors import DatasetError, PredictionError
-from detcurate.stages import damaged_outputs, read_marker
-from detcurate.storage import Location, RemotePath, annotation_copy, join, locate
+from detcurate.io.storage import Location, RemotePath, annotation_copy, join, locate
+from detcurate.pipeline.stage import damaged_outputs, read_marker
+from detcurate.synthetic import CLASSES, SyntheticConfig
 
 Marker = dict[str, Any]
 

@@ -1,7 +1,7 @@
 """Helping a run that predicts its pool: other processes, of this or other machines, on the same ``OUTPUT_DIR``.
 
 A helper makes shards and nothing else. The run itself decides what is asked, writes the markers and goes on; the two
-meet in the folder alone, shard by shard (:mod:`detcurate.claims`).
+meet in the folder alone, shard by shard (:mod:`detcurate.io.leases`).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from detcurate.errors import ConfigError, PredictionError
-from detcurate.files import is_temporary
-from detcurate.passes import Pass, is_prepared, read_members, read_passes
-from detcurate.pipeline.asking import Preparation
+from detcurate.io.files import is_temporary
+from detcurate.io.storage import Location
 from detcurate.pipeline.context import Run
-from detcurate.pipeline.predict import predict_pool, predict_stage
+from detcurate.pipeline.prediction_jobs import Preparation
 from detcurate.pipeline.search import builds_up
-from detcurate.stages import read_marker
-from detcurate.storage import Location
+from detcurate.pipeline.stage import read_marker
+from detcurate.pipeline.stages.predict import predict_pool, predict_stage
+from detcurate.predictions.store import Pass, is_prepared, read_members, read_passes
 
 _POLL_SECONDS = 1.0
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detcurate.config import curate_settings
-from detcurate.d2.config import load_config
+from detcurate.config.declaration import load_config
 from detcurate.errors import ConfigError
 from detcurate.pipeline.context import Run
 

@@ -11,13 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from detcurate.coco.dataset import CocoDataset
-from detcurate.coco.labels import image_labels
+from detcurate.coco.dataset import CocoDataset, image_labels
 from detcurate.errors import PredictionError
-from detcurate.export.queue import Suspect
-from detcurate.parquet import bounded, matrix_of
-from detcurate.score.kernels.labels import compare_clusters
-from detcurate.storage import Location
+from detcurate.interop.export.relabel_queue import Suspect
+from detcurate.io.parquet import bounded, matrix_of
+from detcurate.io.storage import Location
+from detcurate.score.kernels.cluster_sums import compare_clusters
 
 _BATCH = 1 << 17  # objects read at a time
 _SIDES = ("x1", "y1", "x2", "y2")

@@ -11,14 +11,18 @@ from detcurate.coco.metadata import image_metadata
 from detcurate.config import SelectSettings
 from detcurate.errors import ConfigError, SelectionError
 from detcurate.pipeline.context import Run
-from detcurate.pipeline.hashes import pool_hashes
-from detcurate.pipeline.vectors import labelled_inputs, labelled_vectors, read_pool_embeddings, vector_inputs
-from detcurate.score.suspicion import SUSPICIONS
-from detcurate.select.budget import Budget, box_budget, image_budget, resolve_budget, time_budget
+from detcurate.pipeline.image_similarity import (
+    labelled_inputs,
+    labelled_vectors,
+    pool_hashes,
+    read_pool_embeddings,
+    vector_inputs,
+)
+from detcurate.score.label_errors import SUSPICIONS
 from detcurate.select.compose import PoolColumns
-from detcurate.select.quotas import Quota, parse_quota
-from detcurate.select.rank import BY_EMBEDDING
-from detcurate.select.thin import require_sequences
+from detcurate.select.filters import require_sequences
+from detcurate.select.limits import Budget, Quota, box_budget, image_budget, parse_quota, resolve_budget, time_budget
+from detcurate.select.strategies import BY_EMBEDDING
 from detcurate.structures import ImageScores
 
 

@@ -17,9 +17,9 @@ from detcurate.config import CurateSettings
 from detcurate.errors import ConfigError, SelectionError
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.pool_columns import asked_budget, planned_amount
-from detcurate.pipeline.selection import SELECTION, read_selection
-from detcurate.select.budget import Budget, resolve_budget
+from detcurate.pipeline.tables import SELECTION, read_selection
 from detcurate.select.compose import select
+from detcurate.select.limits import Budget, resolve_budget
 from detcurate.structures import ImageScores
 
 SEED_SET = 0

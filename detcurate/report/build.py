@@ -10,15 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from detcurate.coco.manifest import BOX_SIZE_EDGES
-from detcurate.evaluate.compare import COMPARED
-from detcurate.evaluate.markdown import plain
-from detcurate.files import write_bytes, write_json
+from detcurate.evaluate.arm_comparison import COMPARED
+from detcurate.evaluate.summary import plain
+from detcurate.io.files import write_bytes, write_json
+from detcurate.manifest.write import BOX_SIZE_EDGES
 from detcurate.report.figures_arms import arm_figures
-from detcurate.report.figures_pool import box_size_figure, count_figure, sequence_figure
-from detcurate.report.figures_scores import score_box_figure, score_figures
-from detcurate.report.images import encode
+from detcurate.report.figures_pool import (
+    box_size_figure,
+    count_figure,
+    score_box_figure,
+    score_figures,
+    sequence_figure,
+)
 from detcurate.report.page import PageParts, gallery_figures, render
+from detcurate.report.pictures import encode
 from detcurate.report.records import Choice, Comparison, ReportData
 from detcurate.report.svg import Drawing
 from detcurate.report.tables import (

@@ -13,7 +13,7 @@ import orjson
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from detcurate.report.images import Encoded, part
+from detcurate.report.pictures import Encoded, part
 from detcurate.report.records import DrawnBox, Gallery, Picture, ReportData, Tile
 from detcurate.report.svg import Drawing
 from detcurate.report.tables import Table, count_of

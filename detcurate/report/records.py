@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from detcurate.storage import Location
+from detcurate.io.storage import Location
 
 STATES = ("complete", "interrupted", "outdated", "absent")
 """What may have become of a stage: ``outdated`` was made from what has since been made again."""
@@ -37,7 +37,7 @@ class Comparison:
     """The arms that were trained and evaluated.
 
     Args:
-        summary: What :func:`detcurate.evaluate.compare.summarise` returned.
+        summary: What :func:`detcurate.evaluate.arm_comparison.summarise` returned.
         models: One row an evaluated detector: arm, seed, num_images, num_boxes, iterations, images_seen, figures and,
             where it was measured, seconds.
         table: The summary as Markdown.

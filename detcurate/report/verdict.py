@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from detcurate.evaluate.compare import COMPARED
+from detcurate.evaluate.arm_comparison import COMPARED
 from detcurate.report.records import Comparison
 
 ENOUGH_SEEDS = 5

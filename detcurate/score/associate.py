@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from detcurate.errors import ConfigError, PredictionError
-from detcurate.score.kernels.associate import associate_images
+from detcurate.score.kernels.association import associate_images
 from detcurate.structures import Clusters, Detections
 
 ASSOCIATIONS: Mapping[str, int] = {"sequential": 0, "optimal": 1}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from detcurate.errors import PredictionError
-from detcurate.score.labels import gather_label_evidence
+from detcurate.score.label_measures import gather_label_evidence
 from detcurate.structures import Detections, Labels
 
 _SMALLEST = 1e-7  # what float32 keeps of a probability beside 1

@@ -1,15 +1,129 @@
 """Label-aware measures: how hard each ground-truth box is for the members.
 
 A member that missed the box gives its class a probability of 0. Higher means harder for every measure here, and a
-wrong label is as hard as a hard object: see :mod:`detcurate.score.suspicion` for telling the two apart. No label gives
-no value.
+wrong label is as hard as a hard object: :mod:`detcurate.score.label_errors` tells the two apart. No label gives no
+value.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
-from detcurate.score.labels import LabelEvidence
+from detcurate.errors import PredictionError
+from detcurate.score.associate import kernel_array, kernel_columns, validate_members
+from detcurate.score.kernels.cluster_sums import judge_answers, match_answers
+from detcurate.structures import Detections, Labels
+
+
+@dataclass(frozen=True)
+class LabelEvidence:
+    """The members' answers about J ground-truth boxes; what a label-aware measure is a function of.
+
+    Args:
+        posterior_form: ``"softmax"`` or ``"sigmoid"``, as in the detections.
+        votes: (J, E) int64, the row of each member's answer in the detections, -1 where it missed the box.
+        probability: (J, E) float64 in [0, 1], q: what each member gives the label's class at the box, 0 when missed.
+        iou: (J, E) float64 in [0, 1], u: the overlap of each member's answer with the box, 0 when missed.
+        favourites: (J, E) int16, the most probable outcome of each answer, C for background, -1 where it missed.
+        is_right: (J, E) bool, whether that is the label's class.
+        distance: (J,) float64, the mean over members of the Euclidean distance of the posterior from the label.
+        mean_probs: (J, C + 1) float64, the consensus posterior, a miss counting as background.
+        trajectories: The members of each run in iteration order, for what happens along a training.
+    """
+
+    posterior_form: str
+    votes: np.ndarray
+    probability: np.ndarray
+    iou: np.ndarray
+    favourites: np.ndarray
+    is_right: np.ndarray
+    distance: np.ndarray
+    mean_probs: np.ndarray
+    trajectories: tuple[np.ndarray, ...]
+
+    def __len__(self) -> int:
+        return len(self.votes)
+
+
+def gather_label_evidence(
+    detections: Detections,
+    labels: Labels,
+    *,
+    num_members: int,
+    iou_threshold: float = 0.5,
+    trajectories: Sequence[Sequence[int]] = (),
+) -> LabelEvidence:
+    """Find what each member says about each ground-truth box, crowd regions left out.
+
+    Each detection speaks about the box that it overlaps most, at ``iou_threshold`` or more and whatever the class; of
+    a member's several detections on one box its most confident one counts. No label gives no row, and a label that no
+    member sees has misses only.
+
+    Args:
+        detections: N rows, of any images in any order.
+        labels: of the same images; rows that are ``iscrowd`` are left out.
+        num_members: E, the size of the ensemble, whether or not each member fired.
+        iou_threshold: in (0, 1].
+        trajectories: Members by number, a list a run, in iteration order; members of no list take no part in what is
+            measured along a training.
+
+    Raises:
+        PredictionError: A member, of the detections or of a trajectory, is outside [0, E), the threshold is outside
+            (0, 1], or a label has a class that the detections do not know.
+
+    Source:
+        Answers by ground-truth box: dataset cartography (Swayamdipta et al. 2020, arXiv 2009.10795) asks per example;
+        the match to boxes is [ours].
+    """
+    validate_members(detections, num_members)
+    if not 0 < iou_threshold <= 1:
+        raise PredictionError(f"iou_threshold must be in (0, 1], got {iou_threshold}; 0.5 is the usual choice")
+    runs = tuple(np.asarray(members, np.int64) for members in trajectories)
+    if any(((members < 0) | (members >= num_members)).any() for members in runs):
+        raise PredictionError(
+            f"trajectories must name members in [0, {num_members}), got {[members.tolist() for members in runs]}; "
+            "number the members as the detections do"
+        )
+    labels = labels.take(~labels.iscrowd)
+    if len(labels) and int(labels.class_index.max()) >= detections.num_classes:
+        raise PredictionError(
+            f"labels must be of the detections' {detections.num_classes} classes, got class_index "
+            f"{labels.class_index.max()}; predict with the classes of the pool"
+        )
+    image_ids = np.union1d(detections.image_ids, labels.image_ids)
+    rows, starts = by_image(detections.image_ids, image_ids)
+    label_rows, label_starts = by_image(labels.image_ids, image_ids)
+    columns = kernel_columns(detections)
+    label_boxes = labels.boxes[label_rows].astype(np.float32)
+    sorted_votes, sorted_iou = match_answers(
+        rows, starts, label_starts, *columns, label_boxes, num_members, float(iou_threshold)
+    )
+    votes, iou = np.empty_like(sorted_votes), np.empty_like(sorted_iou)
+    votes[label_rows], iou[label_rows] = sorted_votes, sorted_iou
+    is_sigmoid = detections.posterior_form == "sigmoid"
+    probability, favourites, distance, means = judge_answers(
+        votes, columns[-1], kernel_array(labels.class_index, np.int64), is_sigmoid
+    )
+    return LabelEvidence(
+        posterior_form=detections.posterior_form,
+        votes=votes,
+        probability=probability,
+        iou=iou,
+        favourites=favourites,
+        is_right=favourites == labels.class_index[:, None],
+        distance=distance,
+        mean_probs=means,
+        trajectories=runs,
+    )
+
+
+def by_image(row_image_ids: np.ndarray, image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (N,) int64 rows by image, and (I + 1,) int64 where the rows of each of ascending ``image_ids`` begin."""
+    rows = np.argsort(row_image_ids, kind="stable")
+    return rows, np.searchsorted(row_image_ids[rows], np.append(image_ids, np.iinfo(np.int64).max))
 
 
 def error_count(evidence: LabelEvidence) -> np.ndarray:

@@ -6,17 +6,20 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from detcurate.score.classification import (
+from detcurate.score.cluster_statistics import Evidence
+from detcurate.score.disagreement import (
+    box_std,
     entropy,
+    existence_entropy,
     expected_entropy,
+    iou_dispersion,
     margin,
     mutual_information,
     variation_ratio,
     vote_entropy,
 )
-from detcurate.score.evidence import Evidence
-from detcurate.score.existence import existence_entropy
 from detcurate.score.label_measures import (
+    LabelEvidence,
     el2n,
     error_count,
     forgetting,
@@ -24,8 +27,6 @@ from detcurate.score.label_measures import (
     prediction_variance,
     variability,
 )
-from detcurate.score.labels import LabelEvidence
-from detcurate.score.localization import box_std, iou_dispersion
 
 Measure = Callable[[Evidence], np.ndarray]
 """From the evidence on G clusters to (G,) float64; higher = more disagreement, 0 = none."""

@@ -8,12 +8,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from detcurate.errors import SelectionError
-from detcurate.select.budget import Budget, image_budget
-from detcurate.select.guard import suspicious_rows
-from detcurate.select.log import LogWriter, SelectionLog
-from detcurate.select.quotas import Purse, Quota
-from detcurate.select.rank import BY_EMBEDDING, LEFT_OUT, STRATEGIES, Candidates
-from detcurate.select.thin import close_frames, hash_duplicates, near_duplicates, require_sequences
+from detcurate.select.filters import close_frames, hash_duplicates, near_duplicates, require_sequences, suspicious_rows
+from detcurate.select.limits import Budget, Purse, Quota, image_budget
+from detcurate.select.selection_log import LogWriter, SelectionLog
+from detcurate.select.strategies import BY_EMBEDDING, LEFT_OUT, STRATEGIES, Candidates
 from detcurate.structures import ImageScores
 
 GUARDS = {"off": "", "drop": "noise_guard", "queue": "relabel_queue"}
@@ -30,7 +28,7 @@ class PoolColumns:
     Args:
         suspicion: (I,) float64, at least 0; higher = a label is more likely wrong.
         embeddings: (I, D) floating.
-        hashes: (I,) uint64 of :func:`detcurate.select.thin.difference_hash`.
+        hashes: (I,) uint64 of :func:`detcurate.select.filters.difference_hash`.
         sequences: (I,) int64, the number of each image's sequence, -1 for none.
         frame_index: (I,) int64, -1 for none.
         boxes_per_class: (I, C) integers.

@@ -5,10 +5,9 @@ are xyxy in absolute pixels. ``class_index`` is contiguous from 0; ``class_probs
 last. ``posterior_form`` says how to read them: one distribution a row, or one a class.
 """
 
-from detcurate.structures.detections import POSTERIOR_FORMS, Clusters, Detections, is_posterior
-from detcurate.structures.labels import Labels
+from detcurate.structures.columns import validate_ascending
+from detcurate.structures.detections import POSTERIOR_FORMS, Clusters, Detections, Labels, is_posterior
 from detcurate.structures.scores import ImageScores, ObjectScores, Selection
-from detcurate.structures.validation import validate_ascending
 
 __all__ = [
     "POSTERIOR_FORMS",

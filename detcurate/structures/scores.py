@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detcurate.errors import PredictionError, SelectionError
-from detcurate.structures.validation import validate_ascending, validate_column
+from detcurate.structures.columns import validate_ascending, validate_column
 
 
 @dataclass(frozen=True)

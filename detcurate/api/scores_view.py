@@ -1,0 +1,190 @@
+"""The scores of a pool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from detcurate.api.pool_view import Folder, data_frame, open_run, original_ids, require_column, row_of
+from detcurate.coco.dataset import CocoDataset
+from detcurate.errors import PredictionError
+from detcurate.io.parquet import bounded
+from detcurate.io.storage import Location
+from detcurate.pipeline.stages.score import OBJECTS, read_scores
+from detcurate.structures import ImageScores
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+from collections import Counter
+from collections.abc import Mapping
+
+from detcurate.pipeline.tables import REMOVED, SELECTION, read_columns
+
+_SCORE = "image_score"
+
+
+@dataclass(frozen=True, repr=False)
+class Scores:
+    """One row an image: the score, and every component that was computed.
+
+    Args:
+        images: The columns; see :class:`detcurate.structures.ImageScores`.
+        objects: ``scores/objects.parquet``; absent after the mode ``dense``.
+        pool: The pool that was scored.
+    """
+
+    images: ImageScores
+    objects: Location
+    pool: CocoDataset
+
+    @classmethod
+    def open(cls, output_dir: Folder) -> Scores:
+        """Open the scores of a run.
+
+        Raises:
+            DetcurateError: The folder is of no run, or nothing is scored there.
+        """
+        run = open_run(output_dir)
+        run.marker("score")
+        return cls(read_scores(run), run.directory("score") / OBJECTS, run.pool)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        low, high = self.images.image_score.min(), self.images.image_score.max()
+        count = len(self.images.components)
+        return f"Scores({len(self):,} images, image_score {low:.3f} to {high:.3f}, {count} components)"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a row an image, the highest score first; docs/scoring.md has the columns."""
+        order = np.lexsort((self.images.image_ids, -self.images.image_score))
+        columns = {name: values[order] for name, values in self._columns().items()}
+        return data_frame({"image_id": original_ids(self.pool, self.images.image_ids[order]), **columns})
+
+    def objects_to_pandas(self, image_id: int | str | None = None) -> pd.DataFrame:
+        """Return a row an object of one image or, where they fit into memory, of all; docs/scoring.md has the columns.
+
+        Raises:
+            DatasetError: There is no such image.
+            PredictionError: There is no table of objects.
+        """
+        row = None if image_id is None else row_of(self.pool, image_id)
+        filters = None if row is None else [("image_id", "=", int(self.pool.image_ids[row]))]
+        try:
+            table = pq.read_table(bounded(self.objects), partitioning=None, filters=filters)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise PredictionError(
+                f"the objects must be a whole Parquet file ({self.objects}): {error}; score in a mode that has objects"
+            ) from error
+        columns = {name: table[name].to_pandas() for name in table.column_names}
+        columns["image_id"] = original_ids(self.pool, table["image_id"].to_pylist())
+        return data_frame(columns)
+
+    def plot_distribution(self, ax: Axes, column: str = _SCORE) -> Axes:
+        """Draw the histogram of a column over the pool.
+
+        Raises:
+            ConfigError: There is no such column.
+        """
+        columns = self._columns()
+        require_column(column, list(columns))
+        ax.hist(columns[column], bins=40, color="#0072b2")
+        ax.set_xlabel(column)
+        ax.set_ylabel("images")
+        return ax
+
+    def plot_against(self, ax: Axes, x: str = "num_objects", y: str = _SCORE) -> Axes:
+        """Draw one column against another: whether the score buys crowded images, by default.
+
+        Raises:
+            ConfigError: There is no such column.
+        """
+        columns = self._columns()
+        for name in (x, y):
+            require_column(name, list(columns))
+        ax.scatter(columns[x], columns[y], s=12, alpha=0.5, color="#0072b2", linewidths=0)
+        ax.set_xlabel(x)
+        ax.set_ylabel(y)
+        return ax
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        return {_SCORE: self.images.image_score, **self.images.components}
+
+
+@dataclass(frozen=True, repr=False)
+class Selection:
+    """The images that were taken, best first, and those that were not, each with one reason.
+
+    Args:
+        taken: The columns of ``selection/selection.parquet``.
+        removed: The columns of ``selection/removed.parquet``.
+        pool: The pool.
+    """
+
+    taken: Mapping[str, np.ndarray]
+    removed: Mapping[str, np.ndarray]
+    pool: CocoDataset
+
+    @classmethod
+    def open(cls, output_dir: Folder) -> Selection:
+        """Open the selection of a run.
+
+        Raises:
+            DetcurateError: The folder is of no run, or nothing is selected there.
+        """
+        run = open_run(output_dir)
+        run.marker("select")
+        directory = run.directory("select")
+        return cls(read_columns(directory / SELECTION), read_columns(directory / REMOVED), run.pool)
+
+    def __len__(self) -> int:
+        return len(self.taken["image_id"])
+
+    def __repr__(self) -> str:
+        total = len(self) + len(self.removed["image_id"])
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons().items())
+        return f"Selection({len(self):,} of {total:,} images; {reasons})"
+
+    def reasons(self) -> dict[str, int]:
+        """Return how many images have each reason, those of the taken ones first."""
+        return {**Counter(self.taken["reason"].tolist()), **Counter(self.removed["reason"].tolist())}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a row an image, the taken ones first by rank.
+
+        The columns are ``image_id``, ``rank`` (null where it was not taken), ``image_score``, ``reason``, and
+        ``because``, the image that it gave way to.
+        """
+        given = [None if other != other else int(other) for other in self.removed["because"].tolist()]  # NaN is null
+        columns = {
+            name: [*self.taken[name].tolist(), *self.removed[name].tolist()]
+            for name in ("image_id", "image_score", "reason")
+        }
+        frame: pd.DataFrame = data_frame(
+            {
+                "image_id": original_ids(self.pool, columns["image_id"]),
+                "rank": [*self.taken["rank"].tolist(), *[None] * len(given)],
+                "image_score": columns["image_score"],
+                "reason": columns["reason"],
+                "because": [None] * len(self) + [None if key is None else self._original(key) for key in given],
+            }
+        ).astype({"rank": "Int64"})
+        return frame
+
+    def _original(self, image_id: int) -> int | str:
+        return original_ids(self.pool, [image_id])[0]
+
+    def plot_reasons(self, ax: Axes) -> Axes:
+        """Draw how many images have each reason; what was not taken is hatched."""
+        reasons, taken = self.reasons(), set(self.taken["reason"].tolist())
+        for name, count in reversed(reasons.items()):
+            is_taken = name in taken
+            ax.barh(name, count, color="#0072b2" if is_taken else "#bbbbbb", hatch="" if is_taken else "//")
+        ax.set_xlabel("images")
+        return ax

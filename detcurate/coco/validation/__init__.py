@@ -1,0 +1,1 @@
+"""Validation of COCO files: the findings and the checks that report them."""

@@ -1,0 +1,1 @@
+"""Inference with the members of an ensemble."""

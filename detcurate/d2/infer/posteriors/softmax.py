@@ -1,0 +1,194 @@
+"""Two-stage detectors with a softmax over the classes: Faster R-CNN and Cascade R-CNN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers, StandardROIHeads
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+from detectron2.structures import ImageList, Instances
+from torch import nn
+
+from detcurate.errors import PredictionError
+
+
+def require_finite(
+    predictions: Mapping[str, torch.Tensor | Sequence[torch.Tensor]], batched_inputs: Sequence[dict[str, Any]]
+) -> None:
+    """Raise when a member predicted NaN or infinity on an image, and name the image.
+
+    No image and no prediction are fine. All is checked in one go, so that a GPU is waited for once.
+
+    Args:
+        predictions: What it is -> one tensor of any shape an image, or one tensor with the images as its first axis.
+        batched_inputs: Detectron2's input dicts, one an image, with ``image_id``.
+
+    Raises:
+        PredictionError: A value is NaN or infinite; names the first such image by its ``image_id``, or by its place
+            in the batch where it has none. Who knows the member adds it.
+    """
+    checks = [
+        torch.isfinite(tensor).all()
+        for tensors in predictions.values()
+        for tensor in ([tensors] if isinstance(tensors, torch.Tensor) else tensors)
+    ]
+    if not checks or bool(torch.stack(checks).all()):
+        return
+    for index, sample in enumerate(batched_inputs):
+        for name, tensors in predictions.items():
+            broken = int((~torch.isfinite(tensors[index])).sum())
+            if broken:
+                place = f"image_id {sample['image_id']}" if "image_id" in sample else f"image {index} of the batch"
+                raise PredictionError(
+                    f"the predicted {name} must be finite, got {broken} NaN or infinite values of "
+                    f"{tensors[index].numel()} ({place}); the member's training has diverged or its precision does "
+                    "not suffice: leave it out, train it again with a lower learning rate, or predict in float32"
+                )
+
+
+def is_two_stage(model: nn.Module) -> bool:
+    """Tell whether a model is a Faster or Cascade R-CNN whose box head works as Detectron2's own, with a softmax."""
+    heads = getattr(model, "roi_heads", None)
+    if not isinstance(model, GeneralizedRCNN) or type(model).inference is not GeneralizedRCNN.inference:
+        return False
+    for known in (CascadeROIHeads, StandardROIHeads):
+        if isinstance(heads, known):
+            own = all(getattr(type(heads), name) is getattr(known, name) for name in ("forward", "_forward_box"))
+            predictor = heads.box_predictor
+            predictors = list(predictor) if known is CascadeROIHeads else [predictor]
+            return own and all(type(one) is FastRCNNOutputLayers and not one.use_sigmoid_ce for one in predictors)
+    return False
+
+
+def predict_two_stage(
+    model: GeneralizedRCNN, batched_inputs: list[dict[str, Any]], images: ImageList, features: dict[str, torch.Tensor]
+) -> list[Instances]:
+    """Follow ``GeneralizedRCNN.inference``, and gather the rows that its NMS kept; see ``predict_posteriors``."""
+    proposals = propose(model, batched_inputs, images, features)
+    outputs = box_head_outputs(model, features, proposals, batched_inputs)
+    predictor = _last_predictor(model)
+    results, kept = fast_rcnn_inference(
+        outputs.boxes,
+        outputs.scores,
+        [one.image_size for one in proposals],
+        predictor.test_score_thresh,
+        predictor.test_nms_thresh,
+        predictor.test_topk_per_image,
+    )
+    for instances, image_rows, image_kept in zip(results, outputs.class_probs, kept, strict=True):
+        # The indices are into the finite rows, and these are all of them: box_head_outputs has seen to it.
+        instances.class_probs = image_rows[image_kept]
+    processed = GeneralizedRCNN._postprocess(results, batched_inputs, images.image_sizes)
+    return [output["instances"] for output in processed]
+
+
+def propose(
+    model: GeneralizedRCNN, batched_inputs: list[dict[str, Any]], images: ImageList, features: dict[str, torch.Tensor]
+) -> list[Instances]:
+    """Return the region proposals of each image, computed or given with the input, after a look for NaN."""
+    if model.proposal_generator is None:
+        return [sample["proposals"].to(model.device) for sample in batched_inputs]
+    with _outputs_of(getattr(model.proposal_generator, "rpn_head", None)) as seen:
+        proposals, _ = model.proposal_generator(images, features, None)
+    for logits, deltas in seen:  # none where the generator has no such head
+        for level_logits, level_deltas in zip(logits, deltas, strict=True):
+            require_finite({"objectness logits": level_logits, "proposal deltas": level_deltas}, batched_inputs)
+    return proposals
+
+
+@dataclass(frozen=True)
+class BoxHeadOutputs:
+    """What a box head says of R_n given boxes of N images, a list over the images.
+
+    Args:
+        boxes: (R_n, C * 4), or (R_n, 4) where they do not depend on the class; not clipped.
+        scores: (R_n, C + 1), the softmax as the detector computes it, in the precision it runs in.
+        class_probs: (R_n, C + 1) the same, background last, but of the logits in float32 where that precision is a
+            half: rows of a softmax in bfloat16 sum to 1 within 0.01 only.
+    """
+
+    boxes: list[torch.Tensor]
+    scores: list[torch.Tensor]
+    class_probs: list[torch.Tensor]
+
+
+def box_head_outputs(
+    model: GeneralizedRCNN,
+    features: dict[str, torch.Tensor],
+    proposals: list[Instances],
+    batched_inputs: list[dict[str, Any]],
+) -> BoxHeadOutputs:
+    """Run the box head on given boxes, without threshold or suppression.
+
+    Args:
+        model: One that ``is_two_stage``.
+        features: Its backbone's, of N images.
+        proposals: N ``Instances`` with ``proposal_boxes``, in pixels of the network's input.
+        batched_inputs: The images' input dicts, to name them in errors.
+
+    Returns:
+        For a cascade the boxes of its last stage and the mean rows of all.
+
+    Raises:
+        PredictionError: A value is NaN or infinite.
+    """
+    heads = model.roi_heads
+    pyramid = [features[name] for name in heads.box_in_features]
+    if not isinstance(heads, CascadeROIHeads):
+        pooled = heads.box_pooler(pyramid, [one.proposal_boxes for one in proposals])
+        return _decode(heads.box_predictor, heads.box_predictor(heads.box_head(pooled)), proposals, batched_inputs)
+    image_sizes = [one.image_size for one in proposals]
+    stages: list[BoxHeadOutputs] = []
+    for stage in range(heads.num_cascade_stages):
+        if stage > 0:
+            proposals = heads._create_proposals_from_boxes(stages[-1].boxes, image_sizes)
+        predictions = heads._run_stage(pyramid, proposals, stage)
+        stages.append(_decode(heads.box_predictor[stage], predictions, proposals, batched_inputs))
+    return BoxHeadOutputs(
+        stages[-1].boxes, _average([one.scores for one in stages]), _average([one.class_probs for one in stages])
+    )
+
+
+def _average(rows_per_stage: list[list[torch.Tensor]]) -> list[torch.Tensor]:
+    """Average over stages in Detectron2's own words, for the last bit: a sum times 1/n, not a mean."""
+    return [sum(list(rows)) * (1.0 / len(rows_per_stage)) for rows in zip(*rows_per_stage, strict=True)]
+
+
+def _decode(
+    predictor: FastRCNNOutputLayers,
+    predictions: tuple[torch.Tensor, torch.Tensor],
+    proposals: list[Instances],
+    batched_inputs: list[dict[str, Any]],
+) -> BoxHeadOutputs:
+    """Return boxes and rows of each image from one predictor's output, all finite."""
+    boxes = list(predictor.predict_boxes(predictions, proposals))
+    scores = list(predictor.predict_probs(predictions, proposals))
+    logits = predictions[0].split([len(one) for one in proposals])
+    require_finite({"class logits": logits, "boxes": boxes}, batched_inputs)
+    is_half = predictions[0].dtype in (torch.float16, torch.bfloat16)
+    class_probs = [torch.softmax(one.float(), dim=-1) for one in logits] if is_half else scores
+    return BoxHeadOutputs(boxes, scores, class_probs)
+
+
+def _last_predictor(model: GeneralizedRCNN) -> FastRCNNOutputLayers:
+    predictor = model.roi_heads.box_predictor
+    return predictor[-1] if isinstance(predictor, nn.ModuleList) else predictor
+
+
+@contextmanager
+def _outputs_of(module: nn.Module | None) -> Iterator[list[Any]]:
+    """Collect what a module returns while the context is open."""
+    seen: list[Any] = []
+    if module is None:
+        yield seen
+        return
+    handle = module.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    try:
+        yield seen
+    finally:
+        handle.remove()

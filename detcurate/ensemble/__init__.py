@@ -1,0 +1,1 @@
+"""The members of an ensemble and the iterations at which they are saved."""

@@ -1,0 +1,1 @@
+"""Exchange with other tools: export formats, corrected labels, results of any detector."""

@@ -1,0 +1,1 @@
+"""Import of labels that were corrected in an annotation tool."""

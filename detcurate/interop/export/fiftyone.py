@@ -1,0 +1,44 @@
+"""FiftyOne: two COCO files, one of the labels and one of what the ensemble sees, each to be loaded as a field."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from detcurate.interop.export.content import Content
+from detcurate.interop.export.relabel_queue import category_ids_of, suspicion_records
+from detcurate.io.files import write_bytes
+from detcurate.manifest.write import write_subset
+
+LABELS, SUSPICIONS = "labels.json", "suspicions.json"
+
+
+def write_fiftyone(directory: Path, content: Content) -> list[Path]:
+    """Write ``labels.json``, word for word, and ``suspicions.json``, with scores and what is suspected.
+
+    The categories of the second file are those of the first.
+    """
+    dataset = content.dataset
+    kept = {key: text for key, text in dataset.other_top_level.items() if key not in ("relabel", "suspicions")}
+    labels = directory / LABELS
+    write_subset(labels, dataclasses.replace(dataset, other_top_level=kept), dataset.image_ids[content.rows])
+    if not content.suspects:
+        return [labels]
+    categories = zip(category_ids_of(dataset), dataset.class_names, strict=True)
+    images = np.unique(content.rows).tolist()
+    value: dict[str, Any] = {
+        "images": [
+            {"id": dataset.original_id(row), "file_name": dataset.file_names[row], "width": int(dataset.widths[row]),
+             "height": int(dataset.heights[row])}
+            for row in images
+        ],
+        "annotations": suspicion_records(dataset, content.suspects),
+        "categories": [{"id": key, "name": name} for key, name in categories],
+    }  # fmt: skip
+    suspicions = directory / SUSPICIONS
+    write_bytes(suspicions, orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE))
+    return [labels, suspicions]

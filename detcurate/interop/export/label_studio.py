@@ -1,0 +1,116 @@
+"""Label Studio's tasks: the labels as an annotation, what the ensemble sees as a prediction with scores.
+
+Boxes are in percent of the image there, and a task names its image by URL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from xml.etree import ElementTree as ET
+
+import orjson
+
+from detcurate.interop.export.content import Content, ImageContent
+from detcurate.interop.export.cvat import require_xml
+from detcurate.io.files import atomic_path, write_bytes
+
+TASKS, CONFIG = "tasks.json", "label_config.xml"
+LOCAL_FILES = "/data/local-files/?d="
+REGION = "annotation-"
+"""What the id of a label's region begins with; the label's own id, as JSON, follows."""
+
+
+def write_label_studio(directory: Path, content: Content, *, url: str = LOCAL_FILES) -> list[Path]:
+    """Write ``tasks.json``, to be imported, and ``label_config.xml``, the labeling interface of the project.
+
+    Args:
+        directory: Where to.
+        content: What is handed over.
+        url: What stands before the file name in an image's URL.
+
+    Raises:
+        DatasetError: A class name has a character that XML cannot hold.
+    """
+    for name in content.class_names:
+        require_xml("a class name", name, content.dataset.path)
+    config = directory / CONFIG
+    write_bytes(config, _config(content.class_names))
+    path = directory / TASKS
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        separator = b"[\n"
+        for image in content.images():
+            stream.write(separator + orjson.dumps(_task(image, content.class_names, url)))
+            separator = b",\n"
+        stream.write(b"\n]\n" if separator != b"[\n" else b"[]\n")
+    return [path, config]
+
+
+def _config(class_names: Sequence[str]) -> bytes:
+    view = ET.Element("View")
+    ET.SubElement(view, "Header", {"value": "$suspicion"})
+    ET.SubElement(view, "Image", {"name": "image", "value": "$image", "zoom": "true"})
+    labels = ET.SubElement(view, "RectangleLabels", {"name": "label", "toName": "image"})
+    for name in class_names:
+        ET.SubElement(labels, "Label", {"value": name})
+    ET.indent(view)
+    text: str = ET.tostring(view, encoding="unicode")
+    return f"{text}\n".encode()
+
+
+def _task(image: ImageContent, class_names: Sequence[str], url: str) -> dict[str, Any]:
+    labels = [
+        {
+            **_region(image, label.box, class_names[label.class_index]),
+            "id": f"{REGION}{_id_text(label.annotation_id, number)}",
+            **_note(" / ".join(suspect.sentence(class_names) for suspect in label.suspects)),
+        }
+        for number, label in enumerate(image.labels)
+    ]
+    seen = [
+        {
+            **_region(image, suspect.box, class_names[suspect.class_index]),
+            "id": f"consensus-{number}",
+            "score": suspect.score,
+            **_note(suspect.sentence(class_names)),
+        }
+        for number, suspect in enumerate(image.suspects)
+    ]
+    worst = max((suspect.suspicion for suspect in image.suspects), default=0.0)
+    words = image.suspects[0].sentence(class_names) if image.suspects else ""
+    return {
+        "data": {
+            "image": url + quote(image.file_name),
+            "file_name": image.file_name,
+            "image_id": image.image_id,
+            "suspicion": words,
+        },
+        "annotations": [{"result": labels, "was_cancelled": False, "ground_truth": False}],
+        "predictions": [{"model_version": "detcurate", "score": worst, "result": seen}] if seen else [],
+    }
+
+
+def _region(image: ImageContent, box: tuple[float, float, float, float], name: str) -> dict[str, Any]:
+    x1, y1, x2, y2 = box
+    across, down = 100.0 / image.width, 100.0 / image.height
+    value = {"x": x1 * across, "y": y1 * down, "width": (x2 - x1) * across, "height": (y2 - y1) * down}
+    return {
+        "type": "rectanglelabels",
+        "from_name": "label",
+        "to_name": "image",
+        "original_width": image.width,
+        "original_height": image.height,
+        "image_rotation": 0,
+        "value": {**value, "rotation": 0, "rectanglelabels": [name]},
+    }
+
+
+def _note(words: str) -> dict[str, Any]:
+    return {"meta": {"text": [words]}} if words else {}
+
+
+def _id_text(key: int | str | None, number: int) -> str:
+    """Return an annotation's id as JSON; ids may repeat in the file, or be absent, but not among an image's regions."""
+    return f"{orjson.dumps(key).decode()}#{number}"

@@ -1,0 +1,257 @@
+"""The relabel queue as a COCO file: suspected images with all of their labels, and what is suspected of them.
+
+``suspicions`` is a top-level list beside ``annotations``, not a part of it, so that nobody trains on it by accident.
+Its records have the fields of a COCO annotation and of a COCO result, with ids that no annotation of the pool has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import orjson
+
+from detcurate.coco.dataset import CocoDataset, read_coco
+from detcurate.coco.text import Records, decode_as, open_source
+from detcurate.errors import DatasetError
+from detcurate.io.files import atomic_path
+from detcurate.manifest.provenance import AS_WRITTEN
+from detcurate.manifest.write import open_text, write_subset
+from detcurate.structures.boxes import xywh_to_xyxy, xyxy_to_xywh
+
+_LARGEST_EXACT_FLOAT = 2**53
+
+
+def category_ids_of(dataset: CocoDataset) -> list[int | str]:
+    """Return the file's category id of each class: C integers, or texts where the file has texts."""
+    records: list[dict[str, Any]] = msgspec.json.decode(dataset.other_top_level["categories"])
+    of_name = {record["name"]: record["id"] for record in records}
+    return [of_name[name] for name in dataset.class_names]
+
+
+def annotation_id_of(dataset: CocoDataset, annotations: Records, row: int) -> int | str | None:
+    """Return the id that an annotation has where it is written again; None where its record has none.
+
+    Args:
+        dataset: The file.
+        annotations: Its annotation records, from ``dataset.open()``.
+        row: The annotation's row.
+    """
+    if "id" in dataset.patched and dataset.patched["id"][row]:
+        return int(dataset.annotation_ids[row])
+    key: int | str | None = annotations.value(int(dataset.annotation_positions[row])).get("id")
+    return key
+
+
+def free_ids(dataset: CocoDataset, count: int) -> list[int]:
+    """Return ids that no annotation of the file has: above all of them, or the smallest where those are too large.
+
+    A reader of floats would mix up ids above 2^53.
+    """
+    highest = max(int(dataset.annotation_ids.max(initial=0)), 0)
+    if highest + count <= _LARGEST_EXACT_FLOAT:
+        return list(range(highest + 1, highest + 1 + count))
+    used = set(dataset.annotation_ids.tolist())
+    return list(itertools.islice((number for number in itertools.count(1) if number not in used), count))
+
+
+RELABEL_FILE = "relabel.json"
+SUSPICION_KINDS = ("overlooked", "swapped", "badly_located")
+
+_HEADER, _LIST = "relabel", "suspicions"
+_SAME_PX = 1e-6
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """One label, or one place without a label, that the ensemble suspects.
+
+    Args:
+        kind: A name in ``SUSPICION_KINDS``.
+        suspicion: In (0, 1]; higher = more likely wrong.
+        image_row: The row of its image in the dataset.
+        label_row: The row of the label in the dataset; -1 for ``overlooked``, which is about none.
+        box: Four floats, xyxy px: where the consensus sees the object.
+        class_index: In [0, C): what the consensus takes it for.
+        score: In [0, 1]: the consensus probability of that class.
+        num_votes: In [0, E]: the members whose most probable class it is.
+        num_members: E.
+        is_selected: Whether its image is in the subset.
+    """
+
+    kind: str
+    suspicion: float
+    image_row: int
+    label_row: int
+    box: tuple[float, float, float, float]
+    class_index: int
+    score: float
+    num_votes: int
+    num_members: int
+    is_selected: bool = False
+
+    def sentence(self, class_names: Sequence[str]) -> str:
+        """Say it to an annotator, as in ``swapped 0.83: car by 9 of 10``."""
+        votes = f"{class_names[self.class_index]} by {self.num_votes} of {self.num_members}"
+        return f"{self.kind} {self.suspicion:.2f}: {votes}"
+
+
+def write_queue(path: Path, dataset: CocoDataset, suspects: Sequence[Suspect], header: Mapping[str, Any]) -> None:
+    """Write the suspected images with all of their labels, word for word, and the suspicions, atomically.
+
+    Args:
+        path: Where to; compressed when its name ends in ``.gz``.
+        dataset: The pool.
+        suspects: Worst first; their place is their rank. None gives a file without images.
+        header: What the file says of itself under ``relabel``.
+    """
+    lines = b",\n".join(orjson.dumps(record) for record in suspicion_records(dataset, suspects))
+    top_level = {key: value for key, value in dataset.other_top_level.items() if key not in (_HEADER, _LIST)}
+    top_level |= {_HEADER: orjson.dumps(dict(header)), _LIST: b"[\n" + lines + b"\n]" if lines else b"[]"}
+    described = dataclasses.replace(dataset, other_top_level=top_level)
+    rows = np.unique([suspect.image_row for suspect in suspects]).astype(np.int64)
+    if len(rows):
+        write_subset(path, described, dataset.image_ids[rows])
+        return
+    pieces = (orjson.dumps(key) + b": " + (value or b"[]") for key, value in top_level.items())
+    with atomic_path(path) as temporary, open_text(temporary, compress=path.suffix == ".gz") as stream:
+        stream.write(b"{" + b",\n".join(pieces) + b"}\n")
+
+
+def suspicion_records(dataset: CocoDataset, suspects: Sequence[Suspect]) -> list[dict[str, Any]]:
+    """Return the suspicions as records of COCO, by rank, with the ids and class names of the pool's file."""
+    _, annotations = dataset.open()
+    categories = category_ids_of(dataset)
+    records = []
+    for rank, (suspect, key) in enumerate(zip(suspects, free_ids(dataset, len(suspects)), strict=True), start=1):
+        label = suspect.label_row
+        known = label >= 0
+        box = xyxy_to_xywh(np.array([suspect.box]))[0]
+        records.append(
+            {
+                "id": key,
+                "rank": rank,
+                "kind": suspect.kind,
+                "suspicion": suspect.suspicion,
+                "image_id": dataset.original_id(suspect.image_row),
+                "category_id": categories[suspect.class_index],
+                "category_name": dataset.class_names[suspect.class_index],
+                "bbox": box.tolist(),
+                "area": float(box[2] * box[3]),
+                "iscrowd": 0,
+                "score": suspect.score,
+                "num_votes": suspect.num_votes,
+                "num_members": suspect.num_members,
+                "selected": suspect.is_selected,
+                "annotation_id": annotation_id_of(dataset, annotations, label) if known else None,
+                "labelled_bbox": xyxy_to_xywh(dataset.boxes[label : label + 1])[0].tolist() if known else None,
+                "labelled_category_id": categories[int(dataset.class_index[label])] if known else None,
+            }
+        )
+    return records
+
+
+class _Record(msgspec.Struct):
+    """What is read of a suspicion."""
+
+    kind: str
+    suspicion: float
+    image_id: int | str
+    category_name: str
+    bbox: tuple[float, float, float, float]
+    score: float
+    num_votes: int
+    num_members: int
+    selected: bool = False
+    annotation_id: int | str | None = None
+    labelled_bbox: tuple[float, float, float, float] | None = None
+
+
+def read_queue(path: Path) -> tuple[CocoDataset, tuple[Suspect, ...]]:
+    """Read what :func:`write_queue` wrote.
+
+    Returns:
+        The images with their labels, and the suspicions by rank, with rows of that dataset.
+
+    Raises:
+        DatasetError: It cannot be read, is no relabel queue, or nothing is suspected in it.
+    """
+    if not path.is_file():
+        raise DatasetError(
+            f"the relabel queue must be a file, got none ({path}); run the stage manifest with "
+            "CURATE.MANIFEST.RELABEL_LIMIT above 0, in the mode cluster, which has suspicions"
+        )
+    records = _read_records(path)
+    if not records:
+        raise DatasetError(f"the relabel queue must hold a suspicion, got none ({path}); there is nothing to relabel")
+    dataset = read_coco(path, AS_WRITTEN)
+    return dataset, _suspects(path, dataset, records)
+
+
+def read_suspects(path: Path, dataset: CocoDataset) -> tuple[Suspect, ...]:
+    """Read the suspicions alone, by rank and with rows of the pool; a file that is absent or empty gives none.
+
+    Raises:
+        DatasetError: It is no relabel queue, or that of another pool.
+    """
+    return _suspects(path, dataset, _read_records(path)) if path.is_file() else ()
+
+
+def _read_records(path: Path) -> list[_Record]:
+    try:
+        found: list[_Record] = decode_as(open_source(path, kind="relabel queue"), _Queue).suspicions
+    except msgspec.ValidationError as error:
+        raise DatasetError(
+            f"the relabel queue must be JSON from detcurate ({path}): {error}; write it again"
+        ) from error
+    return found
+
+
+class _Queue(msgspec.Struct):
+    suspicions: list[_Record]
+
+
+def _suspects(path: Path, dataset: CocoDataset, records: Sequence[_Record]) -> tuple[Suspect, ...]:
+    rows = {dataset.original_id(row): row for row in range(len(dataset))}
+    classes = {name: index for index, name in enumerate(dataset.class_names)}
+    bounds = np.searchsorted(dataset.image_index, np.arange(len(dataset) + 1))
+    suspects = []
+    for rank, record in enumerate(records, start=1):
+        row, class_index = rows.get(record.image_id), classes.get(record.category_name)
+        if row is None or class_index is None or record.kind not in SUSPICION_KINDS:
+            raise DatasetError(
+                f"a suspicion must be {', '.join(SUSPICION_KINDS)} of an image and a class of the file, got "
+                f"{record.kind!r}, image_id {record.image_id!r}, {record.category_name!r} (rank {rank}, {path})"
+            )
+        x1, y1, x2, y2 = xywh_to_xyxy(np.array([record.bbox]))[0].tolist()
+        suspects.append(
+            Suspect(
+                kind=record.kind,
+                suspicion=record.suspicion,
+                image_row=row,
+                label_row=_label_row(dataset, range(bounds[row], bounds[row + 1]), record),
+                box=(x1, y1, x2, y2),
+                class_index=class_index,
+                score=record.score,
+                num_votes=record.num_votes,
+                num_members=record.num_members,
+                is_selected=record.selected,
+            )
+        )
+    return tuple(suspects)
+
+
+def _label_row(dataset: CocoDataset, rows: range, record: _Record) -> int:
+    """Return which of an image's labels a suspicion is about, -1 for none: ids may be absent, or repeat."""
+    if record.labelled_bbox is None:
+        return -1
+    box = xywh_to_xyxy(np.array([record.labelled_bbox]))[0]
+    same = [row for row in rows if np.abs(dataset.boxes[row] - box).max() <= _SAME_PX]
+    by_id = [row for row in same if int(dataset.annotation_ids[row]) == record.annotation_id]
+    return (by_id or same or [-1])[0]

@@ -1,0 +1,1 @@
+"""Files, processes and storage: what every stage reads and writes with."""

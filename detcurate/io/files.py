@@ -1,0 +1,231 @@
+"""Files that are either whole or absent, here or in object storage: atomic writes, digests, the free-space check."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from detcurate.errors import ConfigError
+from detcurate.io.storage import Location, RemotePath, published
+
+TEMPORARY_SUFFIX = ".partial"
+UMASK = os.umask(0o077)
+os.umask(UMASK)  # it can only be read by setting it, which is safe while there is one thread
+_NUM_REQUESTS = 16  # at a time
+_SEAL = "sha256"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_being_written: set[Path] = set()
+
+
+@contextmanager
+def atomic_path(path: Location) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; on success it replaces ``path``, on failure it is removed.
+
+    A reader sees the old file, the new file or none, never a part of one. The directory is made when absent. What goes
+    to object storage is made in a local folder and uploaded as one.
+    """
+    if isinstance(path, RemotePath):
+        with published(path) as temporary:
+            yield temporary
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_beside(path) as temporary:
+        try:
+            yield temporary
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
+            if temporary.stat().st_nlink == 1:  # the rights of a link are those of the file that it is a link to
+                temporary.chmod(0o666 & ~UMASK)  # until then it is readable by its owner alone
+            temporary.replace(path)
+        except OSError as error:
+            if error.filename is None:
+                error.filename = str(path)  # a full disk does not say where it is
+            raise
+        except Exception as error:
+            number = _full_disk(error)
+            if number is None:
+                raise
+            raise OSError(number, os.strerror(number), str(path)) from error
+
+
+@contextmanager
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """Give an empty file of the owner's alone in the same directory; what is still of that name at the end is removed.
+
+    Its name is hidden and ends in ``TEMPORARY_SUFFIX``.
+    """
+    temporary = path.parent / f".{path.name.lstrip('.')}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    _being_written.add(temporary)  # before it is there: a signal may come in between
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+        _being_written.discard(temporary)
+
+
+def _full_disk(error: BaseException) -> int | None:
+    """Return the number of a full disk's error in the words of libraries that raise none of their own kind."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.errno in _FULL:  # torch raises another one on top
+            return found.errno
+        for number in _FULL:
+            if f"os error {number}" in str(found):  # safetensors
+                return number
+        found = found.__context__
+    return None
+
+
+def discard_temporaries() -> None:
+    """Remove what this process is writing, for when it ends without unwinding, or a signal came amid it."""
+    for temporary in list(_being_written):
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Location, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Location, value: Any) -> None:
+    """Write ``value`` to ``path`` atomically, indented and with sorted keys, so that equal values are equal bytes."""
+    options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+    write_bytes(path, orjson.dumps(value, option=options))
+
+
+def link_or_copy(source: Location, target: Location) -> None:
+    """Put a file at ``target`` too, atomically: as a hard link, or as a copy where the disk has no links."""
+    with atomic_path(target) as temporary:
+        if isinstance(source, RemotePath):
+            source.download(temporary)
+            return
+        temporary.unlink()
+        try:
+            temporary.hardlink_to(source)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
+def sha256_file(path: Location) -> str:
+    """Return the SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    if isinstance(path, RemotePath):
+        return path.sha256()
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Return the SHA-256 of ``value`` as canonical JSON (sorted keys), so that equal settings are equal digests."""
+    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def describe_files(directory: Location, paths: Iterable[Location]) -> dict[str, dict[str, Any]]:
+    """Return the digest and the size of files below a directory, by their names from there, in the order given.
+
+    Raises:
+        FileNotFoundError: One is not there.
+    """
+    if isinstance(directory, Path):
+        return {
+            path.relative_to(directory).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+            for path in paths
+            if isinstance(path, Path)
+        }
+    names = [path.relative_to(directory).as_posix() for path in paths if isinstance(path, RemotePath)]
+    sizes = file_sizes(directory, names)
+    with ThreadPoolExecutor(_NUM_REQUESTS) as asking:
+        digests = asking.map(lambda name: sha256_file(directory / name), names)
+        return {name: {"sha256": digest, "bytes": sizes[name]} for name, digest in zip(names, digests, strict=True)}
+
+
+def file_sizes(directory: Location, names: Iterable[str]) -> dict[str, int]:
+    """Return the sizes in bytes of those of the files below a directory that are there, by name."""
+    if isinstance(directory, RemotePath):
+        found = directory.list_files()  # one request for a thousand files, not one each
+        return {name: found[name].size for name in names if name in found}
+    return {name: (directory / name).stat().st_size for name in names if (directory / name).is_file()}
+
+
+def remove_tree(path: Location) -> None:
+    """Remove a directory with all that is in it."""
+    if isinstance(path, RemotePath):
+        path.remove_tree()
+    else:
+        shutil.rmtree(path)
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with its own digest as ``"sha256"``, so that :func:`unsealed` finds a changed byte."""
+    plain = orjson.loads(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
+    return {**plain, _SEAL: sha256_json(plain)}
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """Read a JSON object that was written with its own digest; one without any, of an older version, is believed.
+
+    Raises:
+        ValueError: It is no JSON object, or not what was written.
+    """
+    value = orjson.loads(data)
+    if not isinstance(value, dict):
+        raise ValueError(f"it is no JSON object but {type(value).__name__}")
+    seal = value.pop(_SEAL, None)
+    if seal is not None and seal != sha256_json(value):
+        raise ValueError("it is not what was written, by its own digest")
+    return value
+
+
+def remove_temporaries(directory: Location) -> None:
+    """Remove what a killed writer left half written below ``directory``; in object storage nothing ever is."""
+    if isinstance(directory, RemotePath):
+        return
+    for leftover in directory.rglob(f".*{TEMPORARY_SUFFIX}"):
+        leftover.unlink(missing_ok=True)
+
+
+def is_temporary(path: str | Path) -> bool:
+    """Tell whether a path is one that :func:`atomic_path` gives."""
+    return Path(path).name.endswith(TEMPORARY_SUFFIX)
+
+
+def require_free_space(directory: Path, num_bytes: int) -> None:
+    """Raise ``ConfigError`` when the disk that holds ``directory`` has less than ``num_bytes`` left."""
+    existing = directory
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < num_bytes:
+        raise ConfigError(
+            f"OUTPUT_DIR must have about {num_bytes / 1e6:,.0f} MB of free disk, got {free / 1e6:,.0f} MB "
+            f"({directory}); free some space or give another OUTPUT_DIR"
+        )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Tell whether an error, or what caused it, is a full disk or an exhausted quota."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            return True
+        cause = cause.__cause__
+    return False
+
+
+def is_inaccessible(error: OSError) -> bool:
+    """Tell whether an error is a file or folder that may not be read or written, or one in the place of the other."""
+    return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR)

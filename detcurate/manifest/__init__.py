@@ -1,0 +1,1 @@
+"""Subset manifests: write, verify, compare and merge them."""

@@ -1,0 +1,179 @@
+"""What a run knows of one image: its objects, its scores, whether it was taken and why, and what is near it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from detcurate.errors import PredictionError, SelectionError
+from detcurate.io.parquet import bounded
+from detcurate.pipeline.context import Run
+from detcurate.pipeline.image_similarity import read_pool_embeddings
+from detcurate.pipeline.stages.score import OBJECTS, read_scores
+from detcurate.pipeline.tables import REMOVED, SELECTION, read_columns
+from detcurate.select.neighbours import unit_rows
+from detcurate.structures import ImageScores
+
+_SIDES = ("x1", "y1", "x2", "y2")
+_MOST_NEIGHBOURS = 5
+
+
+def explain_image(run: Run, name: str) -> dict[str, Any]:
+    """Collect what the stages up to ``select`` have left about an image.
+
+    Args:
+        run: The run; ``score`` must have finished.
+        name: The image's id, as the annotation file has it.
+
+    Returns:
+        A JSON-able dict: ``image``, ``scores`` (a value and a rank in the pool each), ``selection`` (None where
+        nothing was selected yet), ``objects`` (None in the mode ``dense``, which has none), ``neighbours``.
+
+    Raises:
+        SelectionError: The image is not in the pool, or is in quarantine.
+        PredictionError: The pool is not scored.
+    """
+    run.marker("score")
+    scores = read_scores(run)
+    row, at = _find(run, name, scores)
+    verdicts = _verdicts(run)
+    return {
+        "image": _record(run, row),
+        "scores": _ranked(scores, at),
+        "selection": None if verdicts is None else verdicts[int(scores.image_ids[at])],
+        "objects": _objects(run, int(scores.image_ids[at])),
+        "neighbours": [
+            {**_record(run, other), **found, **_verdict_of(run, verdicts, other)}
+            for other, found in (*_same_sequence(run, row), *_same_look(run, row, scores))
+        ],
+    }
+
+
+def _find(run: Run, name: str, scores: ImageScores) -> tuple[int, int]:
+    """Return the image's row in the pool and in the scores."""
+    texts = {text: number for number, text in run.pool.text_ids.items()}
+    number = texts.get(name)
+    if number is None and name.isascii() and name.removeprefix("-").isdigit() and int(name) not in run.pool.text_ids:
+        number = int(name)
+    rows = np.zeros(0, np.int64) if number is None else np.flatnonzero(run.pool.image_ids == number)
+    if not len(rows):
+        raise SelectionError(f"IMAGE_ID must be an image of {run.pool.path}, got {name!r}; name one by its `id` there")
+    row = int(rows[0])
+    at = int(np.searchsorted(scores.image_ids, run.pool.image_ids[row]))
+    if at == len(scores) or scores.image_ids[at] != run.pool.image_ids[row]:
+        raise SelectionError(f"IMAGE_ID must be an image that was scored, got {name!r}, which is in quarantine")
+    return row, at
+
+
+def _record(run: Run, row: int) -> dict[str, Any]:
+    frame = int(run.pool.frame_index[row])
+    return {
+        "image_id": run.pool.original_id(row),
+        "file_name": run.pool.file_names[row],
+        "sequence": run.pool.sequences[row],
+        "frame_index": None if frame < 0 else frame,
+        "num_boxes": int(run.pool.boxes_per_image[row]),
+    }
+
+
+def _ranked(scores: ImageScores, at: int) -> dict[str, dict[str, float | int]]:
+    """Return each column's value, and its place in the pool, the highest first; equal values share the best place."""
+    columns = {"image_score": scores.image_score, **scores.components}
+    return {
+        name: {"value": column[at].item(), "rank": 1 + int((column > column[at]).sum()), "of": len(scores)}
+        for name, column in columns.items()
+    }
+
+
+def _verdicts(run: Run) -> dict[int, dict[str, Any]] | None:
+    """Return what became of each image, by id; None when the stage ``select`` has not finished."""
+    try:
+        run.marker("select")
+    except PredictionError:
+        return None
+    directory = run.directory("select")
+    taken, removed = read_columns(directory / SELECTION), read_columns(directory / REMOVED)
+    found: dict[int, dict[str, Any]] = {
+        image_id: {"rank": rank, "reason": reason, "because": None}
+        for image_id, rank, reason in zip(
+            taken["image_id"].tolist(), taken["rank"].tolist(), taken["reason"].tolist(), strict=True
+        )
+    }
+    for image_id, reason, because in zip(
+        removed["image_id"].tolist(), removed["reason"].tolist(), removed["because"].tolist(), strict=True
+    ):
+        keeper = None if because != because else _original_id(run, int(because))  # Parquet's null is read as NaN
+        found[image_id] = {"rank": None, "reason": reason, "because": keeper}
+    return found
+
+
+def _verdict_of(run: Run, verdicts: Mapping[int, dict[str, Any]] | None, row: int) -> dict[str, Any]:
+    unknown = {"rank": None, "reason": None}
+    found = (verdicts or {}).get(int(run.pool.image_ids[row]), unknown)
+    return {name: found[name] for name in unknown}
+
+
+def _original_id(run: Run, image_id: int) -> int | str:
+    return run.pool.text_ids.get(image_id, image_id)
+
+
+def _objects(run: Run, image_id: int) -> list[dict[str, Any]] | None:
+    if OBJECTS not in run.marker("score")["outputs"]:  # the mode dense has none
+        return None
+    path = run.directory("score") / OBJECTS
+    try:
+        table = pq.read_table(bounded(path), partitioning=None, filters=[("image_id", "=", image_id)])
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise PredictionError(
+            f"a table must be a whole Parquet file ({path}): {error}; delete it and run again"
+        ) from error
+    return [_object(row, run.class_names) for row in table.to_pylist()]
+
+
+def _object(row: dict[str, Any], class_names: tuple[str, ...]) -> dict[str, Any]:
+    names = {-1: "missed", len(class_names): "background", **dict(enumerate(class_names))}
+    votes: dict[str, int] = {}
+    for vote in row["votes"]:
+        votes[names[vote]] = votes.get(names[vote], 0) + 1
+    own = ("kind", "annotation_id", "class_name", "confidence", "num_fired")
+    others = {*own, *_SIDES, "image_id", "class_index", "votes"}
+    return {
+        **{name: row[name] for name in own},
+        "bbox_xyxy": [row[side] for side in _SIDES],
+        "votes": dict(sorted(votes.items(), key=lambda pair: (-pair[1], pair[0]))),
+        "measures": {name: value for name, value in row.items() if name not in others and value is not None},
+    }
+
+
+def _same_sequence(run: Run, row: int) -> list[tuple[int, dict[str, Any]]]:
+    """Return the nearest frames of the same sequence, with their distance."""
+    sequence, frame = run.pool.sequences[row], int(run.pool.frame_index[row])
+    if sequence is None or frame < 0:
+        return []
+    same = np.array([name == sequence for name in run.pool.sequences]) & (run.pool.frame_index >= 0)
+    same[row] = False
+    rows = np.flatnonzero(same)
+    distance = run.pool.frame_index[rows] - frame
+    nearest = np.lexsort((rows, np.abs(distance)))[:_MOST_NEIGHBOURS]
+    return [(int(rows[at]), {"by": "sequence", "distance": int(distance[at])}) for at in nearest]
+
+
+def _same_look(run: Run, row: int, scores: ImageScores) -> list[tuple[int, dict[str, Any]]]:
+    """Return the images with the most similar embeddings, with their cosine; none where there are no embeddings."""
+    embeddings = read_pool_embeddings(run, scores.image_ids)
+    if embeddings is None:
+        return []
+    units = unit_rows(embeddings)
+    at = int(np.searchsorted(scores.image_ids, run.pool.image_ids[row]))
+    cosines = units @ units[at]
+    cosines[at] = -np.inf
+    nearest = np.lexsort((scores.image_ids, -cosines))[: min(_MOST_NEIGHBOURS, len(scores) - 1)]
+    rows = run.pool.subset_rows(scores.image_ids[nearest])
+    return [
+        (int(other), {"by": "embedding", "distance": round(float(cosines[index]), 4)})
+        for other, index in zip(rows.tolist(), nearest.tolist(), strict=True)
+    ]

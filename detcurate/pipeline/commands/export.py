@@ -1,0 +1,61 @@
+"""What a run hands over: its relabel queue or its subset, and the images to validate on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from detcurate.errors import ConfigError
+from detcurate.interop.export.content import Content, queue_rows
+from detcurate.interop.export.relabel_queue import RELABEL_FILE, Suspect, read_queue, read_suspects
+from detcurate.pipeline.context import Run
+from detcurate.pipeline.tables import read_selection
+
+WHAT = ("relabel", "subset")
+
+
+def queue_file(run: Run) -> Path:
+    """Return the relabel queue, compressed or not."""
+    plain = run.directory("manifest") / RELABEL_FILE
+    zipped = plain.with_name(f"{RELABEL_FILE}.gz")
+    return zipped if zipped.is_file() else plain
+
+
+def handed_over(run: Run, what: str, *, limit: int = 0) -> Mapping[str, Content]:
+    """Return the content to hand over: ``train``, and ``val`` with a subset.
+
+    Args:
+        run: A run whose stage ``manifest`` has finished.
+        what: ``relabel``, the suspected images, the worst first; ``subset``, the selected ones, the best first, with
+            what is suspected in them.
+        limit: At most so many images, the first ones; 0 for all.
+
+    Raises:
+        PredictionError: The stage has not finished.
+        DatasetError: There is no queue, or it is empty.
+        ConfigError: ``what`` or ``limit`` is none of these.
+    """
+    if what not in WHAT:
+        raise ConfigError(f"what is exported must be one of {', '.join(WHAT)}, got {what!r}")
+    if limit < 0:
+        raise ConfigError(f"the limit must be at least 0, got {limit}; 0 is for all images")
+    run.marker("manifest")
+    root = run.image_root("pool")
+    if what == "relabel":
+        dataset, suspects = read_queue(queue_file(run))
+        rows = queue_rows(suspects)
+        kept, suspects = _first(rows, suspects, limit)
+        return {"train": Content(dataset, root, suspects, kept)}
+    rows = run.pool.subset_rows(read_selection(run).image_ids)
+    kept, suspects = _first(rows, read_suspects(queue_file(run), run.pool), limit)
+    evaluation = run.evaluation
+    val = Content(evaluation, run.image_root("evaluation"), (), np.arange(len(evaluation)))
+    return {"train": Content(run.pool, root, suspects, kept), "val": val}
+
+
+def _first(rows: np.ndarray, suspects: tuple[Suspect, ...], limit: int) -> tuple[np.ndarray, tuple[Suspect, ...]]:
+    kept = rows[:limit] if limit else rows
+    names = set(kept.tolist())
+    return kept, tuple(suspect for suspect in suspects if suspect.image_row in names)

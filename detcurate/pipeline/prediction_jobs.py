@@ -1,0 +1,168 @@
+"""What the stages that ask detectors have in common: the settings that touch an answer, jobs, worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detcurate.io.files import remove_temporaries, sha256_json
+from detcurate.io.storage import Location, image_files
+from detcurate.pipeline.context import Run
+from detcurate.pipeline.stage import output_digest
+from detcurate.pipeline.training_jobs import require_device, training_config, training_settings
+from detcurate.predictions.store import Pass, prepare_folder, prepare_passes
+
+EMBEDDINGS = "embeddings"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How the folders that answers go to come to be: by this process, or by another that is waited for.
+
+    Args:
+        passes: As ``prepare_passes``.
+        folder: As ``prepare_folder``.
+    """
+
+    passes: Callable[..., list[Pass]] = prepare_passes
+    folder: Callable[[Location, str], None] = prepare_folder
+
+
+def inference_settings(run: Run) -> dict[str, Any]:
+    """Return the settings that touch what a trained detector answers."""
+    cfg = run.cfg
+    return {
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+        "MODEL.ROI_HEADS.NMS_THRESH_TEST": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
+        "MODEL.RETINANET.SCORE_THRESH_TEST": cfg.MODEL.RETINANET.SCORE_THRESH_TEST,
+        "MODEL.RETINANET.NMS_THRESH_TEST": cfg.MODEL.RETINANET.NMS_THRESH_TEST,
+        "MODEL.RETINANET.TOPK_CANDIDATES_TEST": cfg.MODEL.RETINANET.TOPK_CANDIDATES_TEST,
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": cfg.MODEL.RPN.PRE_NMS_TOPK_TEST,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": cfg.MODEL.RPN.POST_NMS_TOPK_TEST,
+        "INPUT.MIN_SIZE_TEST": cfg.INPUT.MIN_SIZE_TEST,
+        "INPUT.MAX_SIZE_TEST": cfg.INPUT.MAX_SIZE_TEST,
+        "TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE,
+        # Not the mode: the passes of cluster and reference are the same, and the arms are asked in none.
+        "CURATE.PREDICT": run.settings.predict.model_dump(mode="json", exclude={"memory_gb", "mode", "results"}),
+    }
+
+
+def answers_digest(run: Run, image_ids: np.ndarray) -> str:
+    """Return a digest of what the detections on some images depend on, but for the members."""
+    # Not the whole config: another number of runs, or of processes, leaves the answers that are there good.
+    model = {key: value for key, value in training_settings(run).items() if key.startswith(("MODEL.", "INPUT."))}
+    return sha256_json(
+        {
+            "settings": inference_settings(run),
+            "model": model,
+            "class_names": list(run.class_names),
+            "pool": output_digest(run.marker("pool")),
+            "images": sha256_json(image_ids.tolist()),
+        }
+    )
+
+
+def count_shards(run: Run, image_ids: np.ndarray) -> int:
+    """Return into how many shards the images go."""
+    return -(-len(image_ids) // run.settings.predict.shard_size)
+
+
+def prediction_job(
+    run: Run,
+    part: str,
+    directory: Location,
+    weights: Sequence[tuple[Path, str]],
+    image_ids: np.ndarray,
+    embeddings: Location | None = None,
+) -> Any:
+    """Return the job of asking members about images of the ``"pool"`` or the ``"evaluation"``."""
+    from detcurate.d2.infer.worker import PredictionPass
+
+    settings, dataset = run.settings.predict, getattr(run, part)
+    rows = dataset.subset_rows(image_ids)
+    files = image_files(run.image_root(part), [dataset.file_names[row] for row in rows.tolist()])
+    return PredictionPass(
+        config=training_config(run),
+        members=tuple(weights),
+        image_ids=image_ids,
+        file_names=tuple(str(file) for file in files),
+        sizes=np.column_stack((dataset.widths[rows], dataset.heights[rows])),
+        num_classes=len(run.class_names),
+        shard_size=settings.shard_size,
+        batch_size=settings.batch_size,
+        device=str(run.cfg.MODEL.DEVICE),
+        directory=directory,
+        memory_gb=settings.memory_gb,
+        precision=settings.precision,
+        num_decoders=run.cfg.DATALOADER.NUM_WORKERS,
+        embeddings=embeddings,
+    )
+
+
+def make_missing_shards(
+    run: Run,
+    work: Callable[[Any, Callable[[int], None]], None],
+    job: Any,
+    *,
+    desc: str,
+    wrap: Callable[[Any], Any] = lambda job: job,
+) -> None:
+    """Make the shards of a job that are not there: in a process a device, or handed out in blocks by the engine.
+
+    Args:
+        run: The run.
+        work: What a process does with ``wrap(job)`` of its device, or of a block.
+        job: From :func:`prediction_job`.
+        desc: What the progress bar says.
+        wrap: Makes of the job what ``work`` takes.
+    """
+    missing = job.missing()
+    if not missing:
+        return
+    total = sum(len(job.rows(number)) for number in missing)
+    if run.engine.hands_out_blocks:
+        # Of several GPUs a worker sees its own alone, as the first.
+        job = replace(job, device="cuda") if job.device.startswith("cuda") else job
+        _hand_out(run, work, [wrap(job.block(shards)) for shards in _neighbours(run, missing)], desc, total)
+        remove_temporaries(job.directory)  # of workers that died
+        return
+    require_device(run)
+    jobs = [wrap(replace(job, device=device)) for device in prediction_devices(run)[: len(missing)]]
+    run.engine.run(work, jobs, num_processes=len(jobs), total=total, desc=desc, unit="image")
+
+
+def _hand_out(run: Run, work: Callable[..., None], blocks: list[Any], desc: str, total: int) -> None:
+    from detcurate.d2.infer.worker import KeepingModels
+
+    run.engine.run(
+        KeepingModels(work),
+        blocks,
+        num_processes=run.settings.worker_processes,
+        total=total,
+        desc=desc,
+        unit="image",
+        on_gpu=str(run.cfg.MODEL.DEVICE).startswith("cuda"),
+    )
+
+
+def _neighbours(run: Run, missing: Sequence[int]) -> Iterator[range]:
+    """Yield the numbers of shards that a worker is given at a time, which follow each other."""
+    first = 0
+    for place in range(1, len(missing) + 1):
+        is_end = place == len(missing) or missing[place] != missing[place - 1] + 1
+        if is_end or place - first == run.settings.ray.shards_per_block:
+            yield range(missing[first], missing[place - 1] + 1)
+            first = place
+
+
+def prediction_devices(run: Run) -> list[str]:
+    """Return the device of each process that predicts: one process a GPU, or one a core."""
+    device = str(run.cfg.MODEL.DEVICE)
+    if device == "cpu":
+        return ["cpu"] * run.settings.worker_processes
+    num_gpus = run.distributed.get("num_gpus", 0)
+    return [f"cuda:{number}" for number in range(num_gpus)] if device == "cuda" and num_gpus > 1 else [device]

@@ -1,0 +1,179 @@
+"""What the report says of the pool, its scores and the selection, as columns by image."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from detcurate.errors import ConfigError, DatasetError, PredictionError
+from detcurate.manifest.write import histograms
+from detcurate.pipeline.context import DIRECTORIES, LOG, Marker, Run
+from detcurate.pipeline.pool_columns import sequence_codes
+from detcurate.pipeline.stage import damaged_outputs, output_digest, read_marker
+from detcurate.pipeline.stages.score import IMAGES
+from detcurate.pipeline.tables import REMOVED, SELECTION, read_columns
+from detcurate.report.pictures import SUSPICIONS
+from detcurate.report.records import Choice, Pool, Scores, StageState
+
+
+def report_pool(run: Run) -> Pool:
+    """Read the usable images of the pool.
+
+    Raises:
+        DatasetError: The annotation file cannot be read, or is not the one that the run began with.
+    """
+    known = run.pool_facts["pool"]["annotations_sha256"]
+    if run.pool.sha256 != known:
+        raise DatasetError(
+            f"the annotation file must be the one that the run read, got a changed one ({run.pool.path})"
+        )
+    pool, rows = run.pool, run.pool.subset_rows(run.usable_image_ids)
+    place = np.full(len(pool), -1, np.int32)
+    place[rows] = np.arange(len(rows))
+    box_row, box_side = place[pool.image_index], np.sqrt(pool.areas, dtype=np.float32)
+    if len(rows) < len(pool):
+        box_row, box_side = box_row[box_row >= 0], box_side[box_row >= 0]
+    return Pool(
+        image_ids=pool.image_ids[rows],
+        num_boxes=pool.boxes_per_image[rows],
+        sequence=sequence_codes(pool.sequences)[rows],
+        sequence_names=tuple(sorted({name for name in pool.sequences if name is not None})),
+        frame_index=pool.frame_index[rows],
+        box_row=box_row,
+        box_side=box_side,
+        class_names=pool.class_names,
+    )
+
+
+def report_scores(run: Run, pool: Pool) -> Scores:
+    """Read the scores of these images.
+
+    Raises:
+        PredictionError: The table is absent, damaged, or of other images.
+    """
+    settings = run.marker("score")["settings"]
+    used, wanted = tuple(settings["measures"]), ("image_id", "image_score", *settings["measures"], *SUSPICIONS)
+    columns = read_columns(run.directory("score") / IMAGES, wanted)
+    image_ids, image_score = columns.pop("image_id"), columns.pop("image_score")
+    if not np.array_equal(image_ids, pool.image_ids):
+        raise PredictionError(f"the scores must be of the pool's {len(pool)} images, got {len(image_ids)}; score again")
+    return Scores(image_score, columns, used, str(settings["aggregation"]))
+
+
+def report_choice(run: Run, pool: Pool) -> Choice:
+    """Read what became of these images.
+
+    Raises:
+        PredictionError: A table is absent, damaged, or of other images.
+    """
+    directory = run.directory("select")
+    taken, gone = read_columns(directory / SELECTION), read_columns(directory / REMOVED)
+    ids = np.concatenate((taken["image_id"], gone["image_id"]))
+    order = np.argsort(ids, kind="stable")
+    if not np.array_equal(ids[order], pool.image_ids):
+        raise PredictionError(f"the selection must be from the pool's {len(pool)} images, got {len(ids)}; select again")
+    encoded = pa.array([*taken["reason"].tolist(), *gone["reason"].tolist()], pa.string()).dictionary_encode()
+    better = np.full(len(ids), np.nan)
+    better[len(taken["image_id"]) :] = gone["because"].astype(np.float64)  # Parquet's null is read as NaN
+    return Choice(
+        rank=np.concatenate((taken["rank"], np.zeros(len(gone["image_id"]), np.int64)))[order],
+        reason=encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)[order],
+        reasons=tuple(encoded.dictionary.to_pylist()),
+        because=_rows_of(pool.image_ids, better[order]),
+    )
+
+
+def report_histograms(run: Run, choice: Choice, provenance: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the counts before and after: those of the manifest, or counted anew where there is none."""
+    if provenance is not None:
+        return dict(provenance["histograms"])
+    kept = np.zeros(len(run.pool), bool)
+    kept[run.pool.subset_rows(run.usable_image_ids[choice.kept])] = True
+    return histograms(run.pool, np.flatnonzero(kept), np.flatnonzero(kept[run.pool.image_index]))
+
+
+def _rows_of(image_ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the row of each id, -1 where it is NaN."""
+    known = np.isfinite(wanted)
+    rows = np.full(len(wanted), -1, np.int64)
+    rows[known] = np.searchsorted(image_ids, wanted[known].astype(np.int64)).clip(max=max(len(image_ids) - 1, 0))
+    return rows
+
+
+_LAST = "report"
+_NO_STAGE = "search"  # the rounds before the last are stages of their own below it
+# What a stage calls one before it, and whether it depends on all of its files or on one.
+_RENAMED = {"ensemble": "train"}
+_STOPPED = re.compile(r" ERROR stopped: \w+: (.+)")
+
+
+def stage_states(run: Run) -> tuple[StageState, ...]:
+    """Tell what became of every stage before the report, from what is on the disk alone.
+
+    A stage counts when it has finished, its files are there, and what it was made from is what is there now. So the
+    figures of an earlier selection are never shown beside a later one.
+    """
+    states: dict[str, StageState] = {}
+    markers: dict[str, Marker] = {}
+    for name in DIRECTORIES:
+        if name not in (_LAST, _NO_STAGE):
+            states[name] = _state(run, name, states, markers)
+    return tuple(states.values())
+
+
+def completed(states: tuple[StageState, ...]) -> frozenset[str]:
+    """Return the names of the stages that count."""
+    return frozenset(stage.name for stage in states if stage.state == "complete")
+
+
+def _state(run: Run, name: str, states: dict[str, StageState], markers: dict[str, Marker]) -> StageState:
+    directory = run.directory(name)
+    try:
+        marker = read_marker(directory)
+    except ConfigError as error:
+        return StageState(name, "interrupted", str(error))
+    if marker is None:
+        return StageState(name, "absent", "it has not begun")
+    if marker["status"] != "complete":
+        why = _stopped(run)
+        return StageState(name, "interrupted", "it was stopped before its end" + (f": {why}" if why else ""))
+    gone = damaged_outputs(directory, marker)
+    for file, why in gone.items():
+        more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+        return StageState(name, "interrupted", f"{DIRECTORIES[name]}/{file}{more} {why}")
+    markers[name] = marker
+    for before in _changed(marker, states, markers):
+        return StageState(name, "outdated", f"'{before}' has been done again, or not to its end, since")
+    return StageState(name, "complete", marker["summary"])
+
+
+def _stopped(run: Run) -> str:
+    """Return what the log says stopped the run, where that is the last it says."""
+    try:
+        lines = (run.output_dir / LOG).read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+    except OSError:
+        return ""
+    found = _STOPPED.search(lines[-1]) if lines else None
+    return found[1] if found else ""
+
+
+def _changed(marker: Marker, states: dict[str, StageState], markers: dict[str, Marker]) -> list[str]:
+    """Return the earlier stages whose files are not those that a stage was made from.
+
+    A stage that is absent proves nothing: predictions are large, and may be removed once the pool is scored.
+    """
+    found = []
+    for key, digest in marker["inputs"].items():
+        before = _RENAMED.get(key, key)
+        if before not in states or states[before].state == "absent":
+            continue
+        if before not in markers or states[before].state != "complete" or not _is_of(digest, markers[before]):
+            found.append(before)
+    return found
+
+
+def _is_of(digest: str, marker: Marker) -> bool:
+    return digest == output_digest(marker) or digest in {output["sha256"] for output in marker["outputs"].values()}

@@ -1,0 +1,278 @@
+"""Running the stages in order, and telling beforehand what that would do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+
+from detcurate.errors import ConfigError, DetcurateError
+from detcurate.io.leases import require_held
+from detcurate.manifest.croissant import require_mlcroissant
+from detcurate.pipeline.context import LOG, Run
+from detcurate.pipeline.imported_members import imported_plans, require_imported
+from detcurate.pipeline.join import join_predict, require_joinable
+from detcurate.pipeline.pool_columns import planned_amount, require_selectable
+from detcurate.pipeline.prediction_modes import require_mode, score_settings
+from detcurate.pipeline.search import ROUND_STAGES, SEED_SET, builds_up, planned_rounds, require_search, search_rounds
+from detcurate.pipeline.stage import Stage, changes, run_stage, stage_state
+from detcurate.pipeline.stages.pool import pool_stage, require_same_classes
+from detcurate.pipeline.stages.predict import evaluate_stage, predict_stage
+from detcurate.pipeline.stages.report import report_stage
+from detcurate.pipeline.stages.retrain import retrain_seeds, retrain_stage
+from detcurate.pipeline.stages.score import score_stage
+from detcurate.pipeline.stages.select import manifest_stage, select_stage, subset_file
+from detcurate.pipeline.stages.train import (
+    added_members,
+    ensemble_plan,
+    member_bytes,
+    planned_members,
+    require_budget,
+    require_members,
+    train_stage,
+)
+from detcurate.pipeline.training_jobs import require_device, require_model, require_solver, require_weights
+from detcurate.pipeline.workspace import (
+    claim_output_dir,
+    logged_to,
+    named_when_full,
+    output_lock,
+    report_lock,
+    require_locations,
+    require_own_directory,
+    require_own_root,
+)
+from detcurate.score.scoring import validate_measures
+
+_SCORED = {"cluster": "objects", "reference": "reference boxes", "dense": "anchors and classes"}
+
+
+def plan_stages(run: Run, names: Sequence[str]) -> dict[str, str]:
+    """Say of each of the stages what it would do and cost.
+
+    Raises:
+        SelectionError: The budget, or the seed set, does not go with the size of the pool.
+    """
+    settings = run.settings
+    num_images = settings.render.num_images if run.is_rendered else len(run.pool)
+    num_evaluation = settings.render.num_evaluation_images if run.is_rendered else len(run.evaluation)
+    mode, amount = settings.predict.mode, planned_amount(settings.select, num_images)
+    score = score_settings(settings, mode)
+    plans = {
+        "pool": f"{'render' if run.is_rendered else 'read'} and decode {num_images:,} + {num_evaluation:,} images",
+        "score": f"{', '.join(score.measures)}; {score.aggregation} over the {_SCORED[mode]} of an image",
+        "select": f"{amount} of {num_images:,} images by {settings.select.strategy}",
+        "manifest": f"{subset_file(run)} and its provenance",
+        "report": f"{run.directory('report') / 'index.html'}, results.json and summary.md",
+    }
+    if "SOLVER" in run.cfg:
+        plans |= _ensemble_plans(run, num_images) | _arm_plans(run, num_evaluation)
+    if settings.predict.results:
+        plans |= imported_plans(run)
+    return {name: plans.get(name, "needs Detectron2") for name in names}
+
+
+def _ensemble_plans(run: Run, num_images: int) -> dict[str, str]:
+    """Say what the training of the ensemble, and asking it, would cost; of all rounds where there are several."""
+    runs, size, added = run.settings.ensemble.num_runs, member_bytes(run), len(added_members(run))
+    members = planned_members(run)
+    trained = (
+        f"{runs:,} runs of {run.cfg.SOLVER.MAX_ITER:,} iterations ({runs * _images_seen(run):,} images seen), "
+        f"{members - added:,} members of {size / 1e6:.1f} MB"
+    )
+    if added or not runs:
+        trained = (f"{trained}, and " if runs else "") + f"{added} members that were added"
+    asked = f"{members:,} members on {num_images:,} images: {members * num_images:,} forward passes"
+    if run.settings.predict.mode == "reference":
+        asked += ", and as many about given boxes"
+    plans = {"train": trained, "predict": asked}
+    if builds_up(run):
+        sizes = " → ".join(planned_rounds(run, num_images))
+        plans["search"] = f"{sizes} images; every round before the last costs what train and predict say of that"
+    return plans
+
+
+def _arm_plans(run: Run, num_evaluation: int) -> dict[str, str]:
+    settings, solver, ensemble = run.settings, run.cfg.SOLVER, run.settings.ensemble
+    seeds = len(retrain_seeds(settings, run.cfg.SEED))
+    detectors, there = seeds * len(settings.retrain.all_arms), 0
+    if "full" in settings.retrain.arms and settings.search.scheme in ("compress", "none"):
+        there = sum(ensemble.augmentation(number) == "default" for number in range(min(ensemble.num_runs, seeds)))
+    new, taken = detectors - there, f"; {there} of the full arm are the ensemble's own runs" if there else ""
+    passes = detectors * num_evaluation
+    up_to = "up to " if settings.retrain.equal == "epochs" else ""
+    return {
+        "retrain": f"{new} detectors of {up_to}{solver.MAX_ITER:,} iterations "
+        f"({up_to}{new * _images_seen(run):,} images seen): {', '.join(settings.retrain.all_arms)} with {seeds} "
+        f"seeds{taken}",
+        "evaluate": f"{detectors} detectors on {num_evaluation:,} images: {passes:,} forward passes",
+    }
+
+
+def _images_seen(run: Run) -> int:
+    """Return how many images a training sees."""
+    return int(run.cfg.SOLVER.MAX_ITER * run.cfg.SOLVER.IMS_PER_BATCH)
+
+
+STAGES: Mapping[str, Callable[[Run], Stage]] = {
+    "pool": pool_stage,
+    "train": train_stage,
+    "predict": predict_stage,
+    "score": score_stage,
+    "select": select_stage,
+    "manifest": manifest_stage,
+    "retrain": retrain_stage,
+    "evaluate": evaluate_stage,
+    "report": report_stage,
+}
+SEARCH = "search"
+STAGE_NAMES = ("pool", SEARCH, *(name for name in STAGES if name != "pool"))
+_NEED_DETECTRON2 = ("search", "train", "predict", "retrain", "evaluate")
+_TRAIN = ("search", "train", "retrain")
+_STATES = {
+    "complete": "up to date",
+    "interrupted": "to continue",
+    "changed": "to do again",
+    "new": "to do",
+}
+
+
+def run_pipeline(
+    run: Run, *, until: str | None = None, only: str | None = None, fresh: bool = False, wait: bool = False
+) -> None:
+    """Bring the stages up to date, in order.
+
+    Args:
+        run: The run.
+        until: Stop after this stage.
+        only: Run this stage alone, on what the stages before it have left.
+        fresh: First remove what an earlier run left in ``OUTPUT_DIR``.
+        wait: Wait for another run in ``OUTPUT_DIR`` to end, instead of refusing.
+
+    Raises:
+        DetcurateError: Anything that the user can mend; what is finished is kept.
+    """
+    names = stage_names(run, until=until, only=only)
+    _validate(run, names)
+    with named_when_full(run.output_dir), output_lock(run, wait=wait):
+        claim_output_dir(run, fresh=fresh)
+        with logged_to(run.output_dir / LOG):
+            for name in names:
+                for of_round, part, stage in _stages(run, name):
+                    require_held(run.output_dir)
+                    with report_lock(run) if name == "report" else nullcontext():
+                        of_round.markers[part] = run_stage(stage)
+
+
+def join_pipeline(run: Run, *, wait_seconds: float) -> None:
+    """Help a run that is at its stage ``predict``, from another process or machine; see :func:`join_predict`."""
+    require_joinable(run)
+    require_own_directory(run)
+    _validate(run, ["predict"])
+    join_predict(run, wait_seconds=wait_seconds)
+
+
+def stage_names(run: Run, *, until: str | None = None, only: str | None = None) -> list[str]:
+    """Return the names of the stages to run, in order; the search is one where the subset is built up in rounds.
+
+    Raises:
+        ConfigError: The search is asked for where there is none.
+    """
+    if not builds_up(run) and SEARCH in (until, only):
+        raise ConfigError(
+            f"CURATE.SEARCH.SCHEME must be build_up for the stage {SEARCH}, got {run.settings.search.scheme}"
+        )
+    if only is not None:
+        return [only]
+    names = [name for name in STAGE_NAMES if name != SEARCH or builds_up(run)]
+    return names if until is None else names[: names.index(until) + 1]
+
+
+def _stages(run: Run, name: str) -> Iterator[tuple[Run, str, Stage]]:
+    """Give the stages behind a name, each with its run and its own name; one is built when the one before is done."""
+    if name != SEARCH:
+        yield run, name, STAGES[name](run)
+        return
+    for of_round in search_rounds(run):
+        for part in ("select",) if of_round.round == SEED_SET else ROUND_STAGES:
+            stage = STAGES[part](of_round)
+            yield of_round, part, dataclasses.replace(stage, name=f"round {of_round.round} {part}")
+
+
+def dry_run(
+    run: Run, *, until: str | None = None, only: str | None = None, fresh: bool = False
+) -> list[tuple[str, str, str]]:
+    """Validate everything and tell, a row a stage, its name, its state and what it would do; write nothing."""
+    require_own_directory(run)
+    require_own_root(run)
+    names = stage_names(run, until=until, only=only)
+    _validate(run, names)
+    plans = plan_stages(run, names)
+    rows, known = [], not fresh
+    for name in names:
+        state = "to do"
+        if known:
+            try:
+                state, known = _state(run, name)
+            except DetcurateError:
+                if only:
+                    raise
+                known = False
+        if name in _TRAIN and state != _STATES["complete"] and not run.settings.predict.results:
+            require_weights(run)
+        rows.append((name, state, plans[name]))
+    return rows
+
+
+def _state(run: Run, name: str) -> tuple[str, bool]:
+    """Say in which state the stages behind a name are, the first that is not up to date, and whether all are."""
+    for _, _, stage in _stages(run, name):
+        found = stage_state(stage)
+        if found != "complete":
+            why = f" ({'; '.join(changes(stage)[:3])})" if found == "changed" else ""
+            return _STATES[found] + why, False
+    return _STATES["complete"], True
+
+
+def _validate(run: Run, names: list[str]) -> None:
+    """Find what can be found before the first long stage: settings, files, budget, devices."""
+    require_locations(run)
+    if run.settings.manifest.croissant:
+        require_mlcroissant()
+    if run.cfg.SEED < 0:
+        raise ConfigError(f"SEED must be at least 0, so that a run can be repeated, got {run.cfg.SEED}")
+    require_selectable(run, predicts="predict" in names)
+    require_search(run, len(added_members(run)))
+    if not run.is_rendered:
+        for part in ("pool", "evaluation"):
+            if part == "pool" or set(names) & {"pool", "evaluate"}:
+                root = run.image_root(part)
+                if not root.is_dir():
+                    raise ConfigError(
+                        f"the image root of the {part} must be a directory, got {root}; "
+                        f"set DATASETS.ROOT and CURATE.{part.upper()}.IMAGE_ROOT"
+                    )
+        if "pool" in names:
+            require_same_classes(run.pool, run.evaluation)
+    needing = [name for name in names if name in _NEED_DETECTRON2]
+    if run.settings.predict.results and needing:
+        require_imported(run)
+        needing = [name for name in needing if name not in ("train", "predict")]
+    if needing:
+        from detcurate.config.declaration import require_detectron2
+
+        hint = ", before which --until manifest stops," if run.settings.predict.results else ""
+        require_detectron2(f"the stage '{needing[0]}'{hint}")
+        if not run.engine.hands_out_blocks or set(needing) - {"predict", "evaluate"}:
+            require_device(run)
+        require_solver(run)
+        require_model(run)
+        ensemble_plan(run)
+        require_budget(run)
+        if "train" in needing:
+            require_members(run, added_members(run))
+        if "predict" in needing:
+            require_mode(run)
+        if "train" in needing and "score" in names and run.settings.predict.mode != "dense":
+            measures = score_settings(run.settings, run.settings.predict.mode).measures
+            validate_measures(measures, planned_members(run), known=measures)  # before the one member is trained

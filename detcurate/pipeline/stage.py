@@ -1,0 +1,232 @@
+"""A stage of the pipeline: skipped when its inputs' digests match, continued when it was interrupted.
+
+Each stage owns one directory. ``stage.json`` in it says what the stage was given, whether it finished, and the digest
+of every file it wrote. What a later stage depends on are those digests, so a stage that is done again with the same
+result does not touch the stages after it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from detcurate.errors import ConfigError
+from detcurate.io.files import (
+    describe_files,
+    file_sizes,
+    remove_temporaries,
+    remove_tree,
+    sealed,
+    sha256_file,
+    sha256_json,
+    unsealed,
+    write_json,
+)
+from detcurate.io.leases import remove_claims
+from detcurate.io.safe_loading import MOST_JSON_BYTES, is_inside, read_bytes
+from detcurate.io.storage import Location
+
+MARKER = "stage.json"
+
+_CHECKED_WHEN_READ = ("*.safetensors", "shard-*.parquet")
+"""Large files that whoever reads them checks, by the ledger's digest and by the checksums of their pages."""
+
+State = Literal["complete", "interrupted", "changed", "new"]
+
+_logger = logging.getLogger("detcurate")
+_found_good: set[tuple[Any, ...]] = set()
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage wrote.
+
+    Args:
+        outputs: The files that later stages may depend on.
+        summary: One line for the terminal.
+        facts: Small values for later stages and the report.
+    """
+
+    outputs: Sequence[Location]
+    summary: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Args:
+        name: Such as ``"train"``.
+        directory: Where it writes; nothing else writes there.
+        settings: The settings that touch its result, as JSON values.
+        inputs: Name -> digest of what it reads.
+        run: Does the work. Interrupted and called again with the same settings and inputs, it continues.
+        keeps_good_files: Whether ``run`` itself knows which of its files are still good when settings or inputs have
+            changed; else all of them are removed then.
+    """
+
+    name: str
+    directory: Location
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    run: Callable[[], StageResult]
+    keeps_good_files: bool = False
+
+    @property
+    def digest(self) -> str:
+        """The digest of the settings and inputs."""
+        return sha256_json({"settings": self.settings, "inputs": self.inputs})
+
+
+def read_marker(directory: Location) -> dict[str, Any] | None:
+    """Return what ``stage.json`` says, or ``None`` when no stage has begun there.
+
+    Raises:
+        ConfigError: The marker cannot be read.
+    """
+    path = directory / MARKER
+    if not path.exists():
+        return None
+    try:
+        marker = unsealed(read_bytes(path, MOST_JSON_BYTES))
+        marker["status"], marker["digest"]
+        _require_own_outputs(marker.get("outputs", {}))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"a stage marker must be JSON from detcurate ({path}): {error}; "
+            "delete it, and the stage is done again from its beginning"
+        ) from error
+    return marker
+
+
+def _require_own_outputs(outputs: Any) -> None:
+    """Raise ``ValueError`` where a marker, which may be a stranger's, names a file outside its directory as its own."""
+    for name, output in outputs.items() if isinstance(outputs, dict) else [(None, None)]:
+        sizes = isinstance(output, dict) and isinstance(output.get("sha256"), str) and type(output.get("bytes")) is int
+        if not is_inside(name) or not sizes:
+            raise ValueError(f"outputs must be files of the stage with their digests and sizes, got {name!r}")
+
+
+def stage_state(stage: Stage) -> State:
+    """Tell what would become of a stage: skipped, continued, done again, or done for the first time."""
+    marker = read_marker(stage.directory)
+    if marker is None:
+        return "new"
+    if marker["digest"] != stage.digest:
+        return "changed"
+    is_whole = marker["status"] == "complete" and not damaged_outputs(stage.directory, marker)
+    return "complete" if is_whole else "interrupted"
+
+
+def damaged_outputs(directory: Location, marker: Mapping[str, Any]) -> dict[str, str]:
+    """Return which files of a finished stage are not as it wrote them, and what they are: absent or damaged.
+
+    Files of this machine are read for it, once a process, but for those that are large and checked by whoever reads
+    them. Of objects in storage the sizes are looked at.
+    """
+    damaged, sizes = {}, file_sizes(directory, marker["outputs"])
+    for name, output in marker["outputs"].items():
+        path = directory / name
+        if name not in sizes:
+            damaged[name] = "is not there any more"
+        elif sizes[name] != output["bytes"] or (isinstance(path, Path) and not _is_good(path, output)):
+            damaged[name] = "is damaged"
+    return damaged
+
+
+def run_stage(stage: Stage) -> dict[str, Any]:
+    """Bring a stage to completion and return its marker."""
+    if stage.directory.is_symlink():
+        raise ConfigError(
+            f"a stage's directory must be no link, as a stage removes what is in it, got one ({stage.directory}); "
+            "make OUTPUT_DIR itself the link"
+        )
+    state = stage_state(stage)
+    if state == "complete":
+        marker = read_marker(stage.directory) or {}
+        _logger.info("%-9s up to date: %s", stage.name, marker["summary"])
+        return marker
+    if state == "changed":
+        _logger.info("%-9s is done again: %s", stage.name, "; ".join(changes(stage)))
+        if not stage.keeps_good_files:
+            _remove_old_result(stage.directory)
+    elif state == "interrupted":
+        _logger.info("%-9s continues where it stopped", stage.name)
+        _remove_damaged(stage)
+    elif not stage.keeps_good_files and stage.directory.is_dir():
+        _remove_old_result(stage.directory)  # whose files these are, nothing says any more
+    remove_temporaries(stage.directory)
+    begun = {"stage": stage.name, "digest": stage.digest, "settings": stage.settings, "inputs": stage.inputs}
+    write_json(stage.directory / MARKER, sealed({**begun, "status": "started"}))
+    result = stage.run()
+    remove_temporaries(stage.directory)  # of workers that were killed
+    if isinstance(stage.directory, Path):
+        remove_claims(stage.directory)
+    outputs = describe_files(stage.directory, result.outputs)
+    finished = {"status": "complete", "outputs": outputs, "summary": result.summary, "facts": dict(result.facts)}
+    write_json(stage.directory / MARKER, sealed({**begun, **finished}))
+    _logger.info("%-9s %s", stage.name, result.summary)
+    return read_marker(stage.directory) or {}
+
+
+def output_digest(marker: Mapping[str, Any]) -> str:
+    """Return one digest of all that a finished stage wrote."""
+    return sha256_json({name: output["sha256"] for name, output in marker["outputs"].items()})
+
+
+def changes(stage: Stage) -> list[str]:
+    """Return what differs between what a stage was last given and what it is given now, a text each."""
+    marker = read_marker(stage.directory) or {}
+    before = _flatten({"settings": marker.get("settings", {}), "inputs": marker.get("inputs", {})})
+    now = _flatten({"settings": stage.settings, "inputs": stage.inputs})
+    texts = []
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            kind, name = key.split(".", 1)
+            change = f"{name} {before.get(key)} -> {now.get(key)}"
+            texts.append(change if kind == "settings" else f"{name} changed")
+    return texts
+
+
+def _is_good(path: Path, output: Mapping[str, Any]) -> bool:
+    status = path.stat()
+    if any(fnmatch.fnmatch(path.name, pattern) for pattern in _CHECKED_WHEN_READ):
+        return True
+    seen = (path, status.st_ino, status.st_mtime_ns, status.st_size, output["sha256"])
+    if seen not in _found_good:
+        if sha256_file(path) != output["sha256"]:
+            return False
+        _found_good.add(seen)
+    return True
+
+
+def _remove_old_result(directory: Location) -> None:
+    """Remove all but the marker, which keeps saying whose files these are should the removal be cut short."""
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            remove_tree(path)
+        elif path.name != MARKER:
+            path.unlink()
+
+
+def _remove_damaged(stage: Stage) -> None:
+    """Remove outputs of a once finished stage that are not what it wrote, so that they are made again."""
+    marker = read_marker(stage.directory) or {}
+    for name, why in damaged_outputs(stage.directory, {"outputs": marker.get("outputs", {})}).items():
+        _logger.warning("%-9s %s %s, and is made again", stage.name, stage.directory / name, why)
+        (stage.directory / name).unlink(missing_ok=True)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

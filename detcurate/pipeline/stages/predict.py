@@ -1,0 +1,147 @@
+"""The stages that ask detectors: the ensemble about the pool, and the retrained arms about the evaluation images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detcurate.config.declaration import require_detectron2
+from detcurate.ensemble.index import LEDGER, read_ledger
+from detcurate.evaluate.bootstrap import image_weights, weighted_figures
+from detcurate.evaluate.coco_eval import MatchTable, evaluate_coco
+from detcurate.io.files import write_json
+from detcurate.io.storage import Location
+from detcurate.pipeline.context import Run
+from detcurate.pipeline.imported_members import imported_predict_stage
+from detcurate.pipeline.prediction_jobs import (
+    EMBEDDINGS,
+    Preparation,
+    answers_digest,
+    count_shards,
+    inference_settings,
+    make_missing_shards,
+    prediction_job,
+)
+from detcurate.pipeline.prediction_modes import ask_densely, ask_references, mode_settings
+from detcurate.pipeline.stage import Stage, StageResult, output_digest
+from detcurate.pipeline.tables import write_columns
+from detcurate.predictions.shards import shard_path
+from detcurate.predictions.store import MEMBERS, read_predictions
+from detcurate.structures import Detections
+
+FIGURES, REPLICATES = "figures.json", "replicates.parquet"
+NUM_REPLICATES = 1000
+"""How often the evaluation images are drawn again for the interval over seeds and images."""
+
+
+def predict_stage(run: Run) -> Stage:
+    """Build the stage ``predict``: every member on every image of the pool, or the answers that were imported."""
+    if run.settings.predict.results:
+        return imported_predict_stage(run)
+    require_detectron2("the stage 'predict'")
+    inputs = {name: output_digest(run.marker(name)) for name in ("pool", "train")}
+    settings = {**inference_settings(run), **mode_settings(run.settings)}
+    return _stage(run, "predict", settings, inputs, lambda: predict_pool(run))
+
+
+def evaluate_stage(run: Run) -> Stage:
+    """Build the stage ``evaluate``: every retrained detector on the evaluation images."""
+    require_detectron2("the stage 'evaluate'")
+    inputs = {name: output_digest(run.marker(name)) for name in ("pool", "retrain")}
+    settings = {**inference_settings(run), "replicates": [NUM_REPLICATES, "figures", "per_class"]}
+    return _stage(run, "evaluate", settings, inputs, lambda: _evaluate(run))
+
+
+def _stage(
+    run: Run, name: str, settings: dict[str, Any], inputs: dict[str, str], work: Callable[[], StageResult]
+) -> Stage:
+    # A member that is new, or gone, leaves the others' answers good.
+    return Stage(name, run.directory(name), settings, inputs, work, keeps_good_files=True)
+
+
+def predict_pool(run: Run, preparation: Preparation = Preparation()) -> StageResult:  # noqa: B008  it is frozen
+    """Ask every member about the pool.
+
+    Args:
+        run: The run.
+        preparation: How the folders that the answers go to come to be.
+    """
+    ensemble, directory, mode = run.directory("train"), run.directory("predict"), run.settings.predict.mode
+    members = read_ledger(ensemble / LEDGER)
+    weights = {f"{member.file}@{member.sha256}": (ensemble / member.file, member.sha256) for member in members}
+    if mode == "dense":
+        written = ask_densely(run, weights, preparation)
+    else:
+        written = _predict(run, "pool", directory, weights, run.usable_image_ids, preparation, desc="predict pool")
+    summary = (
+        f"{len(run.usable_image_ids):,} images by {len(members)} members in "
+        f"{count_shards(run, run.usable_image_ids)} shards"
+    )
+    if mode == "reference":
+        written += ask_references(run, weights, preparation)
+    if mode != "cluster":
+        summary += f", mode {mode}"
+    return StageResult(written, summary, {"num_members": len(members)})
+
+
+def _evaluate(run: Run) -> StageResult:
+    models = run.marker("retrain")["facts"]["models"]
+    directory = run.directory("evaluate")
+    weights = {
+        f"{model['file']}@{model['sha256']}": (run.directory("retrain") / model["file"], model["sha256"])
+        for model in models
+    }
+    written = _predict(
+        run, "evaluation", directory, weights, run.evaluation.image_ids, Preparation(), desc="predict arms"
+    )
+    detections = Detections.concatenate([shard for shard, _ in read_predictions(directory, list(weights))])
+    resampled = image_weights(len(run.evaluation), NUM_REPLICATES)
+    rows: list[dict[str, Any]] = []
+    replicates: dict[str, np.ndarray] = {}
+    for number, model in enumerate(models):
+        figures, matches = evaluate_coco(run.evaluation, detections.take(detections.member == number))
+        rows.append({"arm": model["arm"], "seed": model["seed"], "figures": figures.to_dict()})
+        found = resampled_figures(matches, resampled, run.evaluation.class_names)
+        replicates |= {f"{model['arm']}/seed-{model['seed']}/{name}": values for name, values in found.items()}
+    write_json(directory / FIGURES, rows)
+    write_columns(directory / REPLICATES, replicates)
+    summary = f"{len(models)} detectors on {len(run.evaluation):,} images"
+    return StageResult([directory / FIGURES, directory / REPLICATES, *written], summary)
+
+
+def resampled_figures(matches: MatchTable, weights: np.ndarray, class_names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return a model's figures on B resampled evaluation sets: ``figures/AP``, ``per_class/car``, … -> (B,)."""
+    found = weighted_figures(matches, weights)
+    classes = zip(class_names, found.pop("per_class").T, strict=True)
+    return {f"figures/{name}": values for name, values in found.items()} | {
+        f"per_class/{name}": values for name, values in classes
+    }
+
+
+def _predict(
+    run: Run,
+    part: str,
+    directory: Location,
+    weights: Mapping[str, tuple[Path, str]],
+    image_ids: np.ndarray,
+    preparation: Preparation,
+    *,
+    desc: str,
+) -> list[Location]:
+    """Ask the members named about the images, those that have not answered yet; return the files with the answers."""
+    from detcurate.d2.infer.cluster import run_pass
+
+    num_shards = count_shards(run, image_ids)
+    passes = preparation.passes(directory, answers_digest(run, image_ids), list(weights), num_shards=num_shards)
+    embeddings = directory / EMBEDDINGS if run.settings.predict.embeddings and part == "pool" else None
+    for found in passes:
+        asked = [weights[name] for name in found.members if name in weights]
+        of_first = embeddings if found is passes[0] else None
+        job = prediction_job(run, part, found.directory, asked, image_ids, of_first)
+        make_missing_shards(run, run_pass, job, desc=desc)
+    folders = [found.directory for found in passes] + ([embeddings] if embeddings else [])
+    shards = [shard_path(folder, number) for folder in folders for number in range(num_shards)]
+    return [directory / MEMBERS, *(found.description for found in passes), *shards]

@@ -1,0 +1,229 @@
+"""The stage ``train``: the runs of the ensemble, and the members that were added to them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from detcurate.config.declaration import require_detectron2
+from detcurate.ensemble.index import AUGMENTATIONS, LEDGER, Member, read_ledger, verify_member, write_ledger
+from detcurate.ensemble.schedule import averaging_windows, member_iterations
+from detcurate.errors import ConfigError, EnsembleError
+from detcurate.io.files import link_or_copy, sha256_file
+from detcurate.pipeline.context import ADDED, Run
+from detcurate.pipeline.imported_members import imported_train_stage
+from detcurate.pipeline.search import SEED_SET, builds_up, previous_round, training_image_ids
+from detcurate.pipeline.stage import Stage, StageResult, changes, output_digest
+from detcurate.pipeline.training_jobs import (
+    COSINE_CYCLES,
+    train_jobs,
+    training_config,
+    training_job,
+    training_settings,
+    weight_bytes,
+)
+
+
+def ensemble_plan(run: Run) -> tuple[tuple[int, ...], dict[int, tuple[int, ...]]]:
+    """Return after which iterations of each run a member is saved, and which iterations are averaged besides.
+
+    Raises:
+        ConfigError: The schedule cannot be, or the learning rate does not go with it.
+    """
+    ensemble, solver = run.settings.ensemble, run.cfg.SOLVER
+    if not ensemble.num_runs:
+        return (), {}
+    if ensemble.schedule == "cosine_cycles" and solver.LR_SCHEDULER_NAME != COSINE_CYCLES:
+        raise ConfigError(
+            f"SOLVER.LR_SCHEDULER_NAME must be {COSINE_CYCLES} with CURATE.ENSEMBLE.SCHEDULE cosine_cycles, got "
+            f"{solver.LR_SCHEDULER_NAME}; without the cycles the members would be mere checkpoints"
+        )
+    iterations = member_iterations(
+        solver.MAX_ITER,
+        schedule=ensemble.schedule,
+        members_per_run=ensemble.members_per_run,
+        last_fraction=ensemble.last_fraction,
+        explicit=ensemble.iterations,
+        every=ensemble.every,
+        cycles=ensemble.cycles,
+    )
+    return iterations, averaging_windows(iterations, last=ensemble.average_last, every=ensemble.average_every)
+
+
+def run_budget(run: Run) -> int:
+    """Return what the members of one run may take on disk, in bytes; 0 for no limit."""
+    ensemble = run.settings.ensemble
+    return int(ensemble.max_gb * 1e9) // max(ensemble.num_runs, 1)
+
+
+def member_bytes(run: Run) -> int:
+    """Return the size of a member's weights in bytes."""
+    return weight_bytes(run) // (1 if run.settings.ensemble.storage == "fp32" else 2)
+
+
+def planned_members(run: Run) -> int:
+    """Return how many members there will be: those of all runs, within the disk budget, and those that were added."""
+    iterations, windows = ensemble_plan(run)
+    of_a_run = len(iterations) + len(windows)
+    if run_budget(run):
+        of_a_run = min(of_a_run, run_budget(run) // member_bytes(run))
+    return run.settings.ensemble.num_runs * of_a_run + len(added_members(run))
+
+
+def train_stage(run: Run) -> Stage:
+    """Build the stage ``train``.
+
+    Members that were added, or taken away again, leave the runs that are trained as they are. Answers that were
+    imported take the place of all of them.
+    """
+    if run.settings.predict.results:
+        return imported_train_stage(run)
+    require_detectron2("the stage 'train'")
+    settings: dict[str, Any] = {"CURATE.ENSEMBLE": _ensemble_settings(run)}
+    inputs = {}
+    if run.settings.ensemble.num_runs:
+        settings = {**training_settings(run), **settings}
+        inputs["pool"] = output_digest(run.marker("pool"))
+    if added_members(run):
+        inputs["added"] = sha256_file(run.output_dir / ADDED / LEDGER)
+    before = previous_round(run)
+    if before is not None:
+        settings["CURATE.SEARCH"] = {"warm_start": run.settings.search.warm_start}
+        inputs["round before"] = output_digest(before.marker("select"))
+        if _starts_from(run) is not None:
+            inputs["weights before"] = output_digest(before.marker("train"))
+    stage = Stage("train", run.directory("train"), settings, inputs, lambda: _train_ensemble(run))
+    return dataclasses.replace(stage, keeps_good_files=set(changes(stage)) == {"added changed"})
+
+
+def _ensemble_settings(run: Run) -> dict[str, Any]:
+    """Return the settings that touch the members; those at their defaults and unread ones leave no trace."""
+    ensemble = run.settings.ensemble
+    if not ensemble.num_runs:
+        return {"num_runs": 0}
+    always = ("num_runs", "members_per_run", "last_fraction", "iterations")
+    kept = ensemble.model_dump(mode="json", include=set(always))
+    unread = {"every"} if ensemble.schedule != "every_n" else set()
+    unread |= {"cycles"} if ensemble.schedule != "cosine_cycles" else set()
+    return {**kept, **ensemble.model_dump(mode="json", exclude_defaults=True, exclude={*always, *unread})}
+
+
+def added_members(run: Run) -> list[Member]:
+    """Return the members that ``detcurate ensemble add`` has put into ``OUTPUT_DIR``."""
+    ledger = run.output_dir / ADDED / LEDGER
+    return read_ledger(ledger) if ledger.is_file() else []
+
+
+def require_budget(run: Run) -> None:
+    """Raise ``ConfigError`` when the disk budget has no place for one member of each run."""
+    if 0 < run_budget(run) < member_bytes(run):
+        raise ConfigError(
+            f"CURATE.ENSEMBLE.MAX_GB must hold a member of {member_bytes(run) / 1e9:.3g} GB for each of the "
+            f"{run.settings.ensemble.num_runs} runs, got {run.settings.ensemble.max_gb:g}"
+        )
+
+
+def _train_ensemble(run: Run) -> StageResult:
+    directory, num_runs, added = run.directory("train"), run.settings.ensemble.num_runs, added_members(run)
+    require_members(run, added)
+    require_budget(run)
+    jobs = [_ensemble_job(run, number) for number in range(num_runs)]
+    train_jobs(run, jobs, desc="train ensemble")
+    trained = [member for job in jobs for member in job.writer.members()]
+    kept = [directory / job.last_writer.members()[0].file for job in jobs if job.keep_last]
+    _take_in(run, added)
+    members = [*trained, *added]
+    ledger = directory / LEDGER
+    write_ledger(ledger, members)
+    size = sum((directory / member.file).stat().st_size for member in members)
+    summary = f"{len(trained)} members from {num_runs} runs of {run.cfg.SOLVER.MAX_ITER:,} iterations"
+    if builds_up(run):
+        summary += f" on {len(training_image_ids(run)):,} images"
+    if added:
+        summary = f"{summary} and {len(added)} that were added" if trained else f"{len(added)} members that were added"
+    return StageResult(
+        [ledger, *(directory / member.file for member in members), *kept], f"{summary}, {size / 1e6:,.1f} MB"
+    )
+
+
+def require_members(run: Run, added: list[Member]) -> None:
+    """Raise when the ensemble would have no member, or runs that were added stand where others are to be trained.
+
+    Raises:
+        EnsembleError: There would be none.
+        ConfigError: A run has two claims.
+    """
+    num_runs = run.settings.ensemble.num_runs
+    if not num_runs and not added:
+        raise EnsembleError(
+            "an ensemble must have members, got CURATE.ENSEMBLE.NUM_RUNS 0 and none that were added; "
+            "run `detcurate ensemble add DIR --config-file FILE` first, or set NUM_RUNS"
+        )
+    if added and min(member.run for member in added) < num_runs:
+        raise ConfigError(
+            f"CURATE.ENSEMBLE.NUM_RUNS must be at most the lowest run that was added, "
+            f"{min(member.run for member in added)}, got {num_runs}; delete {run.output_dir / ADDED} and add with "
+            f"--run {num_runs}, or set NUM_RUNS 0 for the added members alone"
+        )
+
+
+def _take_in(run: Run, added: list[Member]) -> None:
+    """Link, or else copy, the added members into the stage's directory, and remove what is no longer among them."""
+    source, target = run.output_dir / ADDED, run.directory("train")
+    runs = {f"run-{number}" for number in range(run.settings.ensemble.num_runs)}
+    named = {target / member.file for member in added}
+    for path in target.glob("run-*/*"):
+        if path.parent.name not in runs and path not in named:
+            path.unlink()
+    for member in added:
+        if (target / member.file).is_file():
+            continue
+        verify_member(source / member.file, member.sha256, advice=f"delete {source} and add the members again")
+        link_or_copy(source / member.file, target / member.file)
+
+
+def _ensemble_job(run: Run, number: int) -> Any:
+    ensemble = run.settings.ensemble
+    iterations, windows = ensemble_plan(run)
+    last, before = run.cfg.SOLVER.MAX_ITER - 1, _starts_from(run)
+    job = training_job(run, run.directory("train"), f"run-{number}", number, run.cfg.SEED + number, iterations)
+    return dataclasses.replace(
+        job,
+        images=dataclasses.replace(job.images, image_ids=tuple(training_image_ids(run).tolist())),
+        weights=None if before is None else run_weights(before, number)[0],
+        config=training_config(run, AUGMENTATIONS[ensemble.augmentation(number)]),
+        windows=windows,
+        storage=ensemble.storage,
+        max_bytes=run_budget(run),
+        # The full arm, or the next round, takes the run's last weights as they are.
+        keep_last=ensemble.storage != "fp32" or last not in iterations,
+    )
+
+
+def _starts_from(run: Run) -> Run | None:
+    """Return the round whose weights a round's runs start from, where there is one."""
+    before = previous_round(run) if run.settings.search.warm_start else None
+    return None if before is None or before.round == SEED_SET else before
+
+
+def last_weights(run: Run, seed: int) -> tuple[Path, Member] | None:
+    """Return the last fp32 weights of the ensemble's run that trained with a seed on the pool as every arm is trained.
+
+    Returns:
+        The file, and its line in the run's ledger; ``None`` when there is no such run.
+    """
+    number = seed - run.cfg.SEED
+    ensemble = run.settings.ensemble
+    if builds_up(run) or not 0 <= number < ensemble.num_runs or ensemble.augmentation(number) != "default":
+        return None
+    return run_weights(run, number)
+
+
+def run_weights(run: Run, number: int) -> tuple[Path, Member]:
+    """Return the file of the last fp32 weights of one of the ensemble's runs, and its line in the run's ledger."""
+    job = _ensemble_job(run, number)
+    writer = job.last_writer if job.keep_last else job.writer
+    member = writer.members()[-1]  # of one iteration a checkpoint comes after an average
+    verify_member(writer.directory / member.file, member.sha256)
+    return writer.directory / member.file, member

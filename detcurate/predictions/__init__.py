@@ -1,0 +1,1 @@
+"""Stored predictions of the ensemble."""

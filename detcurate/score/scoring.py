@@ -1,0 +1,326 @@
+"""From the detections of whole images to one row an object: clusters, and ground-truth boxes where there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from detcurate.errors import ConfigError, PredictionError
+from detcurate.score.aggregate import WEIGHTED, aggregate, average_ranks, combine
+from detcurate.score.associate import associate
+from detcurate.score.cluster_statistics import Evidence, gather_evidence
+from detcurate.score.label_errors import SUSPICIONS, label_suspicion
+from detcurate.score.label_measures import LabelEvidence, gather_label_evidence
+from detcurate.score.measures import LABEL_MEASURES, MEASURES, SINGLE_MEMBER_MEASURES
+from detcurate.structures import Clusters, Detections, ImageScores, Labels, ObjectScores, validate_ascending
+
+
+def score_objects(
+    detections: Detections,
+    *,
+    num_members: int,
+    measures: Sequence[str],
+    iou_threshold: float = 0.5,
+    association: str = "sequential",
+    per_class: bool = False,
+    missing: str = "background",
+) -> ObjectScores:
+    """Associate the detections of one shard of images and measure the disagreement on every object.
+
+    An image must lie in one shard as a whole; the shards' results are joined with ``ObjectScores.concatenate``.
+    No detection gives no object.
+
+    Args:
+        detections: N rows, of any images in any order.
+        num_members: E, the size of the ensemble, whether or not each member fired.
+        measures: names in ``MEASURES``, one or more; of an ensemble of one, names in ``SINGLE_MEMBER_MEASURES``.
+        iou_threshold: the least IoU with a cluster's mean box to be taken for the same object, in (0, 1].
+        association: a name in ``ASSOCIATIONS``.
+        per_class: whether detections of different classes are never of one object.
+        missing: a name in ``MISSING``.
+
+    Returns:
+        G objects, ordered by image_id.
+
+    Raises:
+        ConfigError: A name does not exist, no measure is given, or one compares members and there is one member.
+        PredictionError: A member is outside [0, E), or the threshold is outside (0, 1].
+    """
+    validate_measures(measures, num_members, known=tuple(MEASURES))
+    clusters = associate(
+        detections, num_members=num_members, iou_threshold=iou_threshold, method=association, per_class=per_class
+    )
+    return score_clusters(detections, clusters, measures=measures, missing=missing)
+
+
+def score_clusters(
+    detections: Detections,
+    clusters: Clusters,
+    *,
+    measures: Sequence[str],
+    missing: str = "background",
+) -> ObjectScores:
+    """Measure the disagreement on clusters that are known already; as ``score_objects`` otherwise.
+
+    Args:
+        detections: N rows.
+        clusters: G clusters of them.
+        measures: names in ``MEASURES``.
+        missing: a name in ``MISSING``.
+    """
+    return _cluster_scores(clusters, gather_evidence(detections, clusters, missing=missing), measures)
+
+
+def score_labelled_objects(
+    detections: Detections,
+    labels: Labels,
+    *,
+    num_members: int,
+    measures: Sequence[str],
+    iou_threshold: float = 0.5,
+    association: str = "sequential",
+    per_class: bool = False,
+    missing: str = "background",
+    trajectories: Sequence[Sequence[int]] = (),
+) -> tuple[ObjectScores, ObjectScores]:
+    """Do as ``score_objects``, and compare the members with the ground truth.
+
+    The suspicions ``overlooked``, ``swapped`` and ``badly_located`` are always among the measures.
+
+    Args:
+        detections: N rows, of any images in any order.
+        labels: J rows of the same images, crowd regions included.
+        num_members: E.
+        measures: names in ``MEASURES`` and ``LABEL_MEASURES``, one or more.
+        iou_threshold: in (0, 1], for the association and for the match of detections to labels.
+        association: a name in ``ASSOCIATIONS``.
+        per_class: whether detections of different classes are never of one object.
+        missing: a name in ``MISSING``.
+        trajectories: the members of each run in iteration order, for ``forgetting``.
+
+    Returns:
+        The clusters, and the labels that are no crowd regions.
+
+    Raises:
+        ConfigError: As ``score_objects``.
+        PredictionError: As ``score_objects``, or a label has a class that the detections do not know.
+    """
+    validate_measures(measures, num_members, known=(*MEASURES, *LABEL_MEASURES))
+    clusters = associate(
+        detections, num_members=num_members, iou_threshold=iou_threshold, method=association, per_class=per_class
+    )
+    evidence = gather_evidence(detections, clusters, missing=missing)
+    answers = gather_label_evidence(
+        detections, labels, num_members=num_members, iou_threshold=iou_threshold, trajectories=trajectories
+    )
+    # An object that one member alone saw has a confident consensus where its misses are ignored.
+    counted = evidence if missing == "background" else gather_evidence(detections, clusters)
+    suspicion = label_suspicion(clusters, counted, labels, answers, iou_threshold=iou_threshold)
+    objects = labels.take(~labels.iscrowd)
+    matched = np.append(objects.annotation_ids, -1)[suspicion.nearest_label]
+    of_clusters = _cluster_scores(clusters, evidence, measures, annotation_ids=matched, overlooked=suspicion.overlooked)
+    of_labels = _label_scores(
+        objects, answers, measures, swapped=suspicion.swapped, badly_located=suspicion.badly_located
+    )
+    return of_clusters, of_labels
+
+
+def validate_measures(measures: Sequence[str], num_members: int, *, known: Sequence[str]) -> None:
+    """Raise ``ConfigError`` when a measure has no such name, none is given, or an ensemble of one cannot have it."""
+    unknown = [name for name in measures if name not in known]
+    if unknown or not measures:
+        got = repr(unknown[0]) if unknown else "none"
+        raise ConfigError(f"measures must be one or more of {', '.join(known)}, got {got}")
+    comparing = [name for name in measures if name not in SINGLE_MEMBER_MEASURES]
+    if num_members == 1 and comparing:
+        raise ConfigError(
+            f"measures of an ensemble of one member must be among {', '.join(SINGLE_MEMBER_MEASURES)}, got "
+            f"{', '.join(comparing)}; members are what they compare, and one member agrees with itself on every "
+            "object: train more members or measure its entropy"
+        )
+
+
+def _cluster_scores(
+    clusters: Clusters,
+    evidence: Evidence,
+    measures: Sequence[str],
+    *,
+    annotation_ids: np.ndarray | None = None,
+    overlooked: np.ndarray | None = None,
+) -> ObjectScores:
+    foreground = evidence.mean_probs[:, :-1]
+    columns = {name: MEASURES[name](evidence) for name in measures if name in MEASURES}
+    return ObjectScores(
+        image_ids=clusters.image_ids,
+        boxes=clusters.boxes,
+        num_fired=evidence.num_fired,
+        class_index=foreground.argmax(axis=1).astype(np.int32),
+        confidence=foreground.max(axis=1),
+        votes=evidence.favourites,
+        annotation_ids=np.full(len(clusters), -1) if annotation_ids is None else annotation_ids,
+        measures=columns if overlooked is None else {**columns, "overlooked": overlooked},
+    )
+
+
+def _label_scores(
+    labels: Labels, evidence: LabelEvidence, measures: Sequence[str], **suspicions: np.ndarray
+) -> ObjectScores:
+    rows = np.arange(len(labels))
+    return ObjectScores(
+        image_ids=labels.image_ids,
+        boxes=labels.boxes.astype(np.float32),
+        num_fired=(evidence.votes >= 0).sum(axis=1),
+        class_index=labels.class_index.astype(np.int32),
+        confidence=evidence.mean_probs[rows, labels.class_index],
+        votes=evidence.favourites,
+        annotation_ids=labels.annotation_ids,
+        measures={name: LABEL_MEASURES[name](evidence) for name in measures if name in LABEL_MEASURES} | suspicions,
+    )
+
+
+COUNTS = ("num_objects", "num_labels")
+
+
+def image_components(
+    image_ids: np.ndarray,
+    objects: ObjectScores,
+    labels: ObjectScores | None = None,
+    *,
+    aggregation: str = "top_k_mean",
+    k: int = 3,
+    class_weights: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Aggregate the objects of whole images to a column a measure.
+
+    An image without objects has 0 in every column. A suspicion is taken from the most suspicious object, whatever the
+    aggregation, for one wrong label is what it is about.
+
+    Args:
+        image_ids: (I,) int64, ascending and unique, the images that are asked about.
+        objects: G clusters of these images, in any order.
+        labels: J ground-truth boxes of these images, in any order.
+        aggregation: a name in ``AGGREGATIONS``.
+        k: of ``top_k_mean``.
+        class_weights: (C,) weights of the classes, for the aggregations in ``WEIGHTED``.
+
+    Returns:
+        name -> (I,) float64, and ``num_objects``, with labels ``num_labels`` too, int64.
+
+    Raises:
+        ConfigError: The aggregation has no such name, or weights are missing.
+        PredictionError: An object lies on another image.
+        SelectionError: The image_ids are not ascending and unique.
+    """
+    validate_ascending("image_ids", image_ids)  # before the search in them, which would miss images that are there
+    components: dict[str, np.ndarray] = {}
+    for rows, count in ((objects, COUNTS[0]), (labels, COUNTS[1])):
+        if rows is None:
+            continue
+        image_index = _image_index(rows.image_ids, image_ids)
+        weights = class_weights[rows.class_index] if class_weights is not None and aggregation in WEIGHTED else None
+        for name, values in rows.measures.items():
+            if name in SUSPICIONS:
+                components[name] = aggregate(values, image_index, len(image_ids), aggregation="max")
+            else:
+                components[name] = aggregate(
+                    values, image_index, len(image_ids), aggregation=aggregation, k=k, object_weights=weights
+                )
+        components[count] = np.bincount(image_index, minlength=len(image_ids)).astype(np.int64)
+    return components
+
+
+def combine_images(
+    image_ids: np.ndarray,
+    components: Mapping[str, np.ndarray],
+    *,
+    weights: Mapping[str, float],
+    normalization: str = "rank",
+    without_objects: str = "zero",
+) -> ImageScores:
+    """Combine the components of the whole pool to one score an image.
+
+    Normalisation is over the pool, so this step wants all of it.
+
+    Args:
+        image_ids: (I,) int64, ascending and unique, every image of the pool.
+        components: name -> (I,), ``num_objects`` among them.
+        weights: component -> weight, 0 or more; what is not named is kept in the table only.
+        normalization: a name in ``NORMALIZATIONS``.
+        without_objects: a name in ``WITHOUT_OBJECTS``: the score of an image on which no member saw anything. ``zero``
+            leaves its components 0; the others give it the lowest, the median or the highest of the other scores. An
+            image with labels keeps its own score where a label-aware measure has a weight.
+
+    Raises:
+        ConfigError: A name that does not exist, or weights that cannot be used.
+    """
+    if without_objects not in WITHOUT_OBJECTS:
+        raise ConfigError(f"without_objects must be one of {', '.join(WITHOUT_OBJECTS)}, got {without_objects!r}")
+    score = combine(components, weights, normalization=normalization)
+    is_empty = components["num_objects"] == 0
+    if "num_labels" in components and any(name in LABEL_MEASURES and weights[name] > 0 for name in weights):
+        is_empty = is_empty & (components["num_labels"] == 0)
+    statistic = WITHOUT_OBJECTS[without_objects]
+    if statistic is not None and not is_empty.all():
+        score = np.where(is_empty, statistic(score[~is_empty]), score)
+    return ImageScores(image_ids, score, dict(components))
+
+
+WITHOUT_OBJECTS = {"zero": None, "lowest": np.min, "median": np.median, "highest": np.max}
+"""What an image without detections scores: nothing in every component, or a figure of the other images' scores."""
+
+
+def score_images(
+    objects: ObjectScores,
+    image_ids: np.ndarray,
+    *,
+    labels: ObjectScores | None = None,
+    weights: Mapping[str, float],
+    aggregation: str = "top_k_mean",
+    k: int = 3,
+    class_weights: np.ndarray | None = None,
+    normalization: str = "rank",
+    without_objects: str = "zero",
+) -> ImageScores:
+    """Score the images of a pool that fits into memory: ``image_components``, then ``combine_images``."""
+    components = image_components(image_ids, objects, labels, aggregation=aggregation, k=k, class_weights=class_weights)
+    return combine_images(
+        image_ids, components, weights=weights, normalization=normalization, without_objects=without_objects
+    )
+
+
+def score_box_correlation(scores: ImageScores) -> float:
+    """Spearman's rank correlation of an image's score with its number of objects: how much the score buys crowds.
+
+    1 when more objects always score higher, 0 when the count says nothing, and 0 too where it is undefined (fewer
+    than two images, or a column that is constant).
+
+    Args:
+        scores: I rows with a component ``num_objects``.
+
+    Returns:
+        A number in [-1, 1].
+
+    Source:
+        Spearman 1904; the crowd bias of summed uncertainty: Haussmann et al. 2020 (arXiv 2004.04699).
+    """
+    score_ranks = average_ranks(scores.image_score)
+    count_ranks = average_ranks(scores.components["num_objects"])
+    deviations = np.stack((score_ranks, count_ranks)) - (len(scores) + 1) / 2
+    norms = np.linalg.norm(deviations, axis=1)
+    if not norms.all():
+        return 0.0
+    return float(np.clip(deviations[0] @ deviations[1] / norms.prod(), -1.0, 1.0))
+
+
+def _image_index(object_image_ids: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
+    """(G,) positions in the ascending ``image_ids``."""
+    positions = np.searchsorted(image_ids, object_image_ids)
+    found = positions < len(image_ids)
+    found[found] = image_ids[positions[found]] == object_image_ids[found]
+    if not found.all():
+        raise PredictionError(
+            f"objects must lie on the pool's {len(image_ids)} images, got image_id {object_image_ids[~found][0]}; "
+            "score the pool that was predicted"
+        )
+    return positions

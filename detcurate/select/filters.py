@@ -1,0 +1,228 @@
+"""Thinning: near-duplicates and frames too close in time give way to the best of them.
+
+Every function takes its rows *best first* and returns, of each row, the better one that it gives way to. A row gives
+way to rows that are kept and to no other, so that no chain of small steps empties a drive: any two kept rows are
+apart, and every other one has a kept one near it. Where some are held already, they come first, as ``num_kept`` says:
+they stay, however near to each other, and others give way to them.
+"""
+
+from __future__ import annotations
+
+from decimal import ROUND_HALF_UP, Decimal
+
+import numpy as np
+
+from detcurate.errors import SelectionError
+from detcurate.select.kernels import keep_apart, keep_far_from_better, keep_unlike_hashes
+from detcurate.select.neighbours import KeptRows, unit_rows
+
+HASH_BITS = 64
+_BANDS = 4
+_BLOCK = 1024
+
+
+def near_duplicates(
+    embeddings: np.ndarray, *, similarity: float, num_kept: int = 0, num_threads: int = 1
+) -> np.ndarray:
+    """Tell which rows are near-duplicates of a better one, by the cosine of their embeddings.
+
+    Exact up to 20,000 rows; above, a pair can be missed, see :class:`detcurate.select.neighbours.KeptRows`. A row of
+    zeros is like no other.
+
+    Args:
+        embeddings: (n, D) floating, finite, best row first.
+        similarity: in (0, 1], the cosine from which on two images are near-duplicates.
+        num_kept: in [0, n], the first so many rows stay.
+        num_threads: of no effect on the result.
+
+    Returns:
+        (n,) int64: the best of the kept rows that each is a near-duplicate of, -1 for a row that is kept.
+
+    Raises:
+        SelectionError: The similarity is out of range, or an embedding is not finite.
+
+    Example:
+        >>> near_duplicates(np.array([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1]]), similarity=0.95).tolist()
+        [-1, -1, 0]
+    """
+    _require_similarity(similarity)
+    if not np.isfinite(embeddings).all():
+        raise SelectionError("embeddings must be finite, got NaN or infinity; predict the pool again")
+    units = unit_rows(embeddings)
+    keeper = np.full(len(units), -1, np.int64)
+    kept = KeptRows(units, num_threads)
+    for first in range(0, len(units), _BLOCK):
+        block = units[first : first + _BLOCK]
+        starts, better = kept.near(block, similarity)
+        near = block @ block.T >= np.float32(similarity)
+        keep_far_from_better(keeper, first, starts, better, near, num_kept)
+        kept.keep(first + np.flatnonzero(keeper[first : first + _BLOCK] < 0))
+    return keeper
+
+
+def hash_duplicates(hashes: np.ndarray, *, similarity: float, num_kept: int = 0) -> np.ndarray:
+    """Tell which rows are near-duplicates of a better one, by the share of equal bits of their perceptual hashes.
+
+    Exact: two hashes that differ in r bits differ in at most r // 4 bits of one of their four quarters, so only rows
+    with such a quarter are compared (multi-index hashing, Norouzi et al. 2012).
+
+    Args:
+        hashes: (n,) uint64 of :func:`difference_hash`, best row first.
+        similarity: in (0, 1], the share of equal bits from which on two images are near-duplicates.
+        num_kept: in [0, n], the first so many rows stay.
+
+    Returns:
+        As :func:`near_duplicates`.
+
+    Raises:
+        SelectionError: The similarity is out of range.
+
+    Example:
+        >>> hash_duplicates(np.array([0b1111, 0, 0b0111], np.uint64), similarity=0.98).tolist()
+        [-1, -1, 0]
+    """
+    _require_similarity(similarity)
+    band_bits = HASH_BITS // _BANDS
+    most_bits = int(round((1 - similarity) * HASH_BITS, 9))
+    flips = np.arange(2**band_bits, dtype=np.uint64)
+    ones = np.unpackbits(flips.view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
+    values = [(hashes >> np.uint64(band * band_bits)) & np.uint64(2**band_bits - 1) for band in range(_BANDS)]
+    starts = np.stack([np.searchsorted(np.sort(column), np.arange(2**band_bits + 1)) for column in values])
+    by_band = np.stack([np.argsort(column, kind="stable") for column in values])
+    keeper: np.ndarray = keep_unlike_hashes(
+        hashes, by_band, starts, flips[ones <= most_bits // _BANDS], band_bits, most_bits, num_kept
+    )
+    return keeper
+
+
+def difference_hash(gray: np.ndarray) -> int:
+    """Return the 64-bit difference hash of a picture: whether each of 8x9 patches is brighter than its left neighbour.
+
+    Args:
+        gray: (8, 9) numbers, the picture scaled down by means of areas.
+
+    Returns:
+        In [0, 2**64). A plain picture gives 0.
+
+    Source:
+        N. Krawetz, "Kind of Like That", 2013 (dHash).
+    """
+    bits = np.packbits((gray[:, 1:] > gray[:, :-1]).reshape(-1))
+    return int.from_bytes(bits.tobytes(), "big")
+
+
+def require_sequences(sequences: np.ndarray, *, gap: int) -> None:
+    """Raise ``SelectionError`` when a gap is asked of a pool of which no image has a sequence.
+
+    Args:
+        sequences: (I,) int64, -1 for none.
+        gap: in frames.
+    """
+    if not (sequences >= 0).any():
+        raise SelectionError(
+            f"`sequence` must be known of some images where a gap of {gap} frames is asked, got none; "
+            "add `sequence` and `frame_index` to the image records, or set the gap to 0"
+        )
+
+
+def close_frames(sequences: np.ndarray, frame_index: np.ndarray, *, gap: int, num_kept: int = 0) -> np.ndarray:
+    """Tell which rows lie less than ``gap`` frames from a better one of the same sequence.
+
+    An image without a sequence is close to none. Frames may come in any order and may repeat (several cameras).
+
+    Args:
+        sequences: (n,) int64, the number of each image's sequence, -1 for none; best row first.
+        frame_index: (n,) int64, -1 for none.
+        gap: at least 1; 2 lets no two neighbouring frames stay.
+        num_kept: in [0, n], the first so many rows stay.
+
+    Returns:
+        (n,) int64: the best of the kept rows that each is close to, -1 for a row that is kept.
+
+    Raises:
+        SelectionError: The gap is below 1, or an image of a sequence has no frame index.
+
+    Example:
+        >>> close_frames(np.array([0, 0, 0, 1]), np.array([7, 8, 9, 8]), gap=2).tolist()
+        [-1, 0, -1, -1]
+    """
+    if gap < 1:
+        raise SelectionError(f"gap must be at least 1 frame, got {gap}")
+    unplaced = (sequences >= 0) & (frame_index < 0)
+    if unplaced.any():
+        raise SelectionError(
+            f"`frame_index` must be known of all images with a sequence where a gap of {gap} frames is asked, got none "
+            f"for {int(unplaced.sum())} of them; add it to the image records, or set the gap to 0"
+        )
+    order = np.lexsort((np.arange(len(sequences)), frame_index, sequences))
+    keeper: np.ndarray = keep_apart(order, sequences, frame_index, gap, num_kept)
+    return keeper
+
+
+def _require_similarity(similarity: float) -> None:
+    if not 0 < similarity <= 1:
+        raise SelectionError(f"similarity must be in (0, 1], got {similarity}; 0.95 is a start")
+
+
+def suspicious_rows(suspicion: np.ndarray, *, quantile: float) -> np.ndarray:
+    """Return the rows above a quantile of suspicion, the most suspicious first; ties by row.
+
+    Their number is the pool's share above the quantile, a half rounded up, but no image without any suspicion is among
+    them: a clean pool loses none.
+
+    Args:
+        suspicion: (I,) float64, at least 0; higher = a label is more likely wrong.
+        quantile: in [0, 1]; 0.95 gives the top 5 %, 1 none.
+
+    Returns:
+        (g,) int64 rows.
+
+    Raises:
+        SelectionError: The quantile is out of range, or a suspicion is negative or not finite.
+
+    Example:
+        >>> suspicious_rows(np.array([0.1, 0.9, 0.0, 0.9]), quantile=0.5).tolist()
+        [1, 3]
+    """
+    if not 0 <= quantile <= 1:
+        raise SelectionError(f"guard_quantile must be in [0, 1], got {quantile}; 0.95 guards against the top 5 %")
+    if not (suspicion >= 0).all() or not np.isfinite(suspicion).all():
+        raise SelectionError("suspicion must be at least 0 and finite, got another value; score the pool again")
+    share = (1 - Decimal(repr(float(quantile)))) * len(suspicion)
+    order = np.lexsort((np.arange(len(suspicion)), -suspicion))[: int(share.to_integral_value(ROUND_HALF_UP))]
+    return order[suspicion[order] > 0]
+
+
+_NUM_PAIRS = 20_000
+
+
+def pair_similarity(
+    quantiles: tuple[float, ...], *, embeddings: np.ndarray | None, hashes: np.ndarray | None, seed: int = 0
+) -> tuple[float, ...]:
+    """Return quantiles of the similarity of two random images, by embedding or, without those, by hash.
+
+    Args:
+        quantiles: in [0, 1].
+        embeddings: (n, D) floating, finite.
+        hashes: (n,) uint64.
+        seed: Of the pairs.
+
+    Returns:
+        A number for each quantile, as the similarity of :mod:`detcurate.select.filters`; none when there are no pairs.
+
+    Example:
+        >>> pair_similarity((0.5,), embeddings=None, hashes=np.array([0, 0, 0], np.uint64))
+        (1.0,)
+    """
+    values = hashes if embeddings is None else embeddings
+    if values is None or len(values) < 2:
+        return ()
+    draw = np.random.default_rng(seed)
+    first = draw.integers(0, len(values), _NUM_PAIRS)
+    second = (first + draw.integers(1, len(values), _NUM_PAIRS)) % len(values)  # another image, each as likely
+    if embeddings is None:
+        differing = np.ascontiguousarray(values[first] ^ values[second]).view(np.uint8).reshape(_NUM_PAIRS, -1)
+        found = 1 - np.unpackbits(differing, axis=1).sum(axis=1) / HASH_BITS
+    else:
+        found = np.einsum("pd,pd->p", unit_rows(values[first]), unit_rows(values[second]))
+    return tuple(float(value) for value in np.quantile(found, quantiles))

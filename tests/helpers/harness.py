@@ -1,0 +1,226 @@
+"""Runs that are made to be killed: started as a user starts them, each in a session of its own, and looked after."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+from helpers import REPOSITORY
+
+from detcurate.pipeline.context import DIRECTORIES
+
+CURATE = REPOSITORY / "tools" / "curate.py"
+MANIFEST = ("subset.json", "images.txt", "provenance.json", "relabel.json")
+PATIENCE = 600.0  # seconds that anything may take on a busy machine before a test gives up
+
+
+@dataclass
+class Running:
+    """A command at work, and all processes that it has started."""
+
+    process: subprocess.Popen
+    said: Path
+
+    @property
+    def members(self) -> set[int]:
+        """The living processes of its session."""
+        return {pid for pid, session in _sessions() if session == self.process.pid}
+
+    def kill(self, number: int, *, whole_group: bool = False) -> None:
+        """Send a signal to the main process alone, or to its whole group as a terminal does."""
+        try:
+            (os.killpg if whole_group else os.kill)(self.process.pid, number)
+        except ProcessLookupError:
+            pass
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        """Wait for its end, and return its exit status."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            raise AssertionError(f"it has not ended within {seconds:g} s: {self.text}") from None
+
+    def orphans(self, seconds: float) -> set[int]:
+        """Return the processes of its session that are still there so long after; they are ended."""
+        end = time.monotonic() + seconds
+        while self.members and time.monotonic() < end:
+            time.sleep(0.02)
+        left = self.members
+        if left:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return left
+
+    @property
+    def text(self) -> str:
+        """What it has said, on both streams."""
+        return self.said.read_text(errors="replace")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A finished run, from which others are copied.
+
+    Args:
+        config: Its config.
+        output: Its ``OUTPUT_DIR``.
+        words: Overrides of the config.
+        stages: Its stages, in order.
+        seconds: What each of them took.
+    """
+
+    config: Path
+    output: Path
+    stages: tuple[str, ...]
+    words: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def copy(self, folder: Path, *, without: Sequence[str] = ()) -> Path:
+        """Copy the finished run into a folder, without what some of its stages have written; return its place."""
+        output = folder / "output"
+        shutil.rmtree(output, ignore_errors=True)
+        gone = {DIRECTORIES[stage] for stage in without}
+        shutil.copytree(self.output, output, ignore=lambda at, _: gone if Path(at) == self.output else ())
+        return output
+
+    def start(
+        self,
+        output: Path,
+        *more: object,
+        command: Sequence[object] = (),
+        said: Path | None = None,
+        plain: bool = False,
+    ) -> Running:
+        """Start the main job, or another command, on an ``OUTPUT_DIR``; ``plain``: without the run's own words."""
+        said = said or output.parent / "said.txt"
+        words = [*command, "--config-file", self.config, *(() if plain else self.words), "OUTPUT_DIR", output, *more]
+        with said.open("wb") as stream:
+            process = subprocess.Popen(
+                [sys.executable, str(CURATE), *map(str, words)],
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                # What a shell starts in the background does not hear Ctrl-C, and neither do its children.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        return Running(process, said)
+
+    def finish(self, output: Path, *more: object) -> str:
+        """Run the main job to its end, and return what it said."""
+        running = self.start(output, *more)
+        status = running.wait()
+        assert status == 0, running.text
+        return running.text
+
+    def manifest(self, output: Path | None = None) -> dict[str, bytes]:
+        """Return the files of a manifest."""
+        return {name: ((output or self.output) / "manifest" / name).read_bytes() for name in MANIFEST}
+
+
+def state_of(output: Path, stage: str) -> str:
+    """Return what a stage's marker says: ``"started"``, ``"complete"``, or nothing."""
+    try:
+        return str(orjson.loads((output / DIRECTORIES[stage] / "stage.json").read_bytes())["status"])
+    except (OSError, orjson.JSONDecodeError, KeyError):
+        return ""
+
+
+def wait_until(condition: Callable[[], bool], running: Running, seconds: float = PATIENCE) -> bool:
+    """Wait until something is so, or the command has ended; return whether it is so."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if running.process.poll() is not None or time.monotonic() > end:
+            return condition()
+        time.sleep(0.002)
+    return True
+
+
+def leftovers(output: Path) -> list[str]:
+    """Return what no finished run leaves: temporaries, locks and claims."""
+    found = [path for pattern in (".*.partial", ".*.claim", ".*lock*", ".incoming") for path in output.rglob(pattern)]
+    return sorted(str(path.relative_to(output)) for path in found)
+
+
+def imported_pipeline(folder: Path) -> Pipeline:
+    """Make a run on the answers of three made-up detectors to 26 rendered images."""
+    config, output = folder / "imported.yaml", folder / "output"
+    config.write_text(
+        f"""
+_BASE_: "{REPOSITORY / "configs" / "Base-CPU-Tiny.yaml"}"
+OUTPUT_DIR: "{output}"
+CURATE:
+  NUM_PROCESSES: 2
+  RENDER: {{NUM_IMAGES: 26, NUM_EVALUATION_IMAGES: 7, WIDTH: 96, HEIGHT: 64}}
+  PREDICT: {{SHARD_SIZE: 5, RESULTS: "three"}}
+"""
+    )
+    stages = ("pool", "train", "predict", "score", "select", "manifest")
+    pipeline = Pipeline(config, output, stages, ("--until", "manifest"))
+    render = Pipeline(config, output, stages, ("--until", "pool"))
+    render.finish(output, "CURATE.PREDICT.RESULTS", "")
+    pool = json.loads((output / "pool" / "train.json").read_text())
+    files = [_answers(pool, shift, folder / f"member-{shift}.json") for shift in (0, 1, 3)]
+    members = [word for file in files for word in ("--member", file)]
+    importing = Pipeline(config, output, stages).start(output, *members, command=("import-results", "three"))
+    assert importing.wait() == 0, importing.text
+    pipeline.finish(output)
+    return Pipeline(config, output, stages, pipeline.words, _stage_seconds(output))
+
+
+def trained_pipeline(folder: Path, write_tiny_config: Callable[[Path], tuple[Path, Path]]) -> Pipeline:
+    """Make a run of the whole job: 2 trainings of 4 iterations, 4 members, 26 images, and 3 arms of 2 seeds."""
+    config, output = write_tiny_config(folder)
+    stages = tuple(stage for stage in DIRECTORIES if stage != "search")
+    Pipeline(config, output, stages).finish(output)
+    return Pipeline(config, output, stages, (), _stage_seconds(output))
+
+
+def _answers(pool: dict, shift: int, path: Path) -> Path:
+    """Write a results file in which every label is found, moved and less surely so from image to image."""
+    rows = [
+        {
+            "image_id": box["image_id"],
+            "category_id": box["category_id"],
+            "bbox": [box["bbox"][0] + shift * (box["id"] % 3), *box["bbox"][1:]],
+            "score": 0.95 - 0.03 * ((box["id"] * (shift + 2)) % 25),
+        }
+        for box in pool["annotations"]
+    ]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def _stage_seconds(output: Path) -> dict[str, float]:
+    """Return what each stage took, by the times of the config that a run writes first and of the markers."""
+    seconds, before = {}, (output / "config.yaml").stat().st_mtime
+    for stage, folder in DIRECTORIES.items():
+        marker = output / folder / "stage.json"
+        if marker.is_file():
+            end = marker.stat().st_mtime
+            seconds[stage], before = end - before, end
+    return seconds
+
+
+def _sessions() -> list[tuple[int, int]]:
+    """Return the number and the session of every living process of this machine."""
+    found = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            try:
+                fields = (path / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if fields[0] not in "ZX":
+                found.append((int(path.name), int(fields[3])))
+    return found

@@ -1,0 +1,273 @@
+"""The command line: what it accepts, and what it says of bad input (exit status 2, one message, no traceback)."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from detcurate.cli import main
+from detcurate.cli.run import build_parser
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed: `make setup` installs it")
+
+
+def test_help_reads_well(capsys):
+    with pytest.raises(SystemExit) as stop:
+        build_parser().parse_args(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("--config-file", "--until", "--only", "--dry-run", "--fresh", "--num-gpus", "pool, search, train"):
+        assert word in text
+
+
+def test_dry_run_tells_every_stage_and_writes_nothing(tiny_config, capsys):
+    config, output = tiny_config()
+    assert main(["--config-file", str(config), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    for words in ("2 runs of 4 iterations (16 images seen), 4 members", "4 members on 26 images", "13 of 26 images"):
+        assert words in text
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("CURATE.SELECT.FRACTOIN", "0.5"), "CURATE.SELECT.FRACTION"),
+        (("SOLVER.MAX_ITERS", "5"), "SOLVER.MAX_ITER"),
+        (("CURATE.SELECT.FRACTION", "half"), "CURATE.SELECT.FRACTION must be of type float, got 'half'"),
+        (("CURATE.SELECT.FRACTION", "0"), "CURATE.SELECT.FRACTION: input should be greater than 0, got 0.0"),
+        (("CURATE.SELECT.FRACTION", "1.5"), "less than or equal to 1, got 1.5"),
+        (("CURATE.SELECT.NUM_IMAGES", "27"), "count must be at most the pool's 26 images, got 27"),
+        (("CURATE.SELECT.STRATEGY", "topn"), "stratified_random, threshold, top_n, got 'topn' (did you mean 'top_n'?)"),
+        (
+            ("CURATE.SELECT.STRATEGY", "k_center"),
+            "CURATE.PREDICT.EMBEDDINGS must be True for CURATE.SELECT.STRATEGY k_ce",
+        ),
+        (("CURATE.SCORE.AGGREGATION", "median"), "max, mean, sqrt_sum, sum, top_k_mean, got 'median'"),
+        (("CURATE.SCORE.MEASURES", "('mutual_informatoin',)"), "did you mean 'mutual_information'?"),
+        (("CURATE.SCORE.WEIGHTS", "(1.0,)"), "one number a measure (3), got 1"),
+        (
+            ("CURATE.RETRAIN.ARMS", "('best',)"),
+            "an arm must be one of curated, full, most_boxes, random",
+        ),
+        (("CURATE.ENSEMBLE.ITERATIONS", "(1, 4)"), "from 0 to SOLVER.MAX_ITER - 1 = 3, got [1, 4]"),
+        (("CURATE.ENSEMBLE.MEMBERS_PER_RUN", "3"), "at most the 2 iterations of the last fraction, got 3"),
+        (("SEED", "-1"), "SEED must be at least 0"),
+        (("MODEL.DEVICE", "cuda"), "MODEL.DEVICE must be one that this machine has"),
+        (("MODEL.DEVICE", "toaster"), "MODEL.DEVICE must be cpu or cuda, got 'toaster'"),
+        (
+            ("MODEL.META_ARCHITECTURE", "YOLO"),
+            "MODEL must describe a detector that Detectron2 builds, got YOLO on build_",
+        ),
+        (
+            ("MODEL.BACKBONE.NAME", "vit"),
+            "got GeneralizedRCNN on vit: No object named 'vit' found in 'BACKBONE' registry!",
+        ),
+        (("SOLVER.MAX_ITER", "0"), "SOLVER.MAX_ITER must be at least 1, got 0"),
+        (("SOLVER.IMS_PER_BATCH", "-1"), "SOLVER.IMS_PER_BATCH must be at least 1, got -1"),
+        (("SOLVER.BASE_LR", "-0.1"), "SOLVER.BASE_LR must be at least 0, got -0.1"),
+        (("DATALOADER.NUM_WORKERS", "-1"), "DATALOADER.NUM_WORKERS must be at least 0, got -1"),
+        (("INPUT.FORMAT", "bgr"), "INPUT.FORMAT must be one of BGR, RGB, L, YUV-BT.601, got 'bgr'"),
+        (("INPUT.MIN_SIZE_TRAIN", "()"), "INPUT.MIN_SIZE_TRAIN must hold one or more sizes, got none"),
+        (
+            ("CURATE.ENSEMBLE.NUM_RUNS", "0"),
+            "an ensemble must have members, got CURATE.ENSEMBLE.NUM_RUNS 0 and none that",
+        ),
+        (
+            ("CURATE.ENSEMBLE.NUM_RUNS", "1", "CURATE.ENSEMBLE.MEMBERS_PER_RUN", "1"),
+            "measures of an ensemble of one member must be among entropy",
+        ),
+        (("SEED",), "pairs of KEY VALUE, got 1 words"),
+    ],
+)
+def test_bad_settings_are_named(tiny_config, refused, overrides, message):
+    config, output = tiny_config()
+    assert message in refused("--config-file", config, *overrides)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("secret", ["https://me:hunter2@host/x.pkl", "https://host/x.pkl?sig=hunter2"])
+def test_weights_from_a_url_with_a_secret(tiny_config, refused, secret):
+    config, output = tiny_config()
+    message = refused("--config-file", config, "MODEL.WEIGHTS", secret)
+    assert "MODEL.WEIGHTS must be a URL without credentials or a query, got one of https://" in message
+    assert "hunter2" not in message
+    assert not output.exists()
+
+
+def test_weights_that_are_not_there_are_found_before_the_training_wants_them(tiny_config, refused, tmp_path):
+    config, _ = tiny_config()
+    for words in (["--dry-run"], ["--until", "train"]):
+        message = refused("--config-file", config, *words, "MODEL.WEIGHTS", tmp_path / "none.pkl")
+        assert f"MODEL.WEIGHTS must name an existing file, got {tmp_path / 'none.pkl'}; mend the path" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--join", "--dry-run"), "argument --join: not allowed with argument --dry-run"),
+        (("--join", "--fresh"), "argument --join: not allowed with argument --fresh"),
+        (("--join", "--wait"), "argument --join: not allowed with argument --wait"),
+        (("--join", "--join-wait", "nan"), "--join-wait must be at least 0, got nan"),
+        (("--num-gpus", "-1"), "--num-gpus must be at least 0, got -1"),
+        (("--num-machines", "0"), "--num-machines must be at least 1, got 0"),
+        (
+            ("--num-machines", "2", "--machine-rank", "2"),
+            "--machine-rank must be from 0 to below --num-machines 2, got 2",
+        ),
+    ],
+)
+def test_options_that_make_no_sense(tiny_config, capsys, options, message):
+    config, output = tiny_config()
+    with pytest.raises(SystemExit) as stop:
+        main(["--config-file", str(config), *options])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_the_plan_of_a_fresh_start_and_the_places_of_what_was_done_now(tiny_config, done):
+    config, output = tiny_config()
+    report = output / "report" / "index.html"
+    report.parent.mkdir(parents=True)
+    report.write_text("of a run that was stopped")
+    (output / "detcurate.json").write_text('{"config_file": "tiny.yaml"}')
+    text = done("--config-file", config, "--until", "pool")
+    assert str(report) not in text
+    assert "pool      up to date" in done("--config-file", config, "--dry-run")
+    plan = done("--config-file", config, "--dry-run", "--fresh")
+    assert "up to date" not in plan
+    assert "curated, random, full with 2 seeds; 2 of the full arm are the ensemble's own runs" in plan
+    assert (output / "pool" / "stage.json").exists()
+
+
+def test_missing_config(refused, tmp_path):
+    assert "must name an existing file" in refused("--config-file", tmp_path / "no.yaml")
+
+
+def test_config_that_is_not_yaml(refused, tmp_path):
+    (tmp_path / "bad.yaml").write_text("SEED: [1, 2\nMODEL: {")
+    assert "line 2" in refused("--config-file", tmp_path / "bad.yaml")
+
+
+def test_config_that_would_run_code(refused, tmp_path):
+    trap = tmp_path / "ran"
+    (tmp_path / "bad.yaml").write_text(f'OUTPUT_DIR: !!python/object/apply:os.mkdir ["{trap}"]\n')
+    assert "plain YAML" in refused("--config-file", tmp_path / "bad.yaml")
+    assert not trap.exists()
+
+
+def coco(path: Path, images: list, **extra: object) -> None:
+    categories = [{"id": 1, "name": "car"}]
+    path.write_text(json.dumps({"images": images, "annotations": [], "categories": categories, **extra}))
+
+
+@pytest.fixture
+def own_data(tiny_config, tmp_path):
+    """A config for two images of the user's own, of which the second file is absent."""
+    import cv2
+    import numpy as np
+
+    root = tmp_path / "data"
+    (root / "images").mkdir(parents=True)
+    cv2.imwrite(str(root / "images" / "a.png"), np.zeros((40, 64, 3), np.uint8))
+    images = [{"id": number, "file_name": f"{name}.png", "width": 64, "height": 40} for number, name in enumerate("ab")]
+    coco(root / "train.json", images)
+    coco(root / "val.json", images[:1])
+    config, output = tiny_config()
+    return ["--config-file", config, "DATASETS.ROOT", root, "CURATE.RENDER.NUM_IMAGES", "0"], root, output
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("SEQUENCE_GAP", "5", "`sequence` must be known of some images where a gap of 5 frames is asked, got none"),
+        ("CLASS_FLOORS", "('tram=3',)", "must be of a class of the pool, got 'tram=3'; known are car"),
+        ("NUM_BOXES", "7", "num_boxes must be at most the pool's 0 boxes, got 7"),
+    ],
+)
+def test_a_selection_that_cannot_be_is_found_before_anything_is_done(own_data, refused, key, value, message):
+    arguments, _, output = own_data
+    assert message in refused(*arguments, f"CURATE.SELECT.{key}", value)
+    assert not output.exists()
+
+
+def test_missing_annotations(own_data, refused):
+    arguments, root, _ = own_data
+    (root / "train.json").unlink()
+    message = refused(*arguments)
+    assert "train.json" in message
+    assert "No such file" in message
+
+
+def test_broken_annotations_are_named_with_their_line(own_data, refused):
+    arguments, root, _ = own_data
+    (root / "train.json").write_text('{"images": [],\n"annotations": [,]}')
+    assert "line 2" in refused(*arguments)
+
+
+def test_absent_image_stops_by_default_and_says_how_to_go_on(own_data, refused):
+    arguments, _, _ = own_data
+    message = refused("--until", "pool", *arguments)
+    assert "b.png (image_id 1): the file is absent" in message
+    assert "CURATE.POOL.BAD_IMAGES quarantine" in message
+
+
+def test_many_bad_images_are_all_listed_in_a_file(own_data, refused):
+    arguments, root, output = own_data
+    names = ["b.png", "c.png", "two\nlines.png", "e.png", "f.png"]
+    images = [{"id": number, "file_name": name, "width": 64, "height": 40} for number, name in enumerate(names)]
+    coco(root / "train.json", images)
+    message = refused("--until", "pool", *arguments)
+    listed = output / "cache" / "bad-images.txt"
+    assert f"and 2 more, all in {listed}; mend them" in message
+    lines = listed.read_text().splitlines()
+    assert len(lines) == 5
+    assert lines[2] == r"'two\nlines.png' (image_id 2): the file is absent"
+
+
+def test_absent_image_is_quarantined_when_asked(own_data, capsys):
+    arguments, _, output = own_data
+    status = main([*map(str, ["--until", "pool", *arguments]), "CURATE.POOL.BAD_IMAGES", "quarantine"])
+    assert status == 0
+    assert "1 images in quarantine" in capsys.readouterr().out
+    quarantined = json.loads((output / "pool" / "pool.json").read_text())["quarantined"]
+    assert quarantined == [
+        {"image_id": 1, "file_name": "b.png", "code": "missing_image_file", "reason": "the file is absent"}
+    ]
+
+
+def test_evaluation_of_other_classes(own_data, refused):
+    arguments, root, _ = own_data
+    coco(root / "val.json", [], categories=[{"id": 1, "name": "truck"}])
+    assert "val.json" in refused(*arguments)
+
+
+def test_output_dir_of_another_config(tiny_config, refused, tmp_path):
+    config, output = tiny_config()
+    assert main(["--config-file", str(config), "--until", "pool"]) == 0
+    other = shutil.copy(config, tmp_path / "other.yaml")
+    message = refused("--config-file", other, "--until", "pool")
+    assert "made by tiny.yaml" in message
+    assert "--fresh" in message
+    assert (output / "pool" / "stage.json").exists()
+
+
+def test_output_dir_of_another_program_is_left_alone(tiny_config, refused):
+    config, output = tiny_config()
+    output.mkdir()
+    (output / "thesis.txt").write_text("ten years of work")
+    assert "thesis.txt" in refused("--config-file", config, "--fresh")
+    assert (output / "thesis.txt").read_text() == "ten years of work"
+
+
+def test_only_without_the_stages_before_it(tiny_config, refused):
+    config, _ = tiny_config()
+    assert "the stage 'score' must have finished" in refused("--config-file", config, "--only", "select")
+
+
+def test_full_disk(tiny_config, refused, monkeypatch):
+    config, _ = tiny_config()
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
+    assert "free disk" in refused("--config-file", config)

@@ -1,0 +1,307 @@
+# ruff: noqa: E402  Ray and Detectron2 may be absent, and are asked for first
+"""The Ray engine on one small cluster: order, bounds, failures, and the bytes of the local engine."""
+
+import importlib.util
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import REPOSITORY
+from helpers.on_ray import (
+    cluster_of,
+    die_at_two,
+    divide_by_zero,
+    large,
+    refuse_three,
+    square,
+    suffer_once,
+    timed,
+    where,
+)
+from helpers.one_stage import RETINANET
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'detcurate[ray]'")
+
+from detcurate.cli import main
+from detcurate.config import RaySettings
+from detcurate.engines.ray_engine import RayEngine
+from detcurate.errors import ConfigError, DatasetError, DetcurateError
+
+NUM_CPUS, NUM_GPUS = 2, 3
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """One node of 2 CPUs that says it has 3 GPUs."""
+    with cluster_of(NUM_CPUS, num_gpus=NUM_GPUS) as started:
+        yield started
+
+
+@pytest.fixture
+def engine(cluster):
+    found = RayEngine(RaySettings(), address=cluster.address)
+    yield found
+    found.close()
+
+
+def run(engine, function, jobs, **how: object):
+    return engine.run(function, jobs, num_processes=1, total=2 * len(jobs), desc="count", unit="step", **how)
+
+
+def stream(engine, function, jobs, total=100):
+    return engine.stream(function, jobs, num_processes=1, total=total, desc="count", unit="step")
+
+
+def test_results_have_the_order_of_the_jobs_and_the_bar_counts_every_unit(engine, capsys):
+    jobs = [5, 1, 9, 2, 8, 3, 7]
+    assert run(engine, square, jobs) == [job**2 for job in jobs]
+    assert "14/14" in capsys.readouterr().err
+    assert list(stream(engine, square, jobs, total=14)) == [job**2 for job in jobs]
+    assert run(engine, square, []) == list(stream(engine, square, [])) == []
+
+
+def test_never_more_blocks_are_worked_on_than_there_are_workers(engine, tmp_path):
+    found = run(engine, timed, [(tmp_path, NUM_CPUS)] * 11)
+    most = max(sum(begun <= moment < end for begun, end in found) for moment, _ in found)
+    assert most == NUM_CPUS
+
+
+def test_a_stream_takes_two_jobs_a_worker_ahead_and_no_more(engine):
+    taken = []
+
+    def jobs():
+        for job in range(17):
+            taken.append(job)
+            yield job
+
+    results = stream(engine, square, jobs())
+    for number, result in enumerate(results):
+        assert result == number**2
+        assert len(taken) <= number + 1 + 2 * NUM_CPUS
+    assert taken == list(range(17))
+
+
+def test_results_that_together_exceed_the_object_store_all_arrive(engine):
+    kept = list(stream(engine, large, range(11)))  # 176 MB in a store of 80 MB
+    assert [int(array[0]) for array in kept] == list(range(11))
+    assert all((array == number).all() for number, array in enumerate(kept))
+
+
+def test_a_failure_is_raised_as_it_is_and_ends_the_workers(engine):
+    begun = time.monotonic()
+    with pytest.raises(DatasetError) as raised:
+        run(engine, refuse_three, [1, 3, 4])
+    assert type(raised.value) is DatasetError
+    assert str(raised.value) == "boxes must be finite, got nan (x.json, image_id 7)"
+    assert time.monotonic() - begun < 120
+    with pytest.raises(RuntimeError, match=r"(?s)divide_by_zero.*ZeroDivisionError"):  # a defect, with its traceback
+        run(engine, divide_by_zero, [1])
+    assert run(engine, square, [3, 4]) == [9, 16]  # the cluster was not left for it
+
+
+def test_what_the_handler_of_a_signal_raises_ends_the_run(engine):
+    class Stopped(BaseException):
+        pass
+
+    def stop(*_: object):
+        raise Stopped
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 3.0)
+    try:
+        with pytest.raises(Stopped):
+            run(engine, refuse_three, [1, 4])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_block_that_ends_every_worker_is_named(engine):
+    with pytest.raises(
+        DetcurateError, match=r"a block of 'count' must not end its worker, got 3 workers that died at job 1, .*MAX_DEA"
+    ):
+        run(engine, die_at_two, [1, 2, 3])
+
+
+@pytest.mark.parametrize("how", ["kill", "exit", "memory"])
+def test_the_block_of_a_worker_that_dies_or_runs_out_of_memory_is_given_to_another(engine, tmp_path, how):
+    found = run(engine, suffer_once, [(number, tmp_path, how) for number in range(7)])
+    assert [number for number, _ in found] == list(range(7))
+    dead = int((tmp_path / "suffered").read_text())
+    assert found[2][1] != dead
+
+
+def test_a_worker_takes_a_part_of_a_gpu_and_sees_no_other(cluster, tmp_path):
+    engine = RayEngine(RaySettings(gpus_per_worker=0.5, cpus_per_worker=0.25), address=cluster.address)
+    try:
+        found = run(engine, where, [(tmp_path, 2 * NUM_GPUS)] * 12, on_gpu=True)
+    finally:
+        engine.close()
+    assert len({pid for pid, _, _ in found}) == 2 * NUM_GPUS
+    gpu_of = {pid: gpu for pid, gpu, _ in found}
+    assert sorted(gpu_of.values()) == ["0", "0", "1", "1", "2", "2"]
+    assert {folder for _, _, folder in found} == {str(Path.cwd())}
+
+
+def test_without_ray_the_extra_is_named(monkeypatch, refused, write_tiny_config, tmp_path):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else find(name, *rest))
+    config, _ = write_tiny_config(tmp_path)
+    assert "pip install 'detcurate[ray]'" in refused("--config-file", config, "--engine", "ray")
+    assert "--engine must be ray with --ray-address" in refused("--config-file", config, "--ray-address", "x:1")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "ray://127.0.0.1:10001"])
+def test_an_address_without_a_cluster_is_refused_at_once(address):
+    begun = time.monotonic()
+    with pytest.raises(ConfigError, match=rf"--ray-address must be of a.* cluster that .*, got {address}"):
+        RayEngine(RaySettings(), address=address)
+    assert time.monotonic() - begun < 10
+
+
+LISTENERS = """
+import multiprocessing, os, pathlib
+from detcurate.config import RaySettings
+from detcurate.engines.ray_engine import RayEngine
+if __name__ == "__main__":
+    engine = RayEngine(RaySettings(), num_cpus=1)
+    assert engine.run(abs_of, [-3], num_processes=1, total=1, desc="x", unit="u") == [3]
+    (driver,) = multiprocessing.active_children()
+    mine = set()
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getsid(int(path.name)) == driver.pid:
+                mine |= {os.readlink(link) for link in (path / "fd").iterdir()}
+        except OSError:
+            pass
+    for table in ("tcp", "tcp6"):
+        for line in pathlib.Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in mine:
+                print("listens", fields[1].split(":")[0])
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    engine.close()
+    print("left", [path.name for path in pathlib.Path("/proc").glob("[0-9]*") if session(path) == driver.pid])
+"""
+
+
+def test_a_cluster_that_is_started_here_listens_on_loopback_alone(tmp_path):
+    """Loopback is 127.0.0.1, as the kernel's tables have it, also within IPv6."""
+    (tmp_path / "abs_of.py").write_text(
+        "import os\n"
+        "def abs_of(job, progress):\n    return abs(job)\n"
+        "def session(path):\n"
+        "    try:\n        return os.getsid(int(path.name))\n    except OSError:\n        return 0\n"
+    )
+    (tmp_path / "listeners.py").write_text(f"from abs_of import abs_of, session\n{LISTENERS}")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, tmp_path / "listeners.py"], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    addresses = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("listens")}
+    assert addresses
+    assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}
+    assert done.stdout.splitlines()[-1] == "left []"
+
+
+@pytest.fixture(scope="module")
+def trained(train_tiny):
+    """A two-stage detector's run."""
+    return train_tiny()
+
+
+@pytest.fixture(scope="module")
+def trained_densely(train_tiny):
+    """A one-stage detector's run."""
+    return train_tiny(*RETINANET)
+
+
+def files_of(folder):
+    """Return the bytes of every file but the log and the config, which names the folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in ("log.txt", "config.yaml")
+    }
+
+
+@pytest.mark.parametrize("mode", ["cluster", "reference", "dense"])
+def test_predictions_and_scores_are_the_bytes_of_the_local_engine(request, cluster, tmp_path, mode):
+    config, output, words = request.getfixturevalue("trained_densely" if mode == "dense" else "trained")
+    found = {}
+    for engine in ("local", "ray"):
+        shutil.copytree(output, tmp_path / engine)
+        where_to = ["OUTPUT_DIR", str(tmp_path / engine), "CURATE.PREDICT.MODE", mode]
+        on = ["--engine", "ray", "--ray-address", cluster.address] if engine == "ray" else []
+        more = ["CURATE.PREDICT.EMBEDDINGS", "True", "CURATE.RAY.SHARDS_PER_BLOCK", "2"]
+        assert main(["--config-file", str(config), "--until", "score", *on, *words, *where_to, *more]) == 0
+        found[engine] = files_of(tmp_path / engine)
+    assert found["ray"].keys() == found["local"].keys()
+    assert [name for name in found["local"] if found["local"][name] != found["ray"][name]] == []
+    shards = f"predictions/{'dense' if mode == 'dense' else 'pass-00'}/shard-"
+    assert sum(name.startswith(shards) for name in found["ray"]) == 6
+
+
+def test_only_missing_shards_are_handed_out(trained, cluster, tmp_path):
+    """A shard that is there stays; of the others, a block holds neighbours alone."""
+    config, output, words = trained
+    shutil.copytree(output, tmp_path / "x")
+    command = ["--config-file", str(config), "--until", "predict", *words, "OUTPUT_DIR", str(tmp_path / "x")]
+    assert main(command) == 0
+    folder = tmp_path / "x" / "predictions"
+    whole = files_of(folder)
+    times = {path.name: path.stat().st_mtime_ns for path in (folder / "pass-00").glob("shard-*")}
+    for number in (1, 2, 4):
+        (folder / "pass-00" / f"shard-0000{number}.parquet").unlink()
+    assert main([*command, "--engine", "ray", "--ray-address", cluster.address]) == 0
+    assert files_of(folder) == whole
+    again = {path.name: path.stat().st_mtime_ns for path in (folder / "pass-00").glob("shard-*")}
+    assert [int(name[8:11]) for name in sorted(times) if times[name] != again[name]] == [1, 2, 4]
+
+
+def test_a_gpu_is_asked_of_the_cluster_and_not_of_this_machine(trained, tmp_path, refused):
+    config, output, words = trained
+    shutil.copytree(output, tmp_path / "x")
+    with cluster_of(1, num_gpus=0) as without:
+        message = refused(
+            *("--config-file", config, "--only", "predict", "--engine", "ray", "--ray-address", without.address),
+            *(*words, "OUTPUT_DIR", tmp_path / "x", "MODEL.DEVICE", "cuda"),
+        )
+    assert "MODEL.DEVICE must be one that the Ray cluster has, got cuda and no GPU in 1 nodes" in message
+    assert not list((tmp_path / "x" / "predictions").rglob("shard-*"))
+
+
+def test_a_signal_ends_the_command_and_not_the_cluster(trained, cluster, tmp_path):
+    """SIGTERM, which Ray's compiled code would have for itself."""
+    config, output, words = trained
+    shutil.copytree(output, tmp_path / "x")
+    command = [sys.executable, REPOSITORY / "tools" / "curate.py", "--config-file", config]
+    command += ["--engine", "ray", "--ray-address", cluster.address, "--until", "predict", *words]
+    command += ["OUTPUT_DIR", tmp_path / "x"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while "predict pool" not in process.stdout.read(80):
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert said.splitlines()[-1].endswith("stopped; give the same command again to go on: finished work is kept")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "x" / "predictions").rglob("shard-*"))) == 6
+
+
+def test_a_driver_that_dies_is_told_and_another_takes_its_place(engine):
+    run(engine, square, [1])
+    (driver,) = (child for child in multiprocessing.active_children() if child.name == "ray-driver")
+    os.kill(driver.pid, signal.SIGKILL)
+    with pytest.raises(DetcurateError, match="the process that is connected to Ray must live until all is done"):
+        run(engine, square, [2])
+    assert run(engine, square, [3]) == [9]

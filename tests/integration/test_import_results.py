@@ -1,0 +1,385 @@
+"""``detcurate import-results``: from results files of any detector to a manifest that verifies, without torch."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from helpers import REPOSITORY
+
+from detcurate.cli import main
+from detcurate.cli.import_results import parse_members
+from detcurate.coco.dataset import read_coco
+from detcurate.config.declaration import has_detectron2
+from detcurate.errors import ConfigError
+from detcurate.io.files import sha256_file
+from detcurate.predictions.store import read_members, read_predictions
+from detcurate.structures.boxes import xyxy_to_xywh
+
+NUM_IMAGES, CATEGORIES = 7, (2, 5, 9)
+
+
+@pytest.fixture
+def pool(tmp_path):
+    """A pool of 7 images of which the last is broken, and its config: file, OUTPUT_DIR, folder of the data."""
+    root, rng = tmp_path / "data", np.random.default_rng(0)
+    (root / "images").mkdir(parents=True)
+    images = []
+    for number in range(NUM_IMAGES):
+        name = f"{number + 1:04d}.png"
+        cv2.imwrite(str(root / "images" / name), rng.integers(0, 255, (40, 64, 3), np.uint8))
+        images.append({"id": 10 + 3 * number, "file_name": name, "width": 64, "height": 40})
+    (root / "images" / name).write_bytes(b"broken")
+    annotations = [
+        {"id": n, "image_id": images[n % 5]["id"], "category_id": CATEGORIES[n % 3], "bbox": [4.0 + n, 6.0, 20.0, 12.0]}
+        for n in range(11)
+    ]
+    categories = [{"id": id_, "name": f"class-{id_}"} for id_ in CATEGORIES]
+    coco = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "train.json").write_text(json.dumps(coco))
+    (root / "val.json").write_text(json.dumps({**coco, "images": images[:2], "annotations": []}))
+    config, output = tmp_path / "any.yaml", tmp_path / "output"
+    config.write_text(
+        f"""
+OUTPUT_DIR: "{output}"
+DATASETS: {{ROOT: "{root}"}}
+CURATE:
+  NUM_PROCESSES: 1
+  POOL: {{BAD_IMAGES: quarantine}}
+  PREDICT: {{SHARD_SIZE: 4}}
+"""
+    )
+    return config, output, root
+
+
+def write_results(root, number, **changes: object):
+    """Write what the number-th checkpoint answers: each label, moved and doubted a little more each time."""
+    rng = np.random.default_rng(number)
+    labels = json.loads((root / "train.json").read_text())["annotations"]
+    records = [
+        {
+            "image_id": label["image_id"],
+            "category_id": label["category_id"],
+            "bbox": [side + float(rng.normal(0, 1 + number)) for side in label["bbox"]],
+            "score": float(rng.uniform(0.1, 1)),
+            **changes,
+        }
+        for label in labels
+        if rng.random() < 0.8
+    ]
+    path = root / f"epoch{number}.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+@pytest.fixture
+def three(pool):
+    """The words that import three members as ``yolo``."""
+    config, _, root = pool
+    members = [word for number in range(3) for word in ("--member", str(write_results(root, number)))]
+    return ["import-results", "yolo", "--config-file", str(config), *members]
+
+
+def curate(config, *more: object):
+    return ["--config-file", config, "--until", "manifest", "CURATE.PREDICT.RESULTS", "yolo", *more]
+
+
+def test_three_members_are_imported_and_curated_to_a_manifest_that_verifies(pool, three, done):
+    config, output, root = pool
+    assert "3 members imported; use them with CURATE.PREDICT.RESULTS yolo" in done(*three)
+    text = done(*curate(config))
+    assert "3 members, imported as yolo" in text
+    assert "6 images by 3 imported members in 2 shards" in text
+    provenance = json.loads((output / "manifest" / "provenance.json").read_text())
+    assert [(m["run"], m["iteration"], m["results"], m["sha256"]) for m in provenance["ensemble"]] == [
+        (0, number, f"epoch{number}.json", sha256_file(root / f"epoch{number}.json")) for number in range(3)
+    ]
+    assert provenance["settings"]["predict"]["import-results"]["score_floor"] == 0.05
+    assert str(root) not in json.dumps([provenance["ensemble"], provenance["settings"]])
+    checks = json.loads(done("manifest", "verify", output / "manifest", "--json"))
+    assert {check["status"] for check in checks} == {"ok"}, checks
+    assert len(read_coco(output / "manifest" / "subset.json")) == 3
+    assert done(*curate(config)).count("up to date") == 6
+    assert "results" in done("ensemble", "list", output)
+    trajectories = pq.read_table(output / "scores" / "objects.parquet").column_names
+    assert "forgetting" in trajectories
+
+
+def test_a_ledger_that_lost_lines_does_not_pass_for_a_smaller_ensemble(pool, three, done, refused):
+    config, output, _ = pool
+    done(*three)
+    done(*curate(config))
+    ledger = output / "ensemble" / "ensemble.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    assert len(lines) == 3
+    ledger.write_text("".join(lines[:2]))
+    assert f"the ledger must be as its stage wrote it, but {ledger} is damaged; run" in refused(
+        "ensemble", "list", output
+    )
+
+
+def test_imported_answers_cannot_be_asked_to_rank_whatever_the_config_says(pool, three, done, refused):
+    config, _, root = pool
+    done(*three)
+    done(*curate(config))
+    assert "the ensemble must be of Detectron2 to rank candidates, got imported answers" in refused(
+        "rank", root / "train.json", "--config-file", config
+    )
+
+
+def test_it_runs_where_torch_and_detectron2_cannot_be_imported(pool, three, tmp_path):
+    config, output, _ = pool
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(_WITHOUT_TORCH)
+    path = os.pathsep.join((str(tmp_path / "site"), str(REPOSITORY)))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+    def run(*words: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, *map(str, words)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    def curate_py(*words: object) -> subprocess.CompletedProcess:
+        return run("-W", "error", REPOSITORY / "tools" / "curate.py", *words)
+
+    for name in ("torch", "torchvision", "detectron2"):
+        assert f"No module named '{name}'" in run("-c", f"import {name}").stderr
+    for words in (three, curate(config), ("manifest", "verify", output / "manifest")):
+        finished = curate_py(*words)
+        assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.endswith("the manifest is what it says it is\n")
+    refused = curate_py("--config-file", config, "CURATE.PREDICT.RESULTS", "yolo")
+    assert refused.returncode == 2
+    assert "the stage 'retrain', before which --until manifest stops, needs Detectron2" in refused.stderr
+
+
+_WITHOUT_TORCH = '''
+import sys
+
+
+class Without:
+    """A finder that finds no torch, as if it were not installed: for find_spec as for import."""
+
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision", "detectron2"):
+            return None
+        return self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+'''
+
+
+@pytest.mark.skipif(not has_detectron2(), reason="Detectron2 is not installed: `make setup` installs it")
+def test_what_a_detectron2_run_answered_gives_the_same_scores_when_it_is_imported(write_tiny_config, tmp_path, done):
+    for name in ("theirs", "ours"):
+        (tmp_path / name).mkdir()
+    config, whole = write_tiny_config(tmp_path / "theirs")
+    done("--config-file", config, "--until", "score")
+    members = read_members(whole / "predictions")
+    dataset = read_coco(whole / "pool" / "train.json")
+    words = []
+    for number, name in enumerate(members):
+        run, iteration = (int(part.split("-")[1].split(".")[0]) for part in name.split("@")[0].split("/"))
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps(export(read_predictions(whole / "predictions", members), number, dataset)))
+        words += ["--member", f"{path}@{run}:{iteration}"]
+    config, output = write_tiny_config(tmp_path / "ours")
+    keep_all = ["--score-floor", "0", "--max-per-image", "0"]
+    done("import-results", "same", "--config-file", config, *keep_all, *words)
+    done("--config-file", config, "--until", "score", "CURATE.PREDICT.RESULTS", "same")
+    for name in ("images.parquet", "objects.parquet"):
+        expected, found = (pq.read_table(folder / "scores" / name) for folder in (whole, output))
+        assert found.equals(expected), name
+    assert expected.num_rows > 0
+
+
+def export(shards, member, dataset):
+    """Return one member's detections as the records of a results file."""
+    records = []
+    for detections, _ in shards:
+        mine = detections.take(detections.member == member)
+        boxes = xyxy_to_xywh(mine.boxes.astype(np.float64)).tolist()
+        for row, box in enumerate(boxes):
+            records.append(
+                {
+                    "image_id": int(mine.image_ids[row]),
+                    "category_id": int(dataset.category_ids[mine.class_index[row]]),
+                    "bbox": box,
+                    "score": float(mine.scores[row]),
+                    "class_probs": mine.class_probs[row].tolist(),
+                }
+            )
+    return records
+
+
+def test_an_import_is_replaced_as_a_whole_and_a_file_that_stays_is_not_read_again(pool, three, done, refused):
+    config, output, root = pool
+    done(*three)
+    imported = output / "imported" / "yolo"
+    before = (imported / "import.json").read_bytes()
+    folders = sorted(path.name for path in imported.iterdir())
+    stamps = {path: path.stat().st_mtime_ns for path in imported.glob("*/*.parquet")}
+    bad = write_results(root, 3, score=7)
+    assert "epoch3.json" in refused(*three, "--member", bad)
+    assert (imported / "import.json").read_bytes() == before
+    assert sorted(path.name for path in imported.iterdir()) == folders
+    text = done(*three, "--member", write_results(root, 3))
+    assert text.count("there already") == 3
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert "6 images by 4 imported members" in done(*curate(config))
+    done(*three[:6], "--member", root / "epoch3.json")
+    assert len(list(imported.glob("*/results.json"))) == 2
+    text = done(*curate(config))
+    assert "train     is done again: imported changed" in text
+    assert "6 images by 2 imported members" in text
+
+
+def test_what_differs_from_the_import_is_told(pool, three, done, refused):
+    config, output, root = pool
+    assert "must name results that were imported into" in refused(*curate(config))
+    done(*three)
+    assert f"imported into {output} (yolo), got 'yoda'" in refused(*curate(config, "CURATE.PREDICT.RESULTS", "yoda"))
+    message = refused(*curate(config, "CURATE.PREDICT.SHARD_SIZE", "3"))
+    assert "CURATE.PREDICT.SHARD_SIZE as they are now" in message
+    coco = json.loads((root / "train.json").read_text())
+    coco["annotations"].pop()
+    (root / "train.json").write_text(json.dumps(coco))
+    assert "6 images by 3 imported members" in done(*curate(config))  # labels may change, images may not
+    coco["images"][0]["id"] = 1
+    coco["annotations"] = []
+    (root / "train.json").write_text(json.dumps(coco))
+    assert "imported results must be of the pool's images" in refused(*curate(config))
+
+
+def test_quarantined_images_and_boxes_without_area_are_counted(pool, three, done):
+    config, _, root = pool
+    records = [
+        {"image_id": 28, "category_id": 9, "bbox": [1, 2, 3, 4], "score": 0.9},
+        {"image_id": 10, "category_id": 9, "bbox": [1, 2, 0, 4], "score": 0.9},
+        {"image_id": 10, "category_id": 9, "bbox": [-9, 2, 99, 4], "score": 0.9},
+    ]
+    (root / "r.json").write_text(json.dumps(records))
+    text = done("import-results", "x", "--config-file", config, "--member", root / "r.json")
+    assert "1 of 3 detections (1 without area, 1 on images in quarantine)" in text
+    assert "1 boxes without area inside their image were left out" in text
+    assert "more than half of the boxes reach out of their image" in text
+
+
+def test_names_as_ultralytics_writes_them(pool, done, refused):
+    config, _, root = pool
+    record = {"image_id": 2, "category_id": 0, "bbox": [1, 2, 3, 4], "score": 0.9}
+    (root / "predictions.json").write_text(json.dumps([record]))
+    words = ["import-results", "x", "--config-file", config, "--member", root / "predictions.json"]
+    message = refused(*words)
+    assert "--image-key stem" in message
+    assert "--category-key from-0 or from-1" in message
+    text = done(*words, "--image-key", "stem", "--category-key", "from-0", "--json")
+    (member,) = json.loads(text[text.index("{\n") :])["members"]
+    assert (member["counts"]["kept"], member["file"]) == (1, "run-0/iter-0000000/predictions.json")
+
+
+def test_an_empty_file_goes_with_files_of_any_form(pool, done):
+    config, output, root = pool
+    (root / "empty.json").write_text("[]")
+    probs = write_results(root, 1, class_probs=[0.5, 0.25, 0.125])
+    words = ["import-results", "yolo", "--config-file", config, "--member", root / "empty.json", "--member", probs]
+    assert "0 of 0 detections" in done(*words)
+    done(*curate(config))
+    shard = next(iter(read_predictions(output / "predictions", read_members(output / "predictions"))))[0]
+    assert shard.posterior_form == "sigmoid"
+    assert set(shard.member.tolist()) == {1}
+    assert done(*words).count("there already") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--score-floor", "1.5"), "--score-floor must be in [0, 1], got 1.5"),
+        (("--max-per-image", "-1"), "--max-per-image must be at least 0, got -1"),
+        (("--member", "{root}/absent.json"), "got no file {root}/absent.json"),
+        (("--member", "{root}/copy.json"), "got {root}/epoch1.json and {root}/copy.json with the same bytes"),
+        (("--member", "s3://me:pa55word@bucket/a.json"), "must be a file of this machine, got a URL of s3://; copy it"),
+        (("--member", "{root}/copy.json@0:1"), "FILE@RUN:ITERATION for all members or for none"),
+        (("--member", "{root}/train.json"), "an object with the keys images, annotations, categories"),
+        (("--member", "{root}/probs.json"), "scores alone ({root}/epoch0.json) and class_probs with the background ("),
+        (("CURATE.PREDICT.EMBEDDINGS", "True"), "embeddings must be False with results"),
+    ],
+)
+def test_what_cannot_be_imported(pool, three, refused, words, message):
+    _, output, root = pool
+    shutil.copy(root / "epoch1.json", root / "copy.json")
+    write_results(root, 4, class_probs=[0.25, 0.25, 0.25, 0.25]).rename(root / "probs.json")
+    assert message.format(root=root) in refused(*three, *(word.format(root=root) for word in words))
+    assert not (output / "imported").exists() or not list((output / "imported").iterdir())
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", ".hidden", ""])
+def test_names_that_are_no_folders(pool, three, refused, name):
+    assert "must be a name" in refused(three[0], name, *three[2:])
+
+
+def test_a_checkpoint_named_twice(pool, three, refused):
+    words = [f"{word}@1:500" if word.endswith(".json") else word for word in three]
+    assert "with run 1, iteration 500" in refused(*words)
+
+
+def test_runs_and_iterations():
+    files = parse_members(["a@2x.json@1:500", "b.json@0:7"])
+    assert [(file.path.name, file.run, file.iteration) for file in files] == [("a@2x.json", 1, 500), ("b.json", 0, 7)]
+    assert [(file.run, file.iteration) for file in parse_members(["a@2x.json", "b.json"])] == [(0, 0), (0, 1)]
+    with pytest.raises(ConfigError, match=r"got a.json beside others"):
+        parse_members(["a.json", "b.json@0:7"])
+
+
+def test_an_ensemble_of_detectron2_is_not_replaced(pool, three, refused):
+    _, output, _ = pool
+    (output / "ensemble").mkdir(parents=True)
+    marker = {"status": "complete", "digest": "", "settings": {"CURATE.ENSEMBLE": {"num_runs": 2}}}
+    (output / "ensemble" / "stage.json").write_text(json.dumps(marker))
+    assert "must not hold an ensemble of its own beside imported results" in refused(*three)
+    assert (output / "ensemble" / "stage.json").exists()
+
+
+def test_a_fresh_start_keeps_what_it_starts_from(pool, three, done):
+    config, output, _ = pool
+    done(*three)
+    done(*curate(config, "--fresh"))
+    assert (output / "manifest" / "subset.json").exists()
+    done("--config-file", config, "--until", "pool", "--fresh")
+    assert not (output / "imported").exists()
+
+
+def test_a_dry_run_tells_what_was_imported(pool, three, done):
+    config, output, _ = pool
+    done(*three)
+    text = done(*curate(config, "--dry-run"))
+    assert "3 members, imported as yolo" in text
+    assert not (output / "ensemble").exists()
+
+
+def test_a_damaged_copy_is_found(pool, three, done, refused):
+    config, output, _ = pool
+    done(*three)
+    next(iter((output / "imported" / "yolo").glob("*/results.json"))).write_text("[]")
+    assert "import the results again" in refused(*curate(config))
+
+
+def test_help_reads_well(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["import-results", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for words in ("FILE[@RUN:ITERATION]", "--score-floor", "class_probs", "CURATE.PREDICT.RESULTS", "--image-key stem"):
+        assert words in text
+    assert "{{" not in text

@@ -1,0 +1,136 @@
+# ruff: noqa: E402  Detectron2 may be absent, and is asked for first
+"""Processes that help a run that predicts: ``--join``, on 26 rendered images in 6 shards by 2 members."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed: `make setup` installs it")
+
+from helpers.one_stage import RETINANET
+
+from detcurate.cli import main
+from detcurate.pipeline.join import _while_files_vanish
+
+NUM_SHARDS = 6
+
+
+@pytest.fixture(scope="module")
+def trained(train_tiny):
+    """A two-stage detector's run."""
+    return train_tiny()
+
+
+@pytest.fixture(scope="module")
+def trained_densely(train_tiny):
+    """A one-stage detector's run."""
+    return train_tiny(*RETINANET)
+
+
+@pytest.fixture
+def copied_to(tmp_path):
+    """Return a function that copies a run into this test's folder; it gives the words of its command, and the copy."""
+
+    def copied_to(name: str, run: tuple):
+        config, output, words = run
+        shutil.copytree(output, tmp_path / name)
+        return ["--config-file", str(config), *words, "OUTPUT_DIR", str(tmp_path / name)], tmp_path / name
+
+    return copied_to
+
+
+@pytest.fixture
+def copied(copied_to, trained):
+    """The words of a command on an OUTPUT_DIR of this test's own, and that directory."""
+    return copied_to("x", trained)
+
+
+def start(words, *more: str):
+    command = [sys.executable, "-c", "import sys; from detcurate.cli import main; sys.exit(main())", *words, *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def shards_of(output, folder):
+    return {path.name: path.read_bytes() for path in (output / "predictions" / folder).glob("shard-*")}
+
+
+@pytest.mark.parametrize("mode", ["reference", "dense"])
+def test_a_helper_does_what_the_run_does_not(request, copied_to, tmp_path, mode):
+    """The run is held up as soon as it has begun; the helper makes every shard but the one that the run is at.
+
+    The mode reference has two rounds: the helper waits for the second too.
+    """
+    begun = request.getfixturevalue("trained_densely" if mode == "dense" else "trained")
+    words, output = copied_to("x", begun)
+    words = [*words, "CURATE.PREDICT.MODE", mode]
+    folders = ("pass-00", "reference") if mode == "reference" else ("dense",)
+    helper = start(words, "--join")
+    run = start(words, "--until", "predict")
+    try:
+        wait_for(lambda: list((output / "predictions" / folders[0]).glob(".*.claim")))
+        os.kill(run.pid, signal.SIGSTOP)
+        held = len(shards_of(output, folders[0])) + 1
+        wait_for(lambda: len(shards_of(output, folders[0])) >= NUM_SHARDS - 1)
+        assert held < NUM_SHARDS
+        os.kill(run.pid, signal.SIGCONT)
+        for process in (run, helper):
+            said, _ = process.communicate(timeout=120)
+            assert process.returncode == 0, said
+    finally:
+        for process in (run, helper):
+            process.kill()
+            process.wait()
+    assert "all are there, some of them made here" in said
+    words, alone = copied_to("alone", begun)
+    assert main([*words, "CURATE.PREDICT.MODE", mode, "--until", "predict"]) == 0
+    for folder in folders:
+        assert shards_of(output, folder) == shards_of(alone, folder)
+        assert len(shards_of(alone, folder)) == NUM_SHARDS
+    leftover = [path.name for path in (output / "predictions").rglob(".*")]
+    assert leftover == []
+
+
+def test_a_helper_writes_no_marker_and_waits_for_the_same_settings(copied, refused, done):
+    words, output = copied
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert "must have begun to predict, with the same config" in refused(*words, "--join", "--join-wait", "0.1")
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    assert main([*words, "--until", "predict"]) == 0
+    assert "is complete; there is nothing to help with" in done(*words, "--join")
+    other = [*words, "CURATE.PREDICT.BATCH_SIZE", "2", "--join", "--join-wait", "0.1"]
+    assert "must have begun to predict, with the same config" in refused(*other)
+
+
+def test_what_cannot_be_joined(copied, refused):
+    words, _ = copied
+    assert "CURATE.PREDICT.RESULTS must be empty with --join" in refused(
+        *words, "--join", "CURATE.PREDICT.RESULTS", "yolo"
+    )
+    assert "SCHEME must not be build_up with --join" in refused(*words, "--join", "CURATE.SEARCH.SCHEME", "build_up")
+
+
+def test_a_half_written_file_that_was_cleared_away_is_written_again():
+    tries = [FileNotFoundError(2, "gone", ".shard-00001.parquet.x.partial"), None]
+
+    def work():
+        error = tries.pop(0)
+        if error is not None:
+            raise error
+        return "done"
+
+    assert _while_files_vanish(work) == "done"
+    with pytest.raises(FileNotFoundError):
+        _while_files_vanish(lambda: Path("absent").read_bytes())

@@ -1,0 +1,232 @@
+# ruff: noqa: E402  Detectron2 may be absent, and is asked for first
+"""Members asked about given boxes: real models with random weights, 5 classes, 3 images of 3 sizes."""
+
+import math
+
+import pytest
+from helpers import REPOSITORY
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed: `make setup` installs it")
+
+import numpy as np
+import torch
+from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+
+from detcurate.config.declaration import load_config
+from detcurate.d2 import registration  # noqa: F401  registers the small backbone
+from detcurate.d2.infer.posteriors import predict_posteriors
+from detcurate.d2.infer.posteriors.softmax import propose
+from detcurate.d2.infer.reference import reference_answers
+from detcurate.errors import EnsembleError, PredictionError
+
+CONFIGS = REPOSITORY / "configs"
+C = 5
+AGNOSTIC = ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]
+KINDS = {"faster": [], "agnostic": AGNOSTIC, "cascade": [*AGNOSTIC, "MODEL.ROI_HEADS.NAME", "CascadeROIHeads"]}
+SIZES = ((64, 96), (48, 80), (80, 56))
+
+
+def build(kind, seed=0, *overrides: str):
+    torch.manual_seed(seed)
+    settings = ["MODEL.ROI_HEADS.NUM_CLASSES", str(C), "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
+    model = build_model(load_config(CONFIGS / "Base-CPU-Tiny.yaml", [*settings, *KINDS[kind], *overrides])).eval()
+    predictor = model.roi_heads.box_predictor
+    with torch.no_grad():
+        for stage in [predictor] if isinstance(predictor, FastRCNNOutputLayers) else predictor:
+            stage.cls_score.weight.mul_(60)
+            stage.bbox_pred.weight.mul_(300)
+    return model
+
+
+def inputs(seed=0, scale=1.0):
+    """Three images, the originals of which are ``scale`` times as wide and half as high as that."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        {
+            "image": torch.randint(0, 255, (3, h, w), generator=generator).float(),
+            "height": round(h * scale / (2 if scale != 1 else 1)),
+            "width": round(w * scale),
+            "image_id": 70 + number,
+        }
+        for number, (h, w) in enumerate(SIZES)
+    ]
+
+
+def ask(model, batch, boxes, **given: object):
+    with torch.inference_mode():
+        return reference_answers(model, batch, boxes, **given)
+
+
+def own_proposals(model, batch):
+    with torch.inference_mode():
+        images = model.preprocess_image(batch)
+        features = model.backbone(images.tensor)
+        proposals = propose(model, batch, images, features)
+    return [one.proposal_boxes.tensor for one in proposals], images, features
+
+
+def random_boxes(seed=0, counts=(4, 0, 7)):
+    rng = np.random.default_rng(seed)
+    boxes = []
+    for count, (height, width) in zip(counts, SIZES, strict=True):
+        corner = rng.uniform(0, 0.6, (count, 2)) * (width, height)
+        boxes.append(np.hstack((corner, corner + rng.uniform(5, 20, (count, 2)))))
+    return boxes
+
+
+# Oracle
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", KINDS)
+def test_asked_about_its_own_proposals_a_model_answers_with_its_own_rows(kind, seed):
+    """All of Detectron2's detections, at threshold 0, are among the answers: the rows, and boxes of the best class."""
+    model, batch = build(kind, seed, "TEST.DETECTIONS_PER_IMAGE", "-1"), inputs(seed)
+    proposals, images, features = own_proposals(model, batch)
+    answers = ask(model, batch, [boxes.numpy() for boxes in proposals])
+    with torch.inference_mode():
+        detections = predict_posteriors(model, batch, C, images=images, features=features)
+    for answer, boxes, found in zip(answers, proposals, detections, strict=True):
+        assert answer.class_probs.shape == (len(boxes), C + 1)
+        assert answer.boxes.shape == (len(boxes), 4)
+        rows = found.class_probs.numpy()
+        assert len(rows) > 10
+        known = {row.tobytes() for row in answer.class_probs}
+        assert all(row.tobytes() in known for row in rows)
+        best = (found.class_probs[:, :-1].argmax(dim=1) == found.pred_classes).numpy()
+        placed = {(row.tobytes(), box.tobytes()) for row, box in zip(answer.class_probs, answer.boxes, strict=True)}
+        own = found.pred_boxes.tensor.numpy()
+        assert best.sum() > 3
+        assert all((row.tobytes(), box.tobytes()) in placed for row, box in zip(rows[best], own[best], strict=True))
+
+
+@pytest.mark.parametrize("kind", ["faster", "agnostic"])
+def test_rows_and_boxes_against_the_heads_own_methods(kind):
+    model, batch = build(kind, 5), inputs(5)
+    proposals, _, features = own_proposals(model, batch)
+    heads = model.roi_heads
+    with torch.inference_mode():
+        pooled = heads.box_pooler([features[name] for name in heads.box_in_features], [wrap(one) for one in proposals])
+        predictions = heads.box_predictor(heads.box_head(pooled))
+        instances = [holder(one, size) for one, size in zip(proposals, SIZES, strict=True)]
+        rows = heads.box_predictor.predict_probs(predictions, instances)
+        refined = heads.box_predictor.predict_boxes(predictions, instances)
+    answers = ask(model, batch, [boxes.numpy() for boxes in proposals])
+    for answer, row, box, (height, width) in zip(answers, rows, refined, SIZES, strict=True):
+        np.testing.assert_array_equal(answer.class_probs, row.numpy())
+        per_class = box.numpy().reshape(len(row), -1, 4)
+        best = answer.class_probs[:, :-1].argmax(axis=1) if kind == "faster" else np.zeros(len(row), int)
+        expected = np.clip(per_class[np.arange(len(row)), best], 0, [width, height, width, height])
+        np.testing.assert_allclose(answer.boxes, expected, atol=1e-4)
+        assert (np.abs(answer.boxes - answer.boxes.clip(0)) == 0).all()
+
+
+def wrap(boxes):
+    from detectron2.structures import Boxes
+
+    return Boxes(boxes)
+
+
+def holder(boxes, size):
+    from detectron2.structures import Instances
+
+    return Instances(size, proposal_boxes=wrap(boxes))
+
+
+# Properties
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_boxes_of_a_larger_original_are_scaled_to_the_networks_input_and_back(kind):
+    model = build(kind, 2)
+    boxes = random_boxes(2)
+    scaled = [one * np.tile([4, 2], 2) for one in boxes]
+    expected = ask(model, inputs(2), boxes)
+    found = ask(model, inputs(2, scale=4), scaled)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.class_probs, other.class_probs, atol=1e-5)
+        np.testing.assert_allclose(one.boxes, other.boxes * np.tile([4, 2], 2), atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_posteriors_and_boxes_lie_in_the_image(kind):
+    answers = ask(build(kind, 1), inputs(1), random_boxes(1))
+    assert [len(answer) for answer in answers] == [4, 0, 7]
+    for answer, (height, width) in zip(answers, SIZES, strict=True):
+        assert answer.class_probs.dtype == answer.boxes.dtype == np.float32
+        assert answer.class_probs.shape == (len(answer), C + 1)
+        np.testing.assert_allclose(answer.class_probs.sum(axis=1), 1, atol=1e-5)
+        assert (answer.boxes >= 0).all() and (answer.boxes <= [width, height, width, height]).all()
+
+
+def test_a_box_is_clipped_to_the_image():
+    model = build("faster", 3)
+    beyond = [np.array([[-20.0, 5.0, 500.0, 40.0]]), np.zeros((0, 4)), np.array([[10.0, 10.0, 30.0, 999.0]])]
+    inside = [np.array([[0.0, 5.0, 96.0, 40.0]]), np.zeros((0, 4)), np.array([[10.0, 10.0, 30.0, 80.0]])]
+    for one, other in zip(ask(model, inputs(3), beyond), ask(model, inputs(3), inside), strict=True):
+        np.testing.assert_array_equal(one.class_probs, other.class_probs)
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_box_at_all(kind):
+    answers = ask(build(kind), inputs(), [np.zeros((0, 4))] * 3)
+    assert [(one.class_probs.shape, one.boxes.shape) for one in answers] == [((0, C + 1), (0, 4))] * 3
+
+
+def test_the_answer_does_not_depend_on_the_other_boxes():
+    model, boxes = build("cascade", 4), random_boxes(4)
+    whole = ask(model, inputs(4), boxes)
+    turned = ask(model, inputs(4), [one[::-1].copy() for one in boxes])
+    for one, other in zip(turned, whole, strict=True):
+        np.testing.assert_allclose(one.class_probs[::-1], other.class_probs, atol=1e-6)
+        np.testing.assert_allclose(one.boxes[::-1], other.boxes, atol=1e-3)
+
+
+def test_images_and_features_that_are_there_already_are_used():
+    model, batch, boxes = build("cascade", 6), inputs(6), random_boxes(6)
+    with torch.inference_mode():
+        images = model.preprocess_image(batch)
+        features = model.backbone(images.tensor)
+    expected = ask(model, batch, boxes)
+    blind = {name: torch.zeros_like(feature) for name, feature in features.items()}
+    for one, other in zip(ask(model, batch, boxes, images=images, features=features), expected, strict=True):
+        np.testing.assert_array_equal(one.class_probs, other.class_probs)
+    assert not np.array_equal(ask(model, batch, boxes, features=blind)[2].class_probs, expected[2].class_probs)
+
+
+# Messages
+
+
+def test_what_cannot_be_asked_is_named():
+    model, boxes = build("faster"), random_boxes()
+    with pytest.raises(PredictionError, match="boxes must be one array an image, got 2 for 3 images"):
+        ask(model, inputs(), boxes[:2])
+    cases = (
+        (np.zeros((2, 5)), r"boxes must be a finite floating array of shape \(R, 4\), got float64 of shape \(2, 5\)"),
+        (np.array([[0, 0, 4, 4]]), r"got int64 of shape \(1, 4\) \(image_id 71\)"),
+        (np.array([[0, 0, math.nan, 4]]), "boxes must be a finite floating array"),
+        (
+            np.array([[0.0, 0.0, 4.0, 4.0], [90.0, 1.0, 95.0, 9.0]]),
+            r"inside the image of 80x48, got \[90.0, .*\] \(row 1, image_id 71\); leave out such boxes",
+        ),
+        (np.array([[9.0, 1.0, 5.0, 9.0]]), r"boxes must have x1 < x2 and y1 < y2"),
+    )
+    for broken, message in cases:
+        with pytest.raises(PredictionError, match=message):
+            ask(model, inputs(), [boxes[0], broken, boxes[2]])
+    with pytest.raises(PredictionError, match="must be in evaluation mode"):
+        ask(model.train(), inputs(), boxes)
+
+
+def test_a_member_that_answers_nan_is_named_with_the_image():
+    model, batch = build("cascade"), inputs()
+    batch[2]["image"][:] = math.nan
+    with pytest.raises(PredictionError, match=r"the predicted class logits must be finite, got .* \(image_id 72\)"):
+        ask(model, batch, random_boxes())
+
+
+def test_a_detector_without_a_softmax_box_head_is_refused():
+    with pytest.raises(EnsembleError, match="must have a two-stage detector with a softmax box head, got Generalized"):
+        ask(build("faster", 0, "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "True"), inputs(), random_boxes())

@@ -1,0 +1,272 @@
+"""The job with its images, annotations, predictions and scores in an S3 emulator, against the job on this disk."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from helpers import REPOSITORY
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed: `make setup` installs it")
+pytest.importorskip("moto", reason="moto is not installed: `make setup` installs it")
+pytest.importorskip("s3fs", reason="s3fs is not installed: `make setup` installs it")
+
+from helpers.storage_server import BUCKET, KEY_ID, SECRET, boto, emulator, faulty_server
+
+from detcurate.api import Pool
+from detcurate.io.storage import client
+
+CURATE = REPOSITORY / "tools" / "curate.py"
+
+
+def run(config, *words: object, environment=None):
+    return subprocess.run(
+        [sys.executable, CURATE, "--config-file", config, "--until", "manifest", *map(str, words)],
+        capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def here(job_here):
+    return job_here
+
+
+@pytest.fixture(scope="module")
+def there(here, tmp_path_factory):
+    """The same pool in the emulator, and the run on it: words, OUTPUT_DIR, environment, client, faults, requests."""
+    config, _, data, words = here
+    folder = tmp_path_factory.mktemp("there")
+    with emulator() as behind, faulty_server(behind) as (endpoint, faults):
+        storage = boto(endpoint)
+        storage.create_bucket(Bucket=BUCKET)
+        for path in data.rglob("*.*"):
+            storage.upload_file(str(path), BUCKET, f"frames/{path.relative_to(data).as_posix()}")
+        environment = {
+            "AWS_ACCESS_KEY_ID": KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": endpoint,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }  # fmt: skip
+        words = (
+            *words, "DATASETS.ROOT", f"s3://{BUCKET}/frames", "OUTPUT_DIR", folder / "output",
+            "CURATE.STORAGE.ROOT", f"s3://{BUCKET}/runs/tiny", "CURATE.STORAGE.CACHE", folder / "cache",
+        )  # fmt: skip
+        faults.seen.clear()
+        done = run(config, *words, environment=environment)
+        assert done.returncode == 0, done.stderr + done.stdout
+        yield config, words, folder, environment, storage, faults, list(faults.seen), done
+
+
+def keys(storage, prefix):
+    listed = storage.list_objects_v2(Bucket=BUCKET, Prefix=prefix)
+    return {found["Key"]: found["Size"] for found in listed.get("Contents", [])}
+
+
+def read(storage, key):
+    return storage.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+
+
+def test_the_manifest_and_the_scores_are_those_of_the_run_here(here, there, tmp_path):
+    _, output, _, _ = here
+    _, _, folder, _, storage, _, _, _ = there
+    for name in ("subset.json", "images.txt", "provenance.json", "relabel.json"):
+        assert (folder / "output" / "manifest" / name).read_bytes() == (output / "manifest" / name).read_bytes(), name
+    for name in ("images.parquet", "objects.parquet"):
+        assert read(storage, f"runs/tiny/scores/{name}") == (output / "scores" / name).read_bytes()
+    shards = sorted(path.relative_to(output).as_posix() for path in output.glob("predictions/*/*.parquet"))
+    assert len(shards) == 6
+    for shard in shards:
+        assert read(storage, f"runs/tiny/{shard}") == (output / shard).read_bytes()
+    ours = json.loads(read(storage, "runs/tiny/predictions/stage.json"))
+    assert ours["outputs"] == json.loads((output / "predictions" / "stage.json").read_text())["outputs"]
+    assert not (folder / "output" / "predictions").exists()
+    assert not (folder / "output" / "scores").exists()
+
+
+def test_a_manifest_is_verified_against_source_and_scores_in_storage(there, tmp_path):
+    _, _, folder, environment, storage, *_ = there
+    key = "runs/tiny/scores/images.parquet"
+    urls = ("--source", f"s3://{BUCKET}/frames/train.json", "--scores", f"s3://{BUCKET}/{key}")
+
+    def verify(*words: str):
+        found = subprocess.run(
+            [sys.executable, CURATE, "manifest", "verify", folder / "output" / "manifest", "--json", *words],
+            capture_output=True, text=True, check=False, env={**os.environ, **environment, "HOME": str(tmp_path)},
+        )  # fmt: skip
+        return found.returncode, {row["name"]: row["status"] for row in json.loads(found.stdout)}
+
+    status, found = verify()
+    assert (status, found["source"], found["scores"]) == (0, "absent", "absent")
+    assert verify(*urls) == (0, dict.fromkeys(found, "ok"))
+    whole, attached = read(storage, key), storage.head_object(Bucket=BUCKET, Key=key)["Metadata"]
+    assert attached["sha256"]  # it is no witness
+    storage.put_object(Bucket=BUCKET, Key=key, Body=whole[:-9] + b"x" + whole[-8:], Metadata=attached)
+    try:
+        status, found = verify(*urls)
+    finally:
+        storage.put_object(Bucket=BUCKET, Key=key, Body=whole, Metadata=attached)
+    assert status == 1
+    assert found == {**dict.fromkeys(found, "ok"), "scores": "failed"}
+
+
+def test_an_image_costs_one_request_and_a_listing_is_asked_for_once_a_process(there):
+    *_, seen, _ = there
+    images = [path for method, path in seen if method == "GET" and path.endswith(".jpg")]
+    assert len(images) == len(set(images)) == 26 + 7
+    assert not [path for method, path in seen if method == "HEAD" and path.endswith(".jpg")]
+    listings = [path for _, path in seen if "list-type" in path and "images-train" in path]
+    assert len(listings) <= 5  # of the pipeline one, of each training one, and whether the folder is there
+
+
+def test_no_secret_is_anywhere(there):
+    _, _, folder, _, storage, _, _, done = there
+    texts = [done.stdout.encode(), done.stderr.encode()]
+    texts += [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+    texts += [read(storage, key) for key in keys(storage, "runs/")]
+    assert len(texts) > 40
+    for text in texts:
+        assert KEY_ID.encode() not in text
+        assert SECRET.encode() not in text
+
+
+def test_nothing_temporary_is_left(there):
+    _, _, folder, _, storage, _, _, _ = there
+    assert list((folder / "cache" / "outgoing").iterdir()) == []
+    assert not [path for path in folder.rglob("*.partial*")]
+    assert not [path for path in folder.rglob("*.claim")]
+    assert sorted(key.removeprefix("runs/tiny/") for key in keys(storage, "runs/") if "shard" not in key) == [
+        "detcurate.json", "predictions/members.json", "predictions/pass-00/pass.json", "predictions/stage.json",
+        "scores/images.parquet", "scores/objects.parquet", "scores/stage.json",
+    ]  # fmt: skip
+
+
+def test_a_run_that_is_done_reads_no_image_and_writes_no_shard(there):
+    config, words, _, environment, _, faults, _, _ = there
+    faults.seen.clear()
+    again = run(config, *words, environment=environment)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("up to date") == 6
+    assert [path for method, path in faults.seen if method == "PUT"] == [f"/{BUCKET}/runs/tiny/detcurate.json"]
+    assert not [path for _, path in faults.seen if path.endswith((".jpg", ".parquet"))]
+
+
+def test_shards_that_were_deleted_or_cut_are_made_again_and_no_others(here, there):
+    config, words, folder, environment, storage, faults, _, _ = there
+    _, output, _, _ = here
+    first, second = (f"runs/tiny/predictions/pass-00/shard-0000{number}.parquet" for number in (1, 3))
+    whole = read(storage, second)
+    storage.delete_object(Bucket=BUCKET, Key=first)
+    storage.put_object(Bucket=BUCKET, Key=second, Body=whole[: len(whole) // 2])
+    faults.seen.clear()
+    again = run(config, *words, environment=environment)
+    assert again.returncode == 0, again.stderr
+    assert read(storage, second) == whole
+    assert read(storage, first) == (output / first.removeprefix("runs/tiny/")).read_bytes()
+    written = {path.rpartition("/")[2] for method, path in faults.seen if method == "PUT" and "shard" in path}
+    assert written == {"shard-00001.parquet", "shard-00003.parquet"}
+    assert (folder / "output/manifest/subset.json").read_bytes() == (output / "manifest/subset.json").read_bytes()
+
+
+def test_a_storage_that_stumbles_gives_the_same_manifest(here, there, tmp_path):
+    config, words, folder, environment, storage, faults, _, _ = there
+    _, output, _, _ = here
+    shutil.copytree(folder / "output", tmp_path / "output")  # with the members: what follows them is made anew
+    kinds, asked = ("slow_down", "half", "short", "reset"), {}
+
+    def plan(method, path):
+        """Fail the first request about every other object and listing, each in another way."""
+        asked[method, path] = asked.get((method, path), 0) + 1
+        is_chosen = asked[method, path] == 1 and len(asked) % 2 and method in ("GET", "PUT")
+        return kinds[len(asked) // 2 % len(kinds)] if is_chosen else None
+
+    faults.plan = plan
+    try:
+        stumbled = run(
+            config, *words, "OUTPUT_DIR", tmp_path / "output", "CURATE.STORAGE.ROOT", f"s3://{BUCKET}/runs/stumbled",
+            "CURATE.STORAGE.CACHE", tmp_path / "cache", environment=environment,
+        )  # fmt: skip
+    finally:
+        faults.plan = lambda method, path: None
+    assert stumbled.returncode == 0, stumbled.stderr
+    for name in ("subset.json", "provenance.json"):
+        assert (tmp_path / "output" / "manifest" / name).read_bytes() == (output / "manifest" / name).read_bytes()
+    assert read(storage, "runs/stumbled/scores/objects.parquet") == (output / "scores/objects.parquet").read_bytes()
+
+
+def test_a_root_belongs_to_one_output_folder(there, tmp_path):
+    config, words, _, environment, storage, _, _, _ = there
+    before = keys(storage, "runs/tiny")
+    other = run(config, *words, "OUTPUT_DIR", tmp_path / "output", environment=environment)
+    assert other.returncode == 2
+    assert (
+        "CURATE.STORAGE.ROOT must be of this OUTPUT_DIR alone, got one of another (s3://pool/runs/tiny)" in other.stderr
+    )
+    assert keys(storage, "runs/tiny") == before
+
+
+def test_storage_that_never_answers_ends_the_run_with_what_to_do(there, tmp_path):
+    config, words, _, environment, _, faults, _, _ = there
+    faults.plan = lambda method, path: "slow_down" if path.endswith("train.json") else None
+    try:
+        failed = run(
+            config, *words, "OUTPUT_DIR", tmp_path / "output", "CURATE.STORAGE.ROOT", f"s3://{BUCKET}/runs/other",
+            "CURATE.STORAGE.CACHE", tmp_path / "cache", "CURATE.STORAGE.RETRIES", 1, environment=environment,
+        )  # fmt: skip
+    finally:
+        faults.plan = lambda method, path: None
+    assert failed.returncode == 2
+    assert failed.stderr.splitlines()[-1] == (
+        "detcurate: s3://pool/frames/train.json must answer when asked to read, got Service Unavailable, 2 times; "
+        "finished work is kept: give the same command again, or raise CURATE.STORAGE.RETRIES or TIMEOUT_S"
+    )
+
+
+@pytest.mark.parametrize(
+    "key", ["DATASETS.ROOT", "CURATE.STORAGE.ROOT", "CURATE.POOL.IMAGE_ROOT", "CURATE.EVALUATION.ANNOTATIONS"]
+)
+def test_a_url_with_a_secret_is_refused_and_written_nowhere(key, here, tmp_path, refused):
+    config, _, _, _ = here
+    output = tmp_path / "output"
+    message = refused("--config-file", config, "OUTPUT_DIR", output, key, f"s3://{KEY_ID}:{SECRET}@pool/x")
+    assert "must be a URL without credentials, got s3://…" in message
+    assert KEY_ID not in message
+    assert "secret" not in message
+    assert not output.exists()
+
+
+@pytest.fixture
+def at_hand(there, monkeypatch, tmp_path):
+    """The emulator for commands in this process, with a client and a cache of their own; gives OUTPUT_DIR."""
+    _, _, folder, environment, *_ = there
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(client, "_clients", {})
+    return folder / "output"
+
+
+def test_what_reads_a_run_reads_one_in_storage(at_hand, here, done, tmp_path):
+    ours, others = [], []
+    for found, output in ((ours, at_hand), (others, here[1])):
+        found.append(json.loads(done("explain", 3, output, "--json")))
+        done("export", "yolo", output, "-o", tmp_path / output.parent.name)
+        exported = tmp_path / output.parent.name
+        found.append(
+            {path.relative_to(exported): path.read_bytes() for path in exported.rglob("*.*") if path.is_file()}
+        )
+    assert ours == others
+    assert len(ours[1]) > 2 * 26
+    done("report", at_hand, "--to", tmp_path / "report")
+    assert (tmp_path / "report" / "index.html").read_text().count("data:image/") >= 6
+
+
+def test_a_list_in_storage_is_ranked_and_validated(at_hand, there, done, refused, tmp_path):
+    config, words, *_ = there
+    frames = f"s3://{BUCKET}/frames"
+    checked = done("validate", f"{frames}/train.json", "--images", f"{frames}/images-train", "--num-processes", 1)
+    assert checked.startswith(f"{frames}/train.json: 26 images")
+    assert "no such object (s3://pool/frames/nope.json)" in refused("validate", f"{frames}/nope.json")
+    assert len(Pool.read(f"{frames}/train.json", f"{frames}/images-train")) == 26
+    said = done("rank", f"{frames}/val.json", "--config-file", config, "--image-root", f"{frames}/images-val", *words,
+                "CURATE.SELECT.NUM_IMAGES", 3, "CURATE.NUM_PROCESSES", 1)  # fmt: skip
+    assert f"to label: {at_hand}/candidates/val/manifest/subset.json" in said

@@ -1,0 +1,80 @@
+"""ObjectLab as an oracle: where objects stand apart, its scores of each box rank the labels as ours do.
+
+Its scores are of one detector, so here all members say the same; it scores quality, so lower is more suspicious.
+"""
+
+import numpy as np
+import pytest
+from helpers.label_pools import detections_of, labels_of, suspicion_of
+from scipy.stats import rankdata
+
+E, NUM_CLASSES, NUM_OBJECTS = 3, 2, 7
+
+
+@pytest.fixture(scope="module")
+def rank():
+    pytest.importorskip("cleanlab", reason="cleanlab is not installed: pip install cleanlab")
+    return pytest.importorskip("cleanlab.object_detection.rank", reason="cleanlab lacks what it needs")
+
+
+def scene_of(label_boxes, label_class, boxes, class_index, probability):
+    """One object an image: our records of E members that agree, and cleanlab's of one of them."""
+    n, image_ids = len(boxes), np.arange(len(boxes))
+    probs = np.zeros((n, NUM_CLASSES + 1))
+    probs[:, -1] = 1 - np.asarray(probability)
+    probs[image_ids, class_index] = probability
+    detections = detections_of(
+        np.repeat(np.arange(E), n), np.tile(boxes, (E, 1)), np.tile(probs, (E, 1)), image_ids=np.tile(image_ids, E)
+    )
+    labels = labels_of(label_boxes, label_class, image_ids=image_ids)
+    predictions = []
+    for box, kind, p in zip(boxes, class_index, probability, strict=True):
+        rows = np.empty(NUM_CLASSES, dtype=object)
+        for k in range(NUM_CLASSES):
+            rows[k] = np.array([[*box, p]]) if k == kind else np.zeros((0, 5))
+        predictions.append(rows)
+    theirs = [
+        {"bboxes": np.array([box], float), "labels": np.array([kind])}
+        for box, kind in zip(label_boxes, label_class, strict=True)
+    ]
+    return detections, labels, {"labels": theirs, "predictions": predictions}
+
+
+BOXES = np.tile([100.0, 100.0, 140.0, 120.0], (NUM_OBJECTS, 1))
+NOTHING = np.zeros(NUM_OBJECTS, int)
+
+
+def test_badly_located_ranks_the_same(rank):
+    shift = np.array([0, 25, 5, 15, 1, 20, 10])[:, None] * [1, 0, 1, 0]
+    detections, labels, theirs = scene_of(BOXES + shift, NOTHING, BOXES, NOTHING, np.full(NUM_OBJECTS, 0.97))
+    suspicion, *_ = suspicion_of(detections, labels, num_members=E)
+    quality = np.concatenate(rank.compute_badloc_box_scores(**theirs))
+    assert rankdata(suspicion.badly_located).tolist() == rankdata(-quality.round(9)).tolist()
+
+
+def test_swapped_finds_the_same_labels(rank):
+    label_class = np.array([0, 1, 0, 0, 1, 0, 1])
+    places = BOXES.copy()
+    places[0, 0] += 10  # its scores are cut off at the least similarity of the whole data set
+    detections, labels, theirs = scene_of(places, label_class, BOXES, NOTHING, np.full(NUM_OBJECTS, 0.97))
+    suspicion, *_ = suspicion_of(detections, labels, num_members=E)
+    quality = np.concatenate(rank.compute_swap_box_scores(**theirs))
+    assert (suspicion.swapped > 0.5).tolist() == (label_class == 1).tolist()
+    assert (quality < 1).tolist() == (label_class == 1).tolist()
+
+
+def test_overlooked_ranks_the_same(rank):
+    probability = np.array([0.93, 0.99, 0.7, 0.95, 0.91, 0.8, 0.97])
+    far = BOXES - 90  # of the other class, or cleanlab ranks by the distance to it
+    detections, labels, theirs = scene_of(far, NOTHING + 1, BOXES, NOTHING, probability)
+    suspicion, *_ = suspicion_of(detections, labels, num_members=E)
+    quality = np.concatenate(rank.compute_overlooked_box_scores(**theirs, high_probability_threshold=0.5))
+    assert rankdata(suspicion.overlooked).tolist() == rankdata(-quality.round(9)).tolist()
+
+
+def test_a_touch_hides_an_overlooked_object_from_objectlab_and_not_from_us(rank):
+    touching = BOXES + [39, 0, 39, 0]
+    detections, labels, theirs = scene_of(touching, NOTHING, BOXES, NOTHING, np.full(NUM_OBJECTS, 0.97))
+    suspicion, *_ = suspicion_of(detections, labels, num_members=E)
+    assert np.isnan(np.concatenate(rank.compute_overlooked_box_scores(**theirs))).all()
+    assert (suspicion.overlooked > 0.9).all()

@@ -1,0 +1,175 @@
+"""A dataset of a stranger: bombs, depths, names and links that lead out, images that start other programs."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import stat
+import zlib
+
+import pytest
+from PIL import EpsImagePlugin, Image
+
+from detcurate.coco.dataset import read_coco
+from detcurate.errors import DatasetError, DetcurateError
+from detcurate.interop.corrections.readers import read_corrected
+from detcurate.manifest.write import images_text
+
+
+def test_gzip_does_not_unpack_to_a_thousand_times_its_size(tmp_path):
+    path = tmp_path / "pool.json.gz"
+    with gzip.open(path, "wb") as stream:
+        for _ in range(80):
+            stream.write(b" " * (1 << 20))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(DatasetError, match=r"must grow at most 200 times when unpacked, got .*pool.json.gz"):
+        read_coco(path)
+
+
+@pytest.mark.parametrize("key", ["info", "images", "annotations", "categories"])
+def test_nested_lists(tmp_path, write_pool, key):
+    path, _ = write_pool()
+    coco = json.loads(path.read_text())
+    text = json.dumps({**coco, key: "HERE"}).replace('"HERE"', "[" * 900 + "]" * 900)
+    path.write_text(text)
+    with pytest.raises(DatasetError, match="too many nested lists"):
+        read_coco(path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../a.png", "/etc/passwd", "x/../../a.png", "..\\a.png", "C:\\a.png"],
+)
+def test_names_that_lead_out(write_pool, name):
+    path, _ = write_pool(image={"file_name": name})
+    with pytest.raises(DatasetError, match="file_name must be"):
+        read_coco(path)
+
+
+def test_a_name_makes_no_line_of_its_own_in_the_list_of_a_manifest(write_pool):
+    path, _ = write_pool(image={"file_name": "a.png\n/etc/passwd"})
+    pool = read_coco(path)
+    assert images_text(pool, pool.subset_rows(pool.image_ids)) == b"a.png\\n/etc/passwd\n"
+
+
+@pytest.mark.parametrize("link", ["file", "folder"])
+def test_links_do_not_lead_out_of_the_image_root(tmp_path, write_pool, link, capsys, done):
+    from detcurate.cli import main
+
+    secret = tmp_path / "private"
+    secret.mkdir()
+    Image.new("RGB", (8, 6)).save(secret / "me.png")
+    path, root = write_pool(image={"file_name": "me.png" if link == "file" else "in/me.png"})
+    (root / ("me.png" if link == "file" else "in")).symlink_to(secret / "me.png" if link == "file" else secret)
+    assert main(["validate", str(path), "--images", str(root)]) != 0
+    found = capsys.readouterr()
+    assert "link_leaves_root" in found.out + found.err
+    done("validate", path, "--images", root, "--policy", "link_leaves_root=note")
+
+
+def test_a_root_may_be_a_link(tmp_path, write_pool, done):
+    path, root = write_pool()
+    (tmp_path / "linked").symlink_to(root)
+    assert "link_leaves_root" not in done("validate", path, "--images", tmp_path / "linked")
+
+
+def test_a_pipe_among_the_images_does_not_stop_everything(write_pool, capsys):
+    from detcurate.cli import main
+
+    path, root = write_pool(image={"file_name": "pipe.png"})
+    os.mkfifo(root / "pipe.png")
+    assert main(["validate", str(path), "--images", str(root)]) != 0
+    assert "no regular file" in capsys.readouterr().out
+
+
+def test_an_eps_by_another_name_does_not_start_ghostscript(tmp_path, write_pool, monkeypatch, capsys):
+    from detcurate.cli import main
+
+    proof, fake = tmp_path / "proof", tmp_path / "bin" / "gs"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\ntouch "{proof}"\necho 10\n')
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    path, root = write_pool(image={"file_name": "photo.jpg"})
+    (root / "photo.jpg").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n%%EndComments\n%%BeginPreview\nx\n%%EOF\n"
+    )
+    main(["validate", str(path), "--images", str(root)])
+    assert "unreadable_image" in capsys.readouterr().out
+    assert not proof.exists()
+
+
+def test_an_image_bomb(write_pool, capsys):
+    from detcurate.cli import main
+
+    path, root = write_pool(image={"file_name": "bomb.png", "width": 60_000, "height": 60_000})
+    Image.new("1", (1, 1)).save(root / "bomb.png")
+    data = bytearray((root / "bomb.png").read_bytes())
+    data[16:24] = (60_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
+    (root / "bomb.png").write_bytes(bytes(data))
+    assert main(["validate", str(path), "--images", str(root)]) != 0
+    assert "decompression bomb" in capsys.readouterr().out
+
+
+LAUGHS = '<!DOCTYPE x [<!ENTITY a "ha">{}]><annotations>&a;</annotations>'
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(
+    "entities", ['<!ENTITY b "&a;&a;&a;&a;">', '<!ENTITY b SYSTEM "file:///etc/hostname">'], ids=["laughs", "external"]
+)
+def test_xml_declares_no_entities_in_any_encoding(tmp_path, encoding, entities):
+    path = tmp_path / "theirs.xml"
+    head = "" if encoding == "utf-8" else '<?xml version="1.0" encoding="UTF-16"?>'
+    path.write_bytes((head + LAUGHS.format(entities)).encode(encoding))
+    with pytest.raises(DatasetError, match="must not declare a document type|got a file that begins with"):
+        read_corrected(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<?xml version="1.0" encoding="nonsense"?><annotations/>',
+        '<?xml version="1.0" encoding="zlib_codec"?><annotations/>',
+        "<a>" * 200_000,
+        "[" * 100_000,
+        '[{"data": {"image": "a"}, "annotations": [{"result": [{"type": "rectangle", "original_width": 1e999}]}]}]',
+        "[" + "9" * 5_000 + "]",
+        "[1e400, {}]",
+    ],
+    ids=["encoding", "codec", "deep xml", "deep json", "infinite", "digits", "numbers"],
+)
+def test_corrected_labels_that_break_their_reader(tmp_path, text):
+    path = tmp_path / "theirs"
+    path.write_text(text)
+    with pytest.raises(DetcurateError):
+        read_corrected(path)
+
+
+@pytest.mark.parametrize("name", ["../../evil.png", "/evil.png"])
+def test_an_export_writes_inside_its_folder(tmp_path, write_pool, name):
+    import numpy as np
+
+    from detcurate.interop.export.content import Content
+
+    path, root = write_pool(image={"file_name": name})
+    policies = {"absolute_file_name": "warn"}
+    with pytest.raises(DatasetError, match="file_name must"):
+        Content(read_coco(path, policies), root, rows=np.array([0]))
+
+
+def test_class_names_stay_names_in_a_yaml_that_is_written(tmp_path, write_pool):
+    import numpy as np
+    import yaml
+
+    from detcurate.interop.export.content import Content
+    from detcurate.interop.export.formats import Options, write_export
+
+    name = 'car\ntrain: /etc\nx: !!python/object/apply:os.system ["true"]'
+    path, root = write_pool(category=name)
+    write_export("yolo", tmp_path / "out", {"train": Content(read_coco(path), root, rows=np.array([0]))}, Options())
+    found = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())
+    assert found == {"train": "images/train", "val": "images/train", "names": {0: name}}

@@ -1,0 +1,188 @@
+"""Which iterations become members, and a ledger that stays true whatever fails."""
+
+import dataclasses
+import hashlib
+import itertools
+
+import numpy as np
+import pytest
+
+from detcurate.ensemble import index as ensemble
+from detcurate.ensemble.index import Member, MemberWriter, member_iterations, read_ledger, verify_member, write_ledger
+from detcurate.errors import ConfigError, EnsembleError
+
+
+def schedule(max_iter, members, fraction, explicit=()):
+    return member_iterations(max_iter, members_per_run=members, last_fraction=fraction, explicit=explicit)
+
+
+def write(data):
+    return lambda path: path.write_bytes(data)
+
+
+@pytest.fixture
+def writer(tmp_path):
+    return MemberWriter(tmp_path, run=3, seed=17)
+
+
+def files(directory):
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("max_iter", "members", "fraction", "expected"),
+    [
+        (1000, 5, 0.5, (599, 699, 799, 899, 999)),
+        (1000, 1, 0.5, (999,)),
+        (400, 4, 1.0, (99, 199, 299, 399)),
+        (7, 7, 1.0, (0, 1, 2, 3, 4, 5, 6)),
+        (1, 1, 0.01, (0,)),
+        (10, 3, 0.8, (4, 6, 9)),  # 2 + 2.67, 5.33, 8 updates of 10
+    ],
+)
+def test_schedules_by_hand(max_iter, members, fraction, expected):
+    assert schedule(max_iter, members, fraction) == expected
+
+
+def test_any_schedule_is_equally_spaced_and_ends_with_the_last_iteration():
+    for max_iter, members, fraction in itertools.product(
+        (1, 2, 9, 97, 400, 90_000), range(1, 12), (0.01, 0.33, 0.5, 1)
+    ):
+        window = max(1, round(max_iter * fraction))
+        if members > window:
+            continue
+        found = schedule(max_iter, members, fraction)
+        assert len(found) == len(set(found)) == members
+        assert found[-1] == max_iter - 1
+        assert found[0] >= max_iter - window
+        assert all(type(iteration) is int for iteration in found)
+        gaps = np.diff((max_iter - window - 1, *found))
+        assert gaps.min() >= 1
+        assert gaps.max() - gaps.min() <= 1
+
+
+def test_explicit_iterations_are_sorted_and_may_leave_out_the_last():
+    assert schedule(10, 99, 0.5, explicit=(8, 0, 3)) == (0, 3, 8)
+
+
+@pytest.mark.parametrize("explicit", [(0, 10), (-1, 4), (4, 4)])
+def test_explicit_iterations_that_cannot_be(explicit):
+    with pytest.raises(ConfigError, match=r"different numbers from 0 to SOLVER.MAX_ITER - 1 = 9, got \[") as error:
+        schedule(10, 1, 0.5, explicit=explicit)
+    assert str(list(explicit)) in str(error.value)
+
+
+def test_more_members_than_iterations():
+    with pytest.raises(ConfigError, match=r"MEMBERS_PER_RUN must be at most the 5 iterations .*, got 6; train longer"):
+        schedule(10, 6, 0.5)
+
+
+def test_a_member_is_its_file_and_its_line(writer, tmp_path):
+    writer.save(11, 0.25, write(b"weights"))
+    expected = Member(
+        run=3, iteration=11, seed=17, lr=0.25, file="run-3/iter-0000011.safetensors",
+        sha256=hashlib.sha256(b"weights").hexdigest(),
+    )  # fmt: skip
+    assert writer.members() == [expected]
+    assert files(tmp_path) == ["run-3/iter-0000011.safetensors", "run-3/members.jsonl"]
+    verify_member(tmp_path / expected.file, expected.sha256)
+
+
+def test_an_iteration_is_saved_once(writer, tmp_path):
+    writer.save(4, 0.1, write(b"first"))
+    writer.save(4, 0.9, write(b"second"))
+    MemberWriter(tmp_path, run=3, seed=17).save(4, 0.9, write(b"third"))
+    assert [(member.iteration, member.lr) for member in writer.members()] == [(4, 0.1)]
+    assert (tmp_path / "run-3" / "iter-0000004.safetensors").read_bytes() == b"first"
+
+
+def test_runs_do_not_mix_and_a_folder_may_have_another_name(writer, tmp_path):
+    other = MemberWriter(tmp_path, run=5, seed=19, folder="seed-19")
+    writer.save(4, 0.1, write(b"a"))
+    other.save(4, 0.1, write(b"b"))
+    assert [member.file for member in writer.members() + other.members()] == [
+        "run-3/iter-0000004.safetensors",
+        "seed-19/iter-0000004.safetensors",
+    ]
+
+
+def test_a_failure_while_the_weights_are_written_leaves_no_trace(writer, tmp_path):
+    def fail(path):
+        path.write_bytes(b"half of the w")
+        raise OSError(28, "No space left on device")
+
+    writer.save(1, 0.1, write(b"one"))
+    before = files(tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        writer.save(2, 0.1, fail)
+    assert files(tmp_path) == before
+    assert [member.iteration for member in writer.members()] == [1]
+    writer.save(2, 0.1, write(b"two"))
+    assert [member.iteration for member in writer.members()] == [1, 2]
+
+
+def test_a_crash_between_the_weights_and_the_ledger_is_mended_by_the_next_save(writer, tmp_path, monkeypatch):
+    writer.save(1, 0.1, write(b"one"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ensemble, "write_ledger", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        writer.save(2, 0.1, write(b"before the crash"))
+    assert [member.iteration for member in writer.members()] == [1]
+    writer.save(2, 0.1, write(b"after it"))
+    last = writer.members()[-1]
+    assert last.sha256 == hashlib.sha256(b"after it").hexdigest()
+    verify_member(tmp_path / last.file, last.sha256)
+
+
+def test_a_member_whose_file_is_gone_is_no_longer_saved(writer, tmp_path):
+    writer.save(1, 0.1, write(b"one"))
+    writer.save(2, 0.1, write(b"two"))
+    (tmp_path / "run-3" / "iter-0000001.safetensors").unlink()
+    assert [member.iteration for member in writer.members()] == [2]
+    writer.save(1, 0.1, write(b"one again"))
+    assert [member.iteration for member in writer.members()] == [1, 2]
+    assert len(read_ledger(tmp_path / "run-3" / "members.jsonl")) == 2
+
+
+def test_a_ledger_is_ordered_and_comes_back_as_it_was(tmp_path):
+    members = [
+        Member(run, iteration, 17 + run, 0.1 / (1 + iteration), f"run-{run}/ä {iteration}", "0" * 64)
+        for run, iteration in ((1, 2), (0, 30), (1, 1), (0, 4), (2, 0))
+    ]
+    path = tmp_path / "ensemble.jsonl"
+    write_ledger(path, members)
+    assert [(member.run, member.iteration) for member in read_ledger(path)] == [(0, 4), (0, 30), (1, 1), (1, 2), (2, 0)]
+    assert sorted(map(dataclasses.astuple, read_ledger(path))) == sorted(map(dataclasses.astuple, members))
+    write_ledger(path, [])
+    assert read_ledger(path) == []
+
+
+def test_ledgers_that_cannot_be_used(tmp_path):
+    path = tmp_path / "ensemble.jsonl"
+    with pytest.raises(
+        EnsembleError, match=r"the ledger must exist, got no file .*ensemble.jsonl; run the stage 'trai"
+    ):
+        read_ledger(path)
+    one = Member(0, 4, 17, 0.1, "run-0/x", "0" * 64)
+    write_ledger(path, [one, dataclasses.replace(one, iteration=5)])
+    whole = path.read_bytes()
+    for wrong in (whole[:-9], whole + b"[1, 2]\n", whole + b'{"run": 1}\n', whole + b"\n", whole + b"7\n"):
+        path.write_bytes(wrong)
+        line = 2 if wrong == whole[:-9] else 3
+        with pytest.raises(EnsembleError, match=rf"must be one member as JSON \(.*ensemble.jsonl, line {line}\)"):
+            read_ledger(path)
+    path.write_bytes(whole + whole.splitlines(keepends=True)[0])
+    with pytest.raises(EnsembleError, match=r"must stand once in the ledger, got a \(run, iteration\) twice \(.*jsonl"):
+        read_ledger(path)
+
+
+def test_weights_that_are_not_what_the_ledger_says(tmp_path):
+    path = tmp_path / "iter-0000004.safetensors"
+    with pytest.raises(EnsembleError, match=r"weights must exist, got no file .*0004.safetensors; delete the ensemble"):
+        verify_member(path, "0" * 64)
+    path.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    verify_member(path, digest)
+    for wrong in (b"weight", b"weightr", b""):
+        path.write_bytes(wrong)
+        with pytest.raises(EnsembleError, match=rf"the digest of the ledger, {digest[:12]}…, got .*0004.safetensors"):
+            verify_member(path, digest)

@@ -1,0 +1,301 @@
+"""What is written for each tool, by hand; and that names of every kind survive."""
+
+import json
+import os
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+import yaml
+from helpers import REPOSITORY
+from helpers.handed_over import HARD_NAMES, NAMES, content, file_name, pool_json, row_of_image, suspects, write_pool
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from detcurate.coco.dataset import read_coco
+from detcurate.errors import DatasetError
+from detcurate.interop.corrections.readers import read_corrected
+from detcurate.interop.export.content import Content, queue_rows
+from detcurate.interop.export.cvat import write_cvat
+from detcurate.interop.export.fiftyone import write_fiftyone
+from detcurate.interop.export.formats import FORMATS, Options, write_export
+from detcurate.interop.export.label_studio import write_label_studio
+from detcurate.interop.export.relabel_queue import suspicion_records
+from detcurate.interop.export.yolo import image_name, label_name, write_yolo
+
+
+def relative_files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_content_by_hand(tmp_path):
+    first, second = content(tmp_path).images()
+    assert (first.file_name, first.image_id, first.width, first.height) == ("12.png", 12, 63, 47)
+    assert [label.annotation_id for label in first.labels] == [102, 105]
+    assert [len(label.suspects) for label in first.labels] == [1, 0]
+    assert (second.file_name, second.image_id) == ("cam 1/deep/41.png", 41)
+    assert [label.annotation_id for label in second.labels] == [101, 103]  # 106 is a crowd region
+    assert [suspect.kind for suspect in second.suspects] == ["overlooked", "badly_located"]
+
+
+def test_labels_are_cut_at_the_border(tmp_path):
+    pool = write_pool(tmp_path)
+    (image,) = Content(pool, tmp_path, (), np.array([row_of_image(pool, 7)])).images()
+    assert image.labels[0].box == (50, 30, 62, 40)  # 62.75 in the file, on an image of 62
+
+
+# CVAT
+
+
+def test_cvat_by_hand(tmp_path):
+    found = content(tmp_path)
+    annotations, labels = write_cvat(tmp_path / "out", found)
+    root = ET.parse(annotations).getroot()
+    assert root.tag == "annotations"
+    assert root.findtext("version") == "1.1"
+    names = [element.text for element in root.findall("meta/task/labels/label/name")]
+    assert names == ["person", "bike", "car", "bus"]
+    images = root.findall("image")
+    assert [dict(image.attrib) for image in images] == [
+        {"id": "0", "name": "12.png", "width": "63", "height": "47"},
+        {"id": "1", "name": "cam 1/deep/41.png", "width": "65", "height": "49"},
+    ]
+    boxes = [
+        (box.get("label"), *(box.get(side) for side in ("xtl", "ytl", "xbr", "ybr")),
+         {attribute.get("name"): attribute.text or "" for attribute in box})
+        for box in images[1]
+    ]  # fmt: skip
+    assert boxes == [
+        ("car", "1.50", "5.00", "12.00", "17.00",
+         {"annotation_id": "101", "suspicion": "badly_located 0.25: car by 3 of 6", "proposal": "false"}),
+        ("person", "30.25", "5.00", "40.75", "17.00", {"annotation_id": "103", "suspicion": "", "proposal": "false"}),
+        ("bus", "50.00", "6.50", "60.50", "20.00",
+         {"annotation_id": "", "suspicion": "overlooked 0.50: bus by 4 of 6", "proposal": "true"}),
+        ("car", "4.00", "8.00", "12.00", "20.25",
+         {"annotation_id": "", "suspicion": "badly_located 0.25: car by 3 of 6", "proposal": "true"}),
+    ]  # fmt: skip
+    swapped = images[0][0].findall("attribute")
+    assert swapped[1].text == "swapped 0.88: bike by 5 of 6"
+    assert len(images[0]) == 2  # the class is told in words, and the box is not doubled
+    specified = json.loads(labels.read_text())
+    assert [label["name"] for label in specified] == names
+    assert [attribute["name"] for attribute in specified[0]["attributes"]] == ["annotation_id", "suspicion", "proposal"]
+
+
+@pytest.mark.parametrize("writer", [write_cvat, write_label_studio])
+def test_a_character_that_xml_cannot_hold(tmp_path, writer):
+    found = content(tmp_path, names={**NAMES, 9: "ca\x02r"})
+    with pytest.raises(DatasetError, match=r"a class name must have only characters that XML can hold, got 'ca\\x02r'"):
+        writer(tmp_path / "out", found)
+
+
+# Label Studio
+
+
+def test_label_studio_by_hand(tmp_path):
+    tasks_file, config = write_label_studio(tmp_path / "out", content(tmp_path), url="https://images/?f=")
+    first, second = json.loads(tasks_file.read_text())
+    assert second["data"] == {
+        "image": "https://images/?f=cam%201/deep/41.png",
+        "file_name": "cam 1/deep/41.png",
+        "image_id": 41,
+        "suspicion": "overlooked 0.50: bus by 4 of 6",
+    }
+    (annotation,) = second["annotations"]
+    assert [region["id"] for region in annotation["result"]] == ["annotation-101#0", "annotation-103#1"]
+    region = annotation["result"][0]
+    value = region["value"]
+    assert value["rectanglelabels"] == ["car"]
+    assert [value[key] for key in ("x", "y", "width", "height")] == pytest.approx(
+        [150 / 65, 500 / 49, 1050 / 65, 1200 / 49]
+    )
+    assert (region["original_width"], region["original_height"]) == (65, 49)
+    assert region["meta"] == {"text": ["badly_located 0.25: car by 3 of 6"]}
+    (prediction,) = second["predictions"]
+    assert prediction["score"] == 0.5
+    assert [(seen["score"], seen["value"]["rectanglelabels"]) for seen in prediction["result"]] == [
+        (0.625, ["bus"]), (0.5, ["car"])
+    ]  # fmt: skip
+    assert first["predictions"][0]["result"][0]["value"]["rectanglelabels"] == ["bike"]
+    view = ET.parse(config).getroot()
+    assert [label.get("value") for label in view.iter("Label")] == ["person", "bike", "car", "bus"]
+
+
+# FiftyOne
+
+
+def test_fiftyone_by_hand(tmp_path):
+    labels, suspicions = write_fiftyone(tmp_path / "out", content(tmp_path))
+    value, source = json.loads(labels.read_text()), pool_json()
+    assert value["annotations"] == [record for record in source["annotations"] if record["image_id"] in (12, 41)]
+    seen = json.loads(suspicions.read_text())
+    assert seen["categories"] == sorted(source["categories"], key=lambda record: record["id"])
+    assert [image["id"] for image in seen["images"]] == [12, 41]
+    assert [(record["image_id"], record["kind"], record["category_id"]) for record in seen["annotations"]] == [
+        (12, "swapped", 5), (41, "overlooked", 11), (41, "badly_located", 9)
+    ]  # fmt: skip
+
+
+# YOLO
+
+
+def test_yolo_by_hand(tmp_path):
+    found = content(tmp_path)
+    pool = found.dataset
+    val = Content(pool, found.image_root, (), np.array([row_of_image(pool, 7), row_of_image(pool, 9)]))
+    (data,) = write_export("yolo", tmp_path / "out", {"train": found, "val": val}, Options(images="link"))
+    assert yaml.safe_load(data.read_text()) == {
+        "train": "images/train", "val": "images/val", "names": {0: "person", 1: "bike", 2: "car", 3: "bus"}
+    }  # fmt: skip
+    assert relative_files(tmp_path / "out") == [
+        "data.yaml",
+        "images/train/12.png",
+        "images/train/cam 1/deep/41.png",
+        "images/val/7.png",
+        "images/val/9.png",
+        "labels/train/12.txt",
+        "labels/train/cam 1/deep/41.txt",
+        "labels/val/7.txt",
+        "labels/val/9.txt",
+        "predictions/train/12.txt",
+        "predictions/train/cam 1/deep/41.txt",
+    ]
+    rows = np.loadtxt(tmp_path / "out" / "labels/train/cam 1/deep/41.txt")
+    assert rows.tolist() == [
+        pytest.approx([2, 6.75 / 65, 11 / 49, 10.5 / 65, 12 / 49], abs=1e-7),
+        pytest.approx([0, 35.5 / 65, 11 / 49, 10.5 / 65, 12 / 49], abs=1e-7),
+    ]
+    assert (tmp_path / "out" / "labels/val/9.txt").read_text() == ""  # an image without objects is one all the same
+    seen = np.loadtxt(tmp_path / "out" / "predictions/train/cam 1/deep/41.txt")
+    assert seen[:, [0, 5]].tolist() == [[3, 0.625], [2, 0.5]]
+    same = (found.image_root / "12.png").read_bytes()
+    assert (tmp_path / "out" / "images/train/12.png").read_bytes() == same
+
+
+def test_yolo_without_images_to_validate_on_says_so(tmp_path):
+    write_yolo(tmp_path / "out", {"train": content(tmp_path)})
+    text = (tmp_path / "out" / "data.yaml").read_text()
+    assert text.startswith("# Without images of their own to validate on")
+    assert yaml.safe_load(text)["val"] == "images/train"
+
+
+@given(
+    st.lists(st.sampled_from(["images", "a", "labels", "b.c", "a/..", "."]), max_size=4),
+    st.sampled_from(["train", "val"]),
+)
+def test_labels_stand_where_yolo_looks_for_them(folders, part):
+    """As ultralytics.data.utils.img2label_paths: the last /images/ is replaced, and the suffix."""
+    name = "/".join([*folders, "7.jpg"])
+    path = os.sep + image_name(part, name)
+    expected = "/labels/".join(path.rsplit("/images/", 1)).rsplit(".", 1)[0] + ".txt"
+    assert "/" + label_name(part, name) == expected
+
+
+def test_two_images_with_one_name_but_for_the_suffix(tmp_path):
+    source = pool_json()
+    source["images"][0]["file_name"] = "12.jpg"
+    (tmp_path / "train.json").write_text(json.dumps(source))
+    pool = read_coco(tmp_path / "train.json")
+    with pytest.raises(DatasetError, match=r"must differ by more than its suffix for YOLO, got '12.png' and '12.jpg'"):
+        write_yolo(tmp_path / "out", {"train": Content(pool, tmp_path, (), np.arange(len(pool)))})
+
+
+# All formats
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_folder_is_whole_or_absent(tmp_path, name):
+    found = content(tmp_path)
+    write_export(name, tmp_path / "new" / "out", {"train": found}, Options(images="link"))
+    with pytest.raises(DatasetError, match=r"the output must be a folder that is absent or empty, got .*out; name"):
+        write_export(name, tmp_path / "new" / "out", {"train": found}, Options())
+    (tmp_path / "images" / file_name(41)).unlink()
+    with pytest.raises(DatasetError, match=r"an image must be there to be linked, got none .*41.png, image_id 41"):
+        write_export(name, tmp_path / "new" / "other", {"train": found}, Options(images="link"))
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    "bad", ["../secret.png", "a/../../secret.png", "/etc/passwd", "C:\\x.png", "a\\..\\..\\x.png", ""]
+)
+def test_names_that_lead_out_of_the_image_root_are_refused(tmp_path, bad):
+    source = pool_json()
+    source["images"][2]["file_name"] = "fine.png"
+    (tmp_path / "train.json").write_text(json.dumps(source))
+    pool = read_coco(tmp_path / "train.json")
+    names = tuple(bad if name == "fine.png" else name for name in pool.file_names)
+    object.__setattr__(pool, "file_names", names)  # as if a reader had let it through
+    with pytest.raises(DatasetError, match="file_name must be relative and stay inside the image root, got "):
+        Content(pool, tmp_path, (), np.arange(len(pool)))
+
+
+def corrected_names(path):
+    return {box.class_name for image in read_corrected(path).images for box in image.boxes}
+
+
+def names_in(tmp_path, found):
+    """Return the class names that each format has, as its own kind of reader finds them."""
+    out = tmp_path / "out"
+    for name in FORMATS:
+        write_export(name, out / name, {"train": found}, Options())
+    config = ET.parse(out / "label-studio" / "label_config.xml").getroot()
+    coco = json.loads((out / "fiftyone" / "suspicions.json").read_text(encoding="utf-8"))
+    return {
+        "cvat": [element["name"] for element in json.loads((out / "cvat" / "labels.json").read_text(encoding="utf-8"))],
+        "cvat boxes": corrected_names(out / "cvat" / "annotations.xml"),
+        "label studio": [label.get("value") for label in config.iter("Label")],
+        "label studio boxes": corrected_names(out / "label-studio" / "tasks.json"),
+        "fiftyone": [record["name"] for record in coco["categories"]],
+        "yolo": list(yaml.safe_load((out / "yolo" / "data.yaml").read_text(encoding="utf-8"))["names"].values()),
+    }
+
+
+def check_names(folder, names):
+    found = content(folder, names=names)
+    expected = list(found.class_names)
+    on_boxes = {
+        label_name for image in found.images() for label_name in (expected[box.class_index] for box in image.labels)
+    }
+    got = names_in(folder, found)
+    assert {key: value for key, value in got.items() if not key.endswith("boxes")} == dict.fromkeys(
+        ("cvat", "label studio", "fiftyone", "yolo"), expected
+    )
+    assert got["cvat boxes"] == got["label studio boxes"] == on_boxes
+
+
+def test_class_names_survive(tmp_path):
+    check_names(tmp_path, HARD_NAMES)
+
+
+_NOT_XML = "".join(map(chr, {*range(32), 0xFFFE, 0xFFFF} - {9, 10, 13}))
+_TEXT = st.text(
+    st.characters(blacklist_categories=("Cs",), blacklist_characters=_NOT_XML),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(st.lists(_TEXT, min_size=4, max_size=4, unique=True))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_class_name_survives(tmp_path_factory, texts):
+    check_names(tmp_path_factory.mktemp("names"), dict(zip(NAMES, texts, strict=True)))
+
+
+def test_queue_rows_are_the_worst_images_first(tmp_path):
+    pool = write_pool(tmp_path)
+    assert queue_rows(suspects(pool)).tolist() == [row_of_image(pool, 12), row_of_image(pool, 41)]
+    assert queue_rows([]).tolist() == []
+
+
+DOCUMENT = (REPOSITORY / "docs" / "hand_over.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_has_a_row(name):
+    assert f"\n| `{name}` |" in DOCUMENT
+
+
+def test_every_field_of_a_suspicion_is_explained(tmp_path):
+    pool = write_pool(tmp_path)
+    for field in suspicion_records(pool, suspects(pool))[0]:
+        assert f"`{field}`" in DOCUMENT or field in ("id", "area", "iscrowd")

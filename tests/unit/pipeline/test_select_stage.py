@@ -1,0 +1,338 @@
+"""The stage ``select`` and ``detcurate explain``, on a rendered pool with scores and embeddings made up here."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from detcurate.cli import main
+from detcurate.coco.dataset import read_coco
+from detcurate.io.files import sha256_file, write_json
+from detcurate.pipeline.pool_columns import sequence_codes
+from detcurate.pipeline.tables import object_table, write_columns
+from detcurate.predictions.shards import write_embeddings
+from detcurate.structures import ObjectScores
+
+MEMBERS = 4
+
+
+def finish(directory, *names: str):
+    """Write the marker of a stage that has left these files."""
+    paths = {name: directory / name for name in names}
+    outputs = {name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for name, path in paths.items()}
+    marker = {"stage": directory.name, "status": "complete", "digest": "made up", "settings": {}, "inputs": {}}
+    write_json(directory / "stage.json", {**marker, "outputs": outputs, "summary": "", "facts": {}})
+
+
+def objects_of(image_ids, measures, annotation_ids):
+    count = len(image_ids)
+    return ObjectScores(
+        image_ids=np.asarray(image_ids, np.int64),
+        boxes=np.tile(np.array([1, 2, 30, 40], np.float32), (count, 1)),
+        num_fired=np.full(count, 3),
+        class_index=np.arange(count, dtype=np.int32) % 2,
+        confidence=np.full(count, 0.75),
+        votes=np.tile(np.array([0, 0, 7, -1], np.int16), (count, 1)),
+        annotation_ids=np.asarray(annotation_ids, np.int64),
+        measures={name: np.full(count, value) for name, value in measures.items()},
+    )
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """A config and its OUTPUT_DIR: 26 rendered images, scored; the config needs no Detectron2."""
+    folder = tmp_path_factory.mktemp("scored")
+    config, output = folder / "tiny.yaml", folder / "output"
+    config.write_text(
+        f'OUTPUT_DIR: "{output}"\n'
+        "CURATE: {NUM_PROCESSES: 1, RENDER: {NUM_IMAGES: 26, NUM_EVALUATION_IMAGES: 7, WIDTH: 96, HEIGHT: 64}}\n"
+    )
+    assert main(["--config-file", str(config), "--until", "pool"]) == 0
+    pool = read_coco(output / "pool" / "train.json")
+    rng, ids = np.random.default_rng(0), pool.image_ids
+    columns = {"image_id": ids, "image_score": rng.uniform(0, 1, 26), "mutual_information": rng.uniform(0, 1, 26)}
+    columns |= {name: rng.uniform(0, 0.5, 26) for name in ("overlooked", "swapped", "badly_located")}
+    columns["swapped"][3] = 0.9
+    columns["num_labels"] = pool.boxes_per_image
+    scores = output / "scores"
+    write_columns(scores / "images.parquet", columns)
+    clusters = objects_of(np.repeat(ids[:20], 14), {"mutual_information": 0.4, "overlooked": 0.2}, np.full(280, -1))
+    labels = objects_of(ids[:20], {"swapped": 0.0, "badly_located": 0.1}, np.arange(20))
+    table = object_table(clusters, labels, pool.class_names)
+    pq.write_table(table, scores / "objects.parquet")
+    finish(scores, "images.parquet", "objects.parquet")
+    shards = [f"embeddings/shard-{number:05d}.parquet" for number in range(2)]
+    for name, part in zip(shards, (slice(0, 16), slice(16, 26)), strict=True):
+        write_embeddings(output / "predictions" / name, ids[part], rng.normal(size=(26, 5)).astype(np.float16)[part])
+    finish(output / "predictions", *shards)
+    return config, output, pool, columns
+
+
+@pytest.fixture
+def select_again(scored, capsys):
+    """Return a function that runs the stage with overrides; it gives the status and what was printed."""
+
+    def run(*overrides: tuple):
+        words = ["--config-file", str(scored[0]), "--only", "select"]
+        status = main([*words, *(str(word) for pair in overrides for word in pair)])
+        captured = capsys.readouterr()
+        return status, captured.out + captured.err
+
+    return run
+
+
+def tables(output):
+    return {path.stem: pq.read_table(path).to_pydict() for path in sorted((output / "selection").glob("*.parquet"))}
+
+
+def test_by_default_the_better_half_and_the_rest_with_its_reason(scored, select_again):
+    _, output, pool, columns = scored
+    status, text = select_again()
+    assert status == 0
+    assert "13 of 26 images by top_n, 13 images asked; left out: budget 13" in text
+    found = tables(output)
+    best = np.argsort(-columns["image_score"])
+    assert found["selection"]["image_id"] == pool.image_ids[best[:13]].tolist()
+    assert found["selection"]["rank"] == list(range(1, 14))
+    assert sorted(found["removed"]["image_id"]) == sorted(pool.image_ids[best[13:]].tolist())
+    assert set(found["removed"]["reason"]) == {"budget"}
+    assert set(found["removed"]["because"]) == {None}
+    assert "relabel" not in found
+    facts = json.loads((output / "selection" / "stage.json").read_text())["facts"]
+    assert facts == {"selected": [["top_n", 13]], "removed": [["budget", 13]]}
+
+
+def test_every_setting_reaches_the_selection(scored, select_again):
+    _, output, pool, columns = scored
+    car = pool.class_names.index("car")
+    options = (
+        ("CURATE.SELECT.NUM_BOXES", 40),
+        ("CURATE.SELECT.GUARD", "queue"),
+        ("CURATE.SELECT.GUARD_QUANTILE", 0.96),
+        ("CURATE.SELECT.DUPLICATE_SIMILARITY", 0.999),
+        ("CURATE.SELECT.SEQUENCE_GAP", 2),
+        ("CURATE.SELECT.CLASS_FLOORS", "('car=3',)"),
+        ("CURATE.SELECT.CLASS_CAPS", "('car=5',)"),
+        ("CURATE.SELECT.METADATA_FLOORS", "('sequence=seq-0000=2',)"),
+    )
+    status, text = select_again(*options)
+    assert status == 0, text
+    found = tables(output)
+    rows = pool.subset_rows(np.array(found["selection"]["image_id"]))
+    assert pool.boxes_per_image[rows].sum() <= 40
+    cars = np.bincount(pool.image_index[pool.class_index == car], minlength=26)[rows].sum()
+    assert 3 <= cars <= 5
+    assert sum(pool.sequences[row] == "seq-0000" for row in rows) >= 2
+    assert found["relabel"] == {"image_id": [int(pool.image_ids[3])], "suspicion": [0.9]}
+    reasons = set(found["selection"]["reason"]) | set(found["removed"]["reason"])
+    assert {"floor class car=3", "cap class car=5", "relabel_queue", "sequence_gap"} <= reasons
+    given_way = [because for because in found["removed"]["because"] if because is not None]
+    assert set(given_way) <= set(pool.image_ids.tolist())
+    assert "relabel_queue 1, " in text
+
+
+@pytest.mark.parametrize("strategy", ["k_center", "facility_location", "strata", "random", "stratified_random"])
+def test_the_strategies_run_on_what_the_pool_has(scored, select_again, strategy):
+    status, text = select_again(("CURATE.SELECT.STRATEGY", strategy), ("CURATE.SELECT.FRACTION", 0.2))
+    assert status == 0, text
+    assert set(tables(scored[1])["selection"]["reason"]) == {strategy}
+    assert len(tables(scored[1])["selection"]["rank"]) == 5
+
+
+def test_near_duplicates_by_hash_where_there_are_no_embeddings(scored, select_again):
+    _, output, pool, _ = scored
+    marker = output / "predictions" / "stage.json"
+    with_embeddings = marker.read_bytes()
+    finish(output / "predictions")
+    try:
+        status, text = select_again(("CURATE.SELECT.DUPLICATE_SIMILARITY", 0.9))
+        assert status == 0, text
+        assert "near_duplicate" in text
+        status, text = select_again(("CURATE.SELECT.DUPLICATE_SIMILARITY", 0.91))
+        assert status == 0 and "hash pool" not in text  # remembered
+        status, text = select_again(("CURATE.SELECT.STRATEGY", "k_center"))
+        assert status == 2
+        assert "the strategy k_center must be given embeddings, got none; predict the pool with" in text
+    finally:
+        marker.write_bytes(with_embeddings)
+
+
+def test_a_threshold_that_most_of_the_pool_reaches_is_warned_of(scored, select_again):
+    status, text = select_again(("CURATE.SELECT.DUPLICATE_SIMILARITY", 0.0001))
+    assert status == 0, text
+    assert "of the pool are near-duplicates by CURATE.SELECT.DUPLICATE_SIMILARITY 0.0001; of random pairs" in text
+    assert "raise it where the pool is not that redundant" in text
+    _, text = select_again(("CURATE.SELECT.DUPLICATE_SIMILARITY", 0.999))
+    assert "of random pairs" not in text
+
+
+def test_embeddings_of_another_pool_are_refused(scored, select_again):
+    _, output, pool, _ = scored
+    marker = output / "predictions" / "stage.json"
+    before = marker.read_bytes()
+    finish(output / "predictions", "embeddings/shard-00000.parquet")
+    try:
+        status, text = select_again(("CURATE.SELECT.STRATEGY", "k_center"))
+        assert status == 2
+        assert f"got none of 10 images (the first is image_id {pool.image_ids[16]})" in text
+    finally:
+        marker.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("CLASS_FLOORS", "('cra=3',)", "must be of a class of the pool, got 'cra=3'; known are car"),
+        ("CLASS_FLOORS", "('car=3000',)", "floor class car=3000 must be at most what the pool holds, got a pool that"),
+        (
+            "CLASS_CAPS",
+            "('car',)",
+            "CURATE.SELECT.CLASS_CAPS: a floor or a cap must have the form class=200, got 'car'",
+        ),
+        ("METADATA_FLOORS", "('rain=3',)", "must have the form field=value=200, got 'rain=3'"),
+        ("METADATA_CAPS", "('wether=rain=3',)", "must be of a field of the images, got 'wether=rain=3'; known are"),
+        ("METADATA_FLOORS", "('weather=rian=3',)", "must be of a value of weather, got 'weather=rian=3'; known are"),
+        ("EMPTY_FLOOR", 27, "floor empty images=27 must be at most what the pool holds"),
+        ("NUM_IMAGES", 27, "count must be at most the pool's 26 images, got 27"),
+        ("NUM_BOXES", 5000, "num_boxes must be at most the pool's"),
+        ("COST_SECONDS", 9, "seconds_per_image or seconds_per_box must be above 0 for a budget of cost_seconds"),
+        ("GUARD", "dorp", "the guard must be one of drop, off, queue, got 'dorp' (did you mean 'drop'?)"),
+        ("OVERSAMPLING", 0.5, "CURATE.SELECT.OVERSAMPLING: input should be greater than or equal to 1, got 0.5"),
+    ],
+)
+def test_bad_settings_are_named(select_again, key, value, message):
+    status, text = select_again((f"CURATE.SELECT.{key}", value))
+    assert status == 2
+    assert message in text
+
+
+def test_two_budgets_are_refused(select_again):
+    status, text = select_again(("CURATE.SELECT.NUM_BOXES", 9), ("CURATE.SELECT.NUM_IMAGES", 5))
+    assert status == 2
+    assert "must not be above 0 together, got ['num_images 5', 'num_boxes 9']" in text
+
+
+def test_a_dry_run_tells_the_budget(scored, capsys):
+    for words, expected in (
+        (["CURATE.SELECT.NUM_BOXES", "40"], "40 boxes of 26 images by top_n"),
+        (
+            ["CURATE.SELECT.COST_SECONDS", "90", "CURATE.SELECT.SECONDS_PER_BOX", "7"],
+            "90 s of annotation of 26 images by top_n",
+        ),
+    ):
+        assert main(["--config-file", str(scored[0]), "--dry-run", "--only", "select", *words]) == 0
+        assert expected in capsys.readouterr().out
+
+
+def test_the_manifest_has_the_budget_and_the_counts_of_each_step(scored, select_again):
+    config, output, pool, _ = scored
+    options = (("CURATE.SELECT.NUM_BOXES", 15), ("CURATE.SELECT.SEQUENCE_GAP", 3))
+    assert select_again(*options)[0] == 0
+    (output / "ensemble").mkdir(exist_ok=True)
+    (output / "ensemble" / "ensemble.jsonl").touch()
+    finish(output / "ensemble")
+    no_queue = ["CURATE.MANIFEST.RELABEL_LIMIT", "0"]  # the objects made up here are not of the pool's labels
+    assert main(["--config-file", str(config), "--only", "manifest", *no_queue]) == 0
+    provenance = json.loads((output / "manifest" / "provenance.json").read_text())
+    assert provenance["budget"]["asked"] == {"boxes": 15}
+    assert provenance["budget"]["spent"]["boxes"] <= 15
+    steps = provenance["selection"]
+    assert sum(step["images"] for step in steps["selected"]) == provenance["subset"]["num_images"]
+    assert [step["reason"] for step in steps["removed"]] == ["sequence_gap", "budget"]
+    assert sum(step["images"] for part in steps.values() for step in part) == len(pool)
+
+
+def test_sequences_are_numbered_by_name():
+    assert sequence_codes((None, "b", "a")).tolist() == [-1, 1, 0]
+
+
+# Explain
+
+
+def explained(capsys, *words: object):
+    status = main(["explain", *(str(word) for word in words)])
+    captured = capsys.readouterr()
+    assert status == 0, captured.err
+    return captured.out
+
+
+def test_an_image_that_was_taken(scored, select_again, capsys):
+    config, output, pool, columns = scored
+    select_again()
+    row = int(columns["image_score"].argmax())
+    image_id = int(pool.image_ids[row])
+    found = json.loads(explained(capsys, image_id, "--config-file", config, "--json"))
+    assert found["image"] == {
+        "image_id": image_id,
+        "file_name": pool.file_names[row],
+        "sequence": pool.sequences[row],
+        "frame_index": int(pool.frame_index[row]),
+        "num_boxes": int(pool.boxes_per_image[row]),
+    }
+    assert found["selection"] == {"rank": 1, "reason": "top_n", "because": None}
+    assert found["scores"]["image_score"] == {"value": columns["image_score"][row], "rank": 1, "of": 26}
+    place = 1 + int((columns["swapped"] > columns["swapped"][row]).sum())
+    assert found["scores"]["swapped"]["rank"] == place
+    assert json.loads(explained(capsys, image_id, output, "--json")) == found
+
+
+def test_its_objects_are_told_with_their_votes(scored, capsys):
+    _, output, pool, _ = scored
+    found = json.loads(explained(capsys, pool.image_ids[1], output, "--json"))["objects"]
+    assert [row["kind"] for row in found] == ["cluster"] * 14 + ["ground_truth"]
+    assert found[0]["votes"] == {pool.class_names[0]: 2, "background": 1, "missed": 1}
+    assert found[0]["measures"] == pytest.approx({"mutual_information": 0.4, "overlooked": 0.2})
+    assert found[-1]["annotation_id"] == 1
+    text = explained(capsys, pool.image_ids[1], output)
+    assert "… and 2 clusters of less confidence; --json has all" in text
+    assert "mutual_information 0.40, overlooked 0.20" in text
+    assert "no member sees an object" in explained(capsys, pool.image_ids[25], output)
+
+
+def test_its_neighbours_in_time_and_in_look(scored, capsys):
+    _, output, pool, _ = scored
+    found = json.loads(explained(capsys, pool.image_ids[1], output, "--json"))["neighbours"]
+    frames = [row for row in found if row["by"] == "sequence"]
+    assert frames and all(row["sequence"] == pool.sequences[1] for row in frames)
+    distances = [abs(row["distance"]) for row in frames]
+    assert distances == sorted(distances) and len(distances) <= 5
+    looks = [row["distance"] for row in found if row["by"] == "embedding"]
+    assert len(looks) == 5 and looks == sorted(looks, reverse=True)
+    assert pool.original_id(1) not in [row["image_id"] for row in found]
+
+
+def test_why_an_image_was_not_taken(scored, select_again, capsys):
+    _, output, pool, columns = scored
+    select_again(("CURATE.SELECT.SEQUENCE_GAP", 4))
+    removed = tables(output)["removed"]
+    at = removed["reason"].index("sequence_gap")
+    text = explained(capsys, removed["image_id"][at], output)
+    assert f"not selected: sequence_gap, it gives way to image {removed['because'][at]}" in text
+    worst = int(pool.image_ids[columns["image_score"].argmin()])
+    assert "not selected: " in explained(capsys, worst, output)
+
+
+def test_nothing_is_selected_yet(scored, select_again, capsys):
+    _, output, pool, _ = scored
+    select_again(("CURATE.SELECT.EMPTY_FLOOR", 27))  # leaves the stage begun and not finished
+    text = explained(capsys, pool.image_ids[0], output)
+    assert "nothing was selected yet" in text
+
+
+@pytest.mark.parametrize("name", ["999", "seven", "-3"])
+def test_an_image_that_does_not_exist(scored, capsys, name):
+    words = ["explain", "--config-file", str(scored[0]), "--", name]
+    assert main(words) == 2
+    assert f"IMAGE_ID must be an image of {scored[1] / 'pool' / 'train.json'}, got '{name}'" in capsys.readouterr().err
+
+
+def test_a_run_that_is_not_named(scored, capsys, tmp_path):
+    for words, got in ((["1"], "neither"), (["1", str(tmp_path)], str(tmp_path))):
+        assert main(["explain", *words]) == 2
+        assert f"by --config-file FILE or by the OUTPUT_DIR of a run, got {got}" in capsys.readouterr().err
+
+
+def test_a_pool_that_is_not_scored(scored, capsys, tmp_path):
+    assert main(["explain", "1", "--config-file", str(scored[0]), "OUTPUT_DIR", str(tmp_path)]) == 2
+    assert "the stage 'score' must have finished" in capsys.readouterr().err

@@ -1,0 +1,136 @@
+"""Floors and caps: by hand, and what is said when they cannot be kept."""
+
+import numpy as np
+import pytest
+
+from detcurate.errors import SelectionError
+from detcurate.select.compose import PoolColumns, select
+from detcurate.select.limits import Budget, Quota, box_budget, parse_quota
+from detcurate.structures import ImageScores
+
+
+def pool(image_score):
+    image_score = np.asarray(image_score, np.float64)
+    return ImageScores(np.arange(len(image_score)) + 1, image_score, {})
+
+
+def quota(name, amounts, limit):
+    return Quota(name, np.asarray(amounts, np.int64), limit)
+
+
+FALLING = pool([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+
+
+def test_a_floor_takes_the_best_that_hold_it_and_the_order_the_rest():
+    log = select(FALLING, budget=4, floors=[quota("class bus", [0, 0, 0, 1, 2, 3], 3)])
+    assert log.selection.image_ids.tolist() == [4, 5, 1, 2]
+    assert log.selection.reasons == ("floor class bus=3",) * 2 + ("top_n",) * 2
+
+
+def test_what_one_floor_has_taken_counts_for_the_next():
+    floors = [quota("class bus", [0, 0, 0, 1, 0, 1], 2), quota("weather rain", [0, 1, 0, 1, 0, 1], 2)]
+    log = select(FALLING, budget=3, floors=floors)
+    assert log.selection.image_ids.tolist() == [4, 6, 1]
+    assert log.counts(taken=True) == {"floor class bus=2": 2, "top_n": 1}
+
+
+def test_a_floor_of_nothing_and_one_that_is_met_take_nothing():
+    log = select(FALLING, budget=2, floors=[quota("class bus", [0] * 6, 0)])
+    assert log.selection.image_ids.tolist() == [1, 2]
+
+
+def test_a_cap_is_never_exceeded_and_what_breaks_it_makes_room():
+    log = select(FALLING, budget=3, caps=[quota("class car", [2, 2, 1, 0, 1, 0], 3)])
+    assert log.selection.image_ids.tolist() == [1, 3, 4]
+    assert log.counts(taken=False) == {"cap class car=3": 1, "budget": 2}
+
+
+def test_caps_hold_for_floors_too():
+    caps, floors = [quota("class car", [0, 0, 0, 5, 1, 0], 4)], [quota("class bus", [0, 0, 0, 1, 1, 1], 2)]
+    log = select(FALLING, budget=2, floors=floors, caps=caps)
+    assert log.selection.image_ids.tolist() == [5, 6]
+
+
+def test_a_floor_passes_over_what_does_not_fit_the_budget():
+    budget = box_budget(np.array([1, 1, 1, 9, 2, 3]), num_boxes=6)
+    log = select(FALLING, budget=budget, floors=[quota("class bus", [0, 0, 0, 1, 1, 1], 2)])
+    assert log.selection.image_ids.tolist() == [5, 6, 1]
+
+
+def test_a_diverse_order_goes_on_when_caps_turn_some_of_it_down():
+    # k-center asks for as many as the budget buys; without a second round the cap would leave two places empty.
+    rng = np.random.default_rng(0)
+    columns = PoolColumns(embeddings=rng.normal(size=(30, 4)))
+    scores = pool(rng.uniform(0, 1, 30))
+    cap = quota("class car", rng.integers(0, 2, 30), 1)
+    log = select(scores, budget=7, strategy="k_center", columns=columns, caps=[cap])
+    assert len(log.taken) == 7
+    assert cap.amounts[log.taken].sum() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"floors": [quota("class bus", [0, 0, 1, 1, 1, 0], 4)]},
+            r"floor class bus=4 must be at most what the pool holds, got a pool that holds 3; lower the floor",
+        ),
+        (
+            {
+                "floors": [quota("class bus", [1, 0, 1, 1, 1, 0], 4)],
+                "guard": "drop",
+                "guard_quantile": 0.8,
+                "columns": PoolColumns(suspicion=np.array([1.0, 0, 0, 0, 0, 0])),
+            },
+            r"got a pool that holds 3 \(4 before the guard and the thinning\); lower the floor",
+        ),
+        (
+            {"floors": [quota("class bus", [0, 0, 1, 1, 1, 0], 2), quota("weather rain", [1, 1, 0, 0, 0, 0], 2)]},
+            r"floor weather rain=2 must be met within the budget of 3 images, got 1 with the best-scored images after "
+            r"the floors before it; raise the limit or lower the floor",
+        ),
+        (
+            {
+                "floors": [quota("class bus", [0, 0, 1, 1, 1, 0], 2)],
+                "caps": [quota("class car", [0, 0, 2, 2, 2, 0], 3)],
+            },
+            r"floor class bus=2 must be met within cap class car=3, got 1 with",
+        ),
+    ],
+)
+def test_a_floor_that_cannot_be_met_is_named(options, message):
+    budget = Budget(np.ones(6, np.int64), 3, "3 images")
+    with pytest.raises(SelectionError, match=message):
+        select(FALLING, budget=budget, **options)
+
+
+def test_a_class_that_no_image_holds():
+    with pytest.raises(SelectionError, match="floor class tram=1 .* got a pool that holds 0; lower the floor"):
+        select(FALLING, budget=2, floors=[quota("class tram", [0] * 6, 1)])
+
+
+@pytest.mark.parametrize("amounts, limit", [([0, -1], 2), ([0, 1], -2)])
+def test_a_quota_out_of_range(amounts, limit):
+    with pytest.raises(SelectionError, match=f"class bus={limit} must be at least 0"):
+        quota("class bus", amounts, limit)
+
+
+@pytest.mark.parametrize(
+    ("text", "num_names", "expected"),
+    [
+        ("traffic light=7", 1, (("traffic light",), 7)),
+        ("a=b=7", 1, (("a=b",), 7)),
+        ("weather=light=rain=7", 2, (("weather", "light=rain"), 7)),
+    ],
+)
+def test_quotas_are_read(text, num_names, expected):
+    assert parse_quota(text, num_names=num_names) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "num_names"),
+    [("bus", 1), ("=3", 1), ("bus=", 1), ("bus=-1", 1), ("bus=1.5", 1), ("rain=3", 2), ("=a=3", 2)],
+)
+def test_quotas_of_another_form_are_refused(text, num_names):
+    with pytest.raises(SelectionError, match=f"must have the form .*=200, got '{text}'"):
+        parse_quota(text, num_names=num_names)
