@@ -103,7 +103,7 @@ def verify(folder: Path) -> Callable[[], object]:
         image_ids=image_ids,
         strategy="top_n",
         seed=0,
-        budget_asked={"fraction": 0.5},
+        requested_budget={"fraction": 0.5},
         config_sha256="0" * 64,
         members=[],
         scores_sha256="0" * 64,

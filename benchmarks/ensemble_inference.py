@@ -61,7 +61,7 @@ def one_by_one(words: list[str], folder: Path, threads: int) -> int:
     from detcurate.config.declaration import load_config_text
     from detcurate.d2.checkpoints import model_for_weights
     from detcurate.d2.train.data import detection_dicts
-    from detcurate.ensemble.index import LEDGER, read_ledger
+    from detcurate.ensemble.index import MEMBER_INDEX, read_index
     from detcurate.pipeline.training_jobs import training_config
 
     class Collector(DatasetEvaluator):
@@ -80,7 +80,7 @@ def one_by_one(words: list[str], folder: Path, threads: int) -> int:
     cfg = load_config_text(training_config(run))
     DatasetCatalog.register("pool", lambda: detection_dicts(run.pool, run.image_root("pool")))
     total = 0
-    for member in read_ledger(run.directory("train") / LEDGER):
+    for member in read_index(run.directory("train") / MEMBER_INDEX):
         model = model_for_weights(cfg, run.directory("train") / member.file)
         loader = build_detection_test_loader(cfg, "pool", num_workers=cfg.DATALOADER.NUM_WORKERS)
         total += inference_on_dataset(model, loader, Collector())["num_detections"]
@@ -92,7 +92,7 @@ def one_pass(words: list[str], folder: Path, threads: int) -> int:
     from detcurate.pipeline.stages.predict import predict_stage
     from detcurate.predictions.store import read_members, read_predictions
 
-    shutil.rmtree(folder / "run" / "predictions", ignore_errors=True)
+    shutil.rmtree(folder / "run" / "predict", ignore_errors=True)
     run = make_run(words)
     predict_stage(run).run()
     shards = read_predictions(run.directory("predict"), read_members(run.directory("predict")))
@@ -101,16 +101,16 @@ def one_pass(words: list[str], folder: Path, threads: int) -> int:
 
 def repeated_pool(words: list[str], folder: Path, threads: int) -> int:
     """One process, two members, small images: the pool's files again and again, ``threads`` thousand images."""
-    from detcurate.d2.infer.cluster import run_pass
-    from detcurate.d2.infer.worker import PredictionPass
-    from detcurate.ensemble.index import LEDGER, read_ledger
+    from detcurate.d2.infer.cluster import predict_cluster
+    from detcurate.d2.infer.worker import PredictionJob
+    from detcurate.ensemble.index import MEMBER_INDEX, read_index
     from detcurate.pipeline.training_jobs import training_config
 
     run, n = make_run([*words, "INPUT.MIN_SIZE_TEST", "64"]), 1_000 * threads
     directory = folder / f"repeated-{threads}"
-    members = read_ledger(run.directory("train") / LEDGER)[:2]
+    members = read_index(run.directory("train") / MEMBER_INDEX)[:2]
     names = [str(run.image_root("pool") / name) for name in run.pool.file_names]
-    job = PredictionPass(
+    job = PredictionJob(
         config=training_config(run),
         members=tuple((run.directory("train") / member.file, member.sha256) for member in members),
         image_ids=np.arange(n),
@@ -122,7 +122,7 @@ def repeated_pool(words: list[str], folder: Path, threads: int) -> int:
         device=str(run.cfg.MODEL.DEVICE),
         directory=directory,
     )
-    run_pass(job, lambda _: None)
+    predict_cluster(job, lambda _: None)
     shutil.rmtree(directory)
     return n
 
@@ -141,9 +141,9 @@ def modes(words: list[str], folder: Path, threads: int) -> dict[str, float]:
     from detcurate.d2.checkpoints import model_for_weights
     from detcurate.d2.infer.dense import DenseAccumulator, anchors_inside, dense_outputs
     from detcurate.d2.infer.posteriors import predict_posteriors
-    from detcurate.d2.infer.reference import reference_answers
+    from detcurate.d2.infer.reference import reference_predictions
     from detcurate.d2.train.data import detection_dicts
-    from detcurate.ensemble.index import LEDGER, read_ledger
+    from detcurate.ensemble.index import MEMBER_INDEX, read_index
     from detcurate.pipeline.training_jobs import training_config
 
     torch.set_num_threads(threads)
@@ -156,7 +156,8 @@ def modes(words: list[str], folder: Path, threads: int) -> dict[str, float]:
     truth = {int(image_id): pool.boxes[pool.image_index == row] for row, image_id in enumerate(pool.image_ids.tolist())}
     batches = [samples[start : start + 8] for start in range(0, len(samples), 8)]
     two_stage = [
-        model_for_weights(cfg, run.directory("train") / m.file) for m in read_ledger(run.directory("train") / LEDGER)
+        model_for_weights(cfg, run.directory("train") / m.file)
+        for m in read_index(run.directory("train") / MEMBER_INDEX)
     ]
     dense_cfg = cfg.clone()
     dense_cfg.defrost()
@@ -178,7 +179,7 @@ def modes(words: list[str], folder: Path, threads: int) -> dict[str, float]:
             for model in two_stage:
                 images = model.preprocess_image(batch)
                 features = model.backbone(images.tensor)
-                reference_answers(model, batch, boxes, images=images, features=features)
+                reference_predictions(model, batch, boxes, images=images, features=features)
 
     def dense() -> None:
         for batch in batches:
@@ -199,12 +200,12 @@ def modes(words: list[str], folder: Path, threads: int) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in work}
     with torch.inference_mode():
         for _ in range(4):  # the first warms up
-            for name, ask in work.items():
+            for name, predict in work.items():
                 begun = time.perf_counter()
-                ask()
+                predict()
                 seconds[name].append(time.perf_counter() - begun)
-    asked = len(samples) * len(two_stage)
-    return {name: statistics.median(times[1:]) / asked for name, times in seconds.items()}
+    requested = len(samples) * len(two_stage)
+    return {name: statistics.median(times[1:]) / requested for name, times in seconds.items()}
 
 
 WORK: dict[str, Callable[[list[str], Path, int], Any]] = {

@@ -51,7 +51,7 @@ def train(folder: Path, arm: str, iterations: int, members: int) -> dict[str, fl
     spent = [0.0]
     with tempfile.TemporaryDirectory(dir=folder) as output:
         if arm != "none":
-            hook = ensemble_checkpointer(output, iterations, members_per_run=members, last_fraction=1.0, storage=arm)
+            hook = ensemble_checkpointer(output, iterations, members_per_run=members, last_fraction=1.0, dtype=arm)
             hook.after_step = _timed(hook.after_step, spent)
             trainer.register_hooks([hook])
         start = time.perf_counter()
@@ -109,7 +109,7 @@ def sizes() -> list[tuple[str, int]]:
             hook.step(0)
             found.append((f"Detectron2, {optimizer_name}", (output / "model_0000000.pth").stat().st_size))
         for storage in ("fp32", "bf16", "fp16"):
-            save_member(model, folder / storage, 0, storage=storage)
+            save_member(model, folder / storage, 0, dtype=storage)
             found.append((storage, next((folder / storage).rglob("*.safetensors")).stat().st_size))
     return found
 

@@ -39,7 +39,7 @@ SETTINGS = {
     "CURATE.SELECT.FRACTION": "0.1",
     "CURATE.SELECT.DUPLICATE_SIMILARITY": "0.98",
     "CURATE.SELECT.SEQUENCE_GAP": "3",
-    "CURATE.SELECT.GUARD": "queue",
+    "CURATE.SELECT.NOISE_FILTER": "queue",
     "CURATE.NUM_PROCESSES": "2",
 }
 
@@ -56,27 +56,27 @@ class Watched:
 
 def make_run(output: Path, data: Path, num_images: int) -> None:
     """Write a run's OUTPUT_DIR up to the predictions, and the pool's annotations."""
-    from detcurate.ensemble.index import Member, write_ledger
+    from detcurate.ensemble.index import Member, write_index
     from detcurate.predictions.store import MEMBERS
 
     (data / "images").mkdir(parents=True)
-    for folder in ("pool", "ensemble", "predictions"):
+    for folder in ("pool", "train", "predict"):
         (output / folder).mkdir(parents=True)
     members = [
         Member(run, 999 + 1000 * k, run, 1e-3, f"run-{run}/iter-{999 + 1000 * k:07d}.safetensors", f"{run}{k}" * 32)
         for run in range(_RUNS)
         for k in range(_PER_RUN)
     ]
-    make_shards(output / "predictions", num_images, [f"{member.file}@{member.sha256}" for member in members])
+    make_shards(output / "predict", num_images, [f"{member.file}@{member.sha256}" for member in members])
     for name in ("train.json", "val.json"):  # no arm is evaluated
         (data / name).unlink(missing_ok=True)
-        (data / name).hardlink_to(output / "predictions" / "labels.json")
-    (output / "predictions" / "labels.json").unlink()
-    write_ledger(output / "ensemble" / "ensemble.jsonl", members)
+        (data / name).hardlink_to(output / "predict" / "labels.json")
+    (output / "predict" / "labels.json").unlink()
+    write_index(output / "train" / "ensemble.jsonl", members)
     write_pool(output, data, num_images, num_boxes=15 * num_images)
-    finish(output, "ensemble", "ensemble.jsonl", inputs=["pool"])
-    embeddings = _write_embeddings(output / "predictions", num_images)
-    finish(output, "predictions", MEMBERS, *embeddings, inputs=["pool", "ensemble"])
+    finish(output, "train", "ensemble.jsonl", inputs=["pool"])
+    embeddings = _write_embeddings(output / "predict", num_images)
+    finish(output, "predict", MEMBERS, *embeddings, inputs=["pool", "train"])
     base = _ROOT / "configs" / "Base-CPU-Tiny.yaml"
     (data / "load.yaml").write_text(f'_BASE_: "{base}"\nDATASETS:\n  ROOT: "{data}"\nOUTPUT_DIR: "{output}"\n')
     (output / "detcurate.json").write_text('{"config_file": "load.yaml"}')
@@ -159,7 +159,7 @@ def measure(folder: Path, num_images: int) -> dict[str, Watched]:
     temporary.mkdir()
     make_run(output, data, num_images)
     curate = [sys.executable, str(_ROOT / "tools" / "curate.py")]
-    settings = {**SETTINGS, "CURATE.SELECT.CLASS_FLOORS": f'("class 3={num_images // 6}",)'}
+    settings = {**SETTINGS, "CURATE.SELECT.CLASS_MINIMUMS": f'("class 3={num_images // 6}",)'}
     overrides = [word for pair in settings.items() for word in pair]
     found = {}
     for name, options in STAGES.items():

@@ -31,8 +31,8 @@ _WIDTH, _HEIGHT = 1280, 720
 _FRAMES = 40
 MEASURES = (
     *("mutual_information", "entropy", "expected_entropy", "variation_ratio", "vote_entropy", "margin"),
-    *("iou_dispersion", "box_std", "existence_entropy", "overlooked", "error_count", "el2n", "forgetting"),
-    *("low_confidence", "variability", "prediction_variance", "swapped", "badly_located"),
+    *("iou_dispersion", "box_std", "existence_entropy", "missing_label", "error_count", "el2n", "forgetting"),
+    *("low_confidence", "variability", "prediction_variance", "wrong_class", "inaccurate_box"),
 )
 _OF_LABELS = MEASURES[10:]
 
@@ -40,7 +40,7 @@ _OF_LABELS = MEASURES[10:]
 def make_run(output: Path, data: Path, num_images: int, *, has_images: bool) -> None:
     """Write a run's OUTPUT_DIR and the pool that it read."""
     rng = np.random.default_rng(0)
-    for folder in ("pool", "ensemble", "predictions", "scores", "selection", "manifest", "retrain", "evaluation"):
+    for folder in ("pool", "train", "predict", "score", "select", "manifest", "retrain", "evaluate"):
         (output / folder).mkdir(parents=True)
     (output / "config.yaml").write_text(
         f'OUTPUT_DIR: "{output}"\nDATASETS: {{ROOT: "{data}"}}\nCURATE: {{PREDICT: {{SHARD_SIZE: {_SHARD}}}}}\n'
@@ -52,12 +52,12 @@ def make_run(output: Path, data: Path, num_images: int, *, has_images: bool) -> 
     components = {name: np.round(rng.beta(2, 4, num_images), 6) for name in MEASURES}
     score = np.argsort(np.argsort(components["mutual_information"])) / num_images
     counts = {"num_objects": np.full(num_images, _CLUSTERS), "num_labels": np.full(num_images, _BOXES)}
-    _write(output / "scores" / "images.parquet", {"image_id": ids, "image_score": score, **components, **counts})
-    _write_objects(output / "scores" / "objects.parquet", boxes, classes, num_images)
-    finish(output, "ensemble", "ensemble.jsonl", inputs=["pool"], text="")
+    _write(output / "score" / "images.parquet", {"image_id": ids, "image_score": score, **components, **counts})
+    _write_objects(output / "score" / "objects.parquet", boxes, classes, num_images)
+    finish(output, "train", "ensemble.jsonl", inputs=["pool"], text="")
     _write_predictions(output, boxes, classes, num_images if has_images else 0)
     settings = {"measures": ["mutual_information", "iou_dispersion", "existence_entropy"], "aggregation": "top_k_mean"}
-    finish(output, "scores", "images.parquet", "objects.parquet", inputs=["pool"], settings=settings)
+    finish(output, "score", "images.parquet", "objects.parquet", inputs=["pool"], settings=settings)
     _write_selection(output, ids, score, rng)
     _write_manifest(output, num_images)
     _write_arms(output, rng, num_images)
@@ -148,14 +148,14 @@ def _write_objects(path: Path, boxes: np.ndarray, classes: np.ndarray, num_image
 def _write_predictions(output: Path, boxes: np.ndarray, classes: np.ndarray, num_images: int) -> None:
     """Write the members' detections; of no image where they were removed after the scoring."""
     from detcurate.predictions.shards import shard_path, write_shard
-    from detcurate.predictions.store import MEMBERS, prepare_passes
+    from detcurate.predictions.store import MEMBERS, prepare_prediction_sets
     from detcurate.structures import Detections
 
     if not num_images:
-        (output / "predictions").rmdir()
+        (output / "predict").rmdir()
         return
     names, num_shards = [f"run-0/iter-{e:07d}" for e in range(_MEMBERS)], -(-num_images // _SHARD)
-    [found] = prepare_passes(output / "predictions", "0" * 64, names, num_shards=num_shards)
+    [found] = prepare_prediction_sets(output / "predict", "0" * 64, names, num_shards=num_shards)
     rng, n = np.random.default_rng(2), _SHARD * _MEMBERS * _BOXES
     flat = np.tile(boxes[:_SHARD, None], (1, _MEMBERS, 1, 1)).reshape(-1, 4) + rng.normal(0, 3, (n, 4))
     flat[:, 2:] = np.maximum(flat[:, 2:], flat[:, :2] + 2)
@@ -174,7 +174,7 @@ def _write_predictions(output: Path, boxes: np.ndarray, classes: np.ndarray, num
             detections.take(detections.image_ids <= num_images),
             ids[ids <= num_images],
         )
-    finish(output, "predictions", MEMBERS, inputs=["pool"])
+    finish(output, "predict", MEMBERS, inputs=["pool"])
 
 
 def _write_selection(output: Path, ids: np.ndarray, score: np.ndarray, rng: np.random.Generator) -> None:
@@ -182,12 +182,12 @@ def _write_selection(output: Path, ids: np.ndarray, score: np.ndarray, rng: np.r
     kept, gone = order[: len(ids) // 2], order[len(ids) // 2 :]
     reason = np.where(np.arange(len(kept)) < len(kept) // 20, "floor class class 3=9000", "top_n")
     table = {"rank": np.arange(1, len(kept) + 1), "image_id": ids[kept], "image_score": score[kept], "reason": reason}
-    _write(output / "selection" / "selection.parquet", table)
-    because = pa.array(ids[rng.choice(kept, len(gone))], mask=np.arange(len(gone)) % 3 > 0)
+    _write(output / "select" / "selection.parquet", table)
+    replaced_by = pa.array(ids[rng.choice(kept, len(gone))], mask=np.arange(len(gone)) % 3 > 0)
     reason = np.where(np.arange(len(gone)) % 3 > 0, "budget", "near_duplicate")
-    table = {"image_id": ids[gone], "image_score": score[gone], "reason": reason, "because": because}
-    _write(output / "selection" / "removed.parquet", table)
-    finish(output, "selection", "selection.parquet", "removed.parquet", inputs=["pool", "scores"])
+    table = {"image_id": ids[gone], "image_score": score[gone], "reason": reason, "replaced_by": replaced_by}
+    _write(output / "select" / "removed.parquet", table)
+    finish(output, "select", "selection.parquet", "removed.parquet", inputs=["pool", "score"])
 
 
 def _write_manifest(output: Path, num_images: int) -> None:
@@ -202,7 +202,7 @@ def _write_manifest(output: Path, num_images: int) -> None:
         **{f"field {k}": {f"value {v}": half(num_images // 6) for v in range(6)} for k in range(6)},
     }
     text = orjson.dumps({"histograms": histograms, "versions": {}}).decode()
-    finish(output, "manifest", "provenance.json", inputs=["pool", "selection"], text=text)
+    finish(output, "manifest", "provenance.json", inputs=["pool", "select"], text=text)
 
 
 def _write_arms(output: Path, rng: np.random.Generator, num_images: int) -> None:
@@ -221,8 +221,8 @@ def _write_arms(output: Path, rng: np.random.Generator, num_images: int) -> None
             replicates |= {f"{arm}/seed-{seed}/{name}": ap + rng.normal(0, 0.5, 1000) for name in names}
     settings = {"CURATE.RETRAIN": {"equal": "iterations"}}
     finish(output, "retrain", inputs=["pool"], settings=settings, facts={"models": models})
-    (output / "evaluation" / "figures.json").write_bytes(orjson.dumps(rows))
-    _write(output / "evaluation" / "replicates.parquet", replicates)
+    (output / "evaluate" / "figures.json").write_bytes(orjson.dumps(rows))
+    _write(output / "evaluate" / "replicates.parquet", replicates)
     finish(output, "evaluation", "figures.json", "replicates.parquet", inputs=["pool", "retrain"])
 
 
@@ -247,17 +247,25 @@ def finish(
 ) -> None:
     """Write the marker of a stage, and its one file when its text is given."""
     from detcurate.io.files import sha256_file, write_json
-    from detcurate.pipeline.stage import output_digest, read_marker
+    from detcurate.pipeline.stage import output_digest, read_stage_metadata
 
-    directory, stage = output / folder, {"scores": "score", "selection": "select"}
+    directory = output / folder
     if text is not None:
         (directory / names[0]).write_text(text)
     outputs = {
         name: {"sha256": sha256_file(directory / name), "bytes": (directory / name).stat().st_size} for name in names
     }
-    digests = {stage.get(name, name): output_digest(read_marker(output / name) or {}) for name in inputs or []}
-    marker = {"stage": folder, "status": "complete", "digest": "", "settings": settings or {}, "inputs": digests}
-    write_json(directory / "stage.json", {**marker, "outputs": outputs, "summary": "synthetic", "facts": facts or {}})
+    digests = {name: output_digest(read_stage_metadata(output / name) or {}) for name in inputs or []}
+    stage_metadata = {
+        "stage": folder,
+        "status": "complete",
+        "digest": "",
+        "settings": settings or {},
+        "inputs": digests,
+    }
+    write_json(
+        directory / "stage.json", {**stage_metadata, "outputs": outputs, "summary": "synthetic", "facts": facts or {}}
+    )
 
 
 def report(output: Path) -> None:

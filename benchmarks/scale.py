@@ -88,7 +88,7 @@ def timed_pass(folder: Path, words: list[str], arguments: argparse.Namespace, en
         run_pipeline(run, only=stage)
         seconds.append(time.perf_counter() - begun)
     print(type(engine).__name__, processes, seconds, file=sys.stderr)
-    written = {stage: run.marker(stage)["outputs"] for stage in ("predict", "score")}
+    written = {stage: run.stage_metadata(stage)["outputs"] for stage in ("predict", "score")}
     return seconds, written
 
 
@@ -144,15 +144,15 @@ def parts(folder: Path, words: list[str], arguments: argparse.Namespace) -> dict
     """Time, in this process, what an image costs: decoding, a member's answer, writing; and the bytes it leaves."""
     from detectron2.data import DatasetMapper
 
-    from detcurate.d2.infer.cluster import run_pass
-    from detcurate.ensemble.index import LEDGER, read_ledger
+    from detcurate.d2.infer.cluster import predict_cluster
+    from detcurate.ensemble.index import MEMBER_INDEX, read_index
     from detcurate.pipeline.prediction_jobs import prediction_job
     from detcurate.predictions.shards import read_shard, write_shard
 
     config = Path(arguments.config_file)
     run = Run(load_config(config, [*words, "OUTPUT_DIR", str(folder / "run")]), config)
     ensemble = run.directory("train")
-    members = [(ensemble / one.file, one.sha256) for one in read_ledger(ensemble / LEDGER)]
+    members = [(ensemble / one.file, one.sha256) for one in read_index(ensemble / MEMBER_INDEX)]
     job = prediction_job(run, "pool", folder / "parts", members, run.usable_image_ids)
     mapper = DatasetMapper(load_config_text(training_config(run)), is_train=False)
     begun = time.perf_counter()
@@ -161,7 +161,7 @@ def parts(folder: Path, words: list[str], arguments: argparse.Namespace) -> dict
             mapper(record)
     decode = (time.perf_counter() - begun) / arguments.num_images
     begun = time.perf_counter()
-    run_pass(job, lambda amount: None)
+    predict_cluster(job, lambda amount: None)
     whole = (time.perf_counter() - begun) / arguments.num_images
     write = 0.0
     for path in job.shards:

@@ -169,10 +169,10 @@ def make_shards(folder: Path, num_images: int, names: Sequence[str]) -> None:
         names: Of the members.
     """
     from detcurate.predictions.shards import shard_path, write_shard
-    from detcurate.predictions.store import prepare_passes
+    from detcurate.predictions.store import prepare_prediction_sets
 
     num_shards = -(-num_images // SHARD)
-    [found] = prepare_passes(folder, "0" * 64, names, num_shards=num_shards)
+    [found] = prepare_prediction_sets(folder, "0" * 64, names, num_shards=num_shards)
     originals = [make_pool(SHARD, len(names), seed) for seed in range(min(num_shards, 50))]
     with (folder / "labels.json").open("w") as stream:
         categories = ", ".join(f'{{"id": {c + 1}, "name": "class {c}"}}' for c in range(_CLASSES))

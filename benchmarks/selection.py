@@ -59,7 +59,7 @@ def scored_pool(num_images: int, kind: str) -> tuple[Any, Any]:
     rates = 15 * np.geomspace(1, 0.001, _NUM_CLASSES) / np.geomspace(1, 0.001, _NUM_CLASSES).sum()
     columns = PoolColumns(
         embeddings=EMBEDDINGS[kind](num_images),
-        suspicion=rng.beta(1, 8, num_images),
+        label_error_score=rng.beta(1, 8, num_images),
         sequences=np.arange(num_images) // _FRAMES,
         frame_index=np.arange(num_images) % _FRAMES,
         boxes_per_class=rng.poisson(rates, (num_images, _NUM_CLASSES)).astype(np.int32),
@@ -75,15 +75,15 @@ def selecting(num_images: int, num_threads: int, kind: str = "drives", **options
     def run(size: int) -> Result:
         scores, columns = scored_pool(size, kind)
         quotas = [Quota(f"class {number}", columns.boxes_per_class[:, number], size // 500) for number in (7, 8, 9)]
-        caps = [Quota("class 0", columns.boxes_per_class[:, 0], size)]
+        maximums = [Quota("class 0", columns.boxes_per_class[:, 0], size)]
         start = time.perf_counter()
         log = select(
             scores,
             budget=size // 10,
             columns=columns,
             num_threads=num_threads,
-            floors=() if options else quotas,
-            caps=() if options else caps,
+            minimums=() if options else quotas,
+            maximums=() if options else maximums,
             **options,
         )
         seconds = time.perf_counter() - start
@@ -197,7 +197,7 @@ def do_work(described: str) -> None:
 
 def select_rows(n: int, threads: int) -> list[str]:
     """Measure ``select`` and return its table."""
-    thin = {"guard": "drop", "duplicate_similarity": _SIMILARITY, "sequence_gap": 5}
+    thin = {"noise_filter": "drop", "duplicate_similarity": _SIMILARITY, "sequence_gap": 5}
     works = [
         ("top_n, 3 floors, 1 cap", "≤ 2 s", {}),
         ("noise guard, near-duplicates, sequence gap of 5, top_n", "≤ 300 s", thin),

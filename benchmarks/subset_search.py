@@ -26,21 +26,21 @@ from footer import footer
 from scipy.stats import spearmanr
 
 from detcurate.config.declaration import load_config
-from detcurate.d2.infer.cluster import run_pass
-from detcurate.ensemble.index import AVERAGE, RUN_LEDGER, read_ledger
+from detcurate.d2.infer.cluster import predict_cluster
+from detcurate.ensemble.index import AVERAGE, RUN_INDEX, read_index
 from detcurate.evaluate.arm_comparison import summarise
 from detcurate.evaluate.bootstrap import image_weights, paired_interval, weighted_ap
 from detcurate.evaluate.coco_eval import evaluate_coco
 from detcurate.io.files import sha256_json
 from detcurate.pipeline import Run, run_pipeline
 from detcurate.pipeline.image_similarity import read_pool_embeddings
-from detcurate.pipeline.prediction_jobs import answers_digest, count_shards, make_missing_shards, prediction_job
+from detcurate.pipeline.prediction_jobs import count_shards, make_missing_shards, prediction_job, predictions_digest
 from detcurate.pipeline.search import search_rounds
 from detcurate.pipeline.stages.score import read_scores, score_predictions
 from detcurate.pipeline.tables import read_selection
 from detcurate.pipeline.training_jobs import train_jobs, training_job
-from detcurate.predictions.store import open_predictions, prepare_passes, read_members, read_predictions
-from detcurate.score.label_errors import SUSPICIONS
+from detcurate.predictions.store import open_predictions, prepare_prediction_sets, read_members, read_predictions
+from detcurate.score.label_errors import LABEL_ERRORS
 from detcurate.score.scoring import combine_images
 from detcurate.select.compose import PoolColumns, select
 from detcurate.structures import Detections, ImageScores
@@ -48,7 +48,7 @@ from detcurate.structures import Detections, ImageScores
 CONFIG = Path(__file__).with_suffix(".yaml")
 REPLICATES = 1000
 SIMILARITY = 0.9997
-GUARD_QUANTILE = 0.8
+NOISE_FILTER_QUANTILE = 0.8
 DEFAULT_MEASURES = ("mutual_information", "iou_dispersion", "existence_entropy")
 POOLS = {
     "planted": (),
@@ -115,7 +115,7 @@ def curated(
     seed: int,
     *,
     measures: Sequence[str] = DEFAULT_MEASURES,
-    guard: str = "off",
+    noise_filter: str = "off",
     similarity: float = SIMILARITY,
     strategy: str = "top_n",
 ) -> np.ndarray:
@@ -123,7 +123,7 @@ def curated(
     weights = dict.fromkeys(measures, 1.0)
     ranked = combine_images(scores.image_ids, scores.components, weights=weights)
     columns = PoolColumns(
-        suspicion=np.maximum.reduce([scores.components[name] for name in SUSPICIONS]),
+        label_error_score=np.maximum.reduce([scores.components[name] for name in LABEL_ERRORS]),
         embeddings=read_pool_embeddings(run, scores.image_ids),
     )
     log = select(
@@ -132,8 +132,8 @@ def curated(
         strategy=strategy,
         seed=seed if strategy == "random" else 0,
         columns=columns,
-        guard=guard,
-        guard_quantile=GUARD_QUANTILE,
+        noise_filter=noise_filter,
+        noise_filter_quantile=NOISE_FILTER_QUANTILE,
         duplicate_similarity=similarity,
     )
     return log.selection.image_ids
@@ -266,8 +266,8 @@ PARTS: dict[str, Part] = {
         [
             FULL,
             CURATED,
-            Arm("guard, thinning, scores 50%", 0.5, "curated", (("guard", "drop"),)),
-            Arm("guard, scores 50%", 0.5, "curated", (("guard", "drop"), ("similarity", 0.0))),
+            Arm("guard, thinning, scores 50%", 0.5, "curated", (("noise_filter", "drop"),)),
+            Arm("guard, scores 50%", 0.5, "curated", (("noise_filter", "drop"), ("similarity", 0.0))),
             Arm("scores alone 50%", 0.5, "curated", (("similarity", 0.0),)),
             RANDOM,
         ],
@@ -349,7 +349,7 @@ def train(run: Run, part: Part, num_seeds: int) -> list[dict[str, Any]]:
     by_directory = {job.run_directory: job for job in jobs if not job.is_complete}  # two arms may hold the same images
     train_jobs(student, list(by_directory.values()), desc="train arms")
     for row, job in zip(rows, jobs, strict=True):
-        members = read_ledger(job.run_directory / RUN_LEDGER)
+        members = read_index(job.run_directory / RUN_INDEX)
         row["member"] = next(member for member in members if member.kind == AVERAGE)
     return rows
 
@@ -358,19 +358,22 @@ def evaluate(run: Run, rows: Sequence[dict[str, Any]], directory: Path) -> None:
     """Add to each row its figures, and its AP on resampled images."""
     image_ids, directory = run.evaluation.image_ids, directory / "arm_predictions"
     weights = {_weights_key(row): (row["directory"] / row["member"].file, row["member"].sha256) for row in rows}
-    passes = prepare_passes(
-        directory, answers_digest(run, image_ids), list(weights), num_shards=count_shards(run, image_ids)
+    prediction_sets = prepare_prediction_sets(
+        directory, predictions_digest(run, image_ids), list(weights), num_shards=count_shards(run, image_ids)
     )
-    for found in passes:
-        asked = [weights[name] for name in found.members if name in weights]
+    for found in prediction_sets:
+        requested = [weights[name] for name in found.members if name in weights]
         make_missing_shards(
-            run, run_pass, prediction_job(run, "evaluation", found.directory, asked, image_ids), desc="predict arms"
+            run,
+            predict_cluster,
+            prediction_job(run, "evaluation", found.directory, requested, image_ids),
+            desc="predict arms",
         )
     detections = Detections.concatenate([shard for shard, _ in read_predictions(directory, list(weights))])
     resampled, number_of = image_weights(len(image_ids), REPLICATES), {key: n for n, key in enumerate(weights)}
     for row in rows:
-        answers = detections.take(detections.member == number_of[_weights_key(row)])
-        row["figures"], table = evaluate_coco(run.evaluation, answers)
+        predictions = detections.take(detections.member == number_of[_weights_key(row)])
+        row["figures"], table = evaluate_coco(run.evaluation, predictions)
         row["replicates"] = weighted_ap(table, resampled)
 
 
@@ -452,24 +455,24 @@ def main() -> None:
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
     arguments = parser.parse_args()
     for part in arguments.parts:
-        asked = PARTS[part]
-        num_seeds = min(asked.num_seeds, arguments.seeds or asked.num_seeds)
-        run = load_run(arguments.output_dir, asked.pool, tuple(arguments.opts))
-        rows = train(run, asked, num_seeds)
-        student, directory = student_of(run, asked.student)
+        requested = PARTS[part]
+        num_seeds = min(requested.num_seeds, arguments.seeds or requested.num_seeds)
+        run = load_run(arguments.output_dir, requested.pool, tuple(arguments.opts))
+        rows = train(run, requested, num_seeds)
+        student, directory = student_of(run, requested.student)
         evaluate(student, rows, directory)
-        solver, changed = student.cfg.SOLVER, " ".join(asked.student)
+        solver, changed = student.cfg.SOLVER, " ".join(requested.student)
         lines = [
             f"# Subset search: {part}",
             "",
-            f"Pool: {len(run.usable_image_ids):,} rendered images, {run.pool.num_boxes:,} boxes ({asked.pool}). "
+            f"Pool: {len(run.usable_image_ids):,} rendered images, {run.pool.num_boxes:,} boxes ({requested.pool}). "
             f"Evaluation: {len(run.evaluation):,} images, {run.evaluation.num_boxes:,} boxes. "
             f"Every arm: {num_seeds} seeds, {solver.MAX_ITER:,} iterations of {solver.IMS_PER_BATCH} images, mean of "
             "the last fifth. Differences: 95 % intervals over paired seeds (Student), and over seeds and evaluation "
             "images (bootstrap).",
             "",
             *([f"Trained on the arms: `{changed}`; what scored the pool is as ever.", ""] if changed else []),
-            *table(run, rows, asked.arms),
+            *table(run, rows, requested.arms),
             "",
             *(agreement(run) if part == "members" else []),
             *footer(f"python benchmarks/subset_search.py --parts {part}", packages=("torch",)),

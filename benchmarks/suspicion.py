@@ -21,14 +21,14 @@ import pyarrow.parquet as pq
 
 from detcurate.predictions.store import read_members, read_predictions
 from detcurate.score.aggregate import average_ranks
-from detcurate.score.label_errors import SUSPICIONS
+from detcurate.score.label_errors import LABEL_ERRORS
 from detcurate.score.measures import LABEL_MEASURES, MEASURES
 from detcurate.structures import Detections
 from detcurate.structures.boxes import box_iou, xywh_to_xyxy
 
 KINDS = ("wrong_class", "shifted_boxes", "spurious_boxes", "missing_boxes")
-OF_LABELS = (*LABEL_MEASURES, "swapped", "badly_located")
-OF_CLUSTERS = (*MEASURES, "overlooked")
+OF_LABELS = (*LABEL_MEASURES, "wrong_class", "inaccurate_box")
+OF_CLUSTERS = (*MEASURES, "missing_label")
 COUNTS = ("num_objects", "num_labels")
 _SAME_OBJECT = 0.5
 
@@ -124,11 +124,11 @@ def image_table(images: Columns, images_with: Mapping[str, np.ndarray]) -> dict[
 def objectlab(output: Path, labels: Columns, damaged: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """Return the same for cleanlab's ObjectLab, given the last member's detections: it judges by one detector.
 
-    Its score of a label that is overlooked is of the detector's boxes, so only its other two are of labels.
+    Its score of a label that is missing_label is of the detector's boxes, so only its other two are of labels.
     """
     from cleanlab.object_detection import rank
 
-    predictions_directory = output / "predictions"
+    predictions_directory = output / "predict"
     last = read_members(predictions_directory)[-1:]
     detections = Detections.concatenate([part for part, _ in read_predictions(predictions_directory, last)])
     image_ids, order = np.unique(labels["image_id"]), np.argsort(labels["image_id"], kind="stable")
@@ -145,11 +145,14 @@ def objectlab(output: Path, labels: Columns, damaged: Mapping[str, np.ndarray]) 
         found.append(by_class)
     sound = ~np.isin(labels["annotation_id"], np.concatenate(list(damaged.values())))
     table: dict[str, dict[str, float]] = {}
-    for name, score in (("swapped", rank.compute_swap_box_scores), ("badly_located", rank.compute_badloc_box_scores)):
-        suspicion = np.zeros(len(order))
-        suspicion[order] = -np.nan_to_num(np.concatenate(score(labels=truth, predictions=found)), nan=1.0)
+    for name, score in (
+        ("wrong_class", rank.compute_swap_box_scores),
+        ("inaccurate_box", rank.compute_badloc_box_scores),
+    ):
+        label_error_score = np.zeros(len(order))
+        label_error_score[order] = -np.nan_to_num(np.concatenate(score(labels=truth, predictions=found)), nan=1.0)
         table[f"ObjectLab {name}"] = {
-            kind: auroc(suspicion[np.isin(labels["annotation_id"], ids)], suspicion[sound])
+            kind: auroc(label_error_score[np.isin(labels["annotation_id"], ids)], label_error_score[sound])
             for kind, ids in damaged.items()
         }
     return table
@@ -160,14 +163,16 @@ def markdown(title: str, table: Mapping[str, Mapping[str, float]], counts: Mappi
     lines = [f"| {title} | " + " | ".join(f"{kind} ({counts[kind]})" for kind in KINDS) + " |", "|---|" + "---:|" * 4]
     for name, row in table.items():
         cells = [f"{row[kind]:.3f}" if kind in row else "" for kind in KINDS]
-        lines.append(f"| `{name}`{' (suspicion)' if name in SUSPICIONS else ''} | " + " | ".join(cells) + " |")
+        lines.append(
+            f"| `{name}`{' (label_error_score)' if name in LABEL_ERRORS else ''} | " + " | ".join(cells) + " |"
+        )
     return "\n".join(lines)
 
 
 def report(output: Path) -> str:
     """Return the tables of a run, of its objects and of its images."""
-    objects = read_columns(output / "scores" / "objects.parquet")
-    images = read_columns(output / "scores" / "images.parquet")
+    objects = read_columns(output / "score" / "objects.parquet")
+    images = read_columns(output / "score" / "images.parquet")
     defects = json.loads((output / "pool" / "train-defects.json").read_text())
     is_label = objects["kind"] == "ground_truth"
     labels = {name: column[is_label] for name, column in objects.items()}

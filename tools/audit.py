@@ -17,7 +17,7 @@ import venv
 from importlib import metadata
 from pathlib import Path
 
-from packaging.markers import default_environment
+from packaging.finished_stages import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -70,7 +70,7 @@ def lock_problems(lock: str, required: list[Requirement], installed: dict[str, s
             problems.append(f"{match['entry']} must name one version")
         if not match["digests"]:
             problems.append(f"{match['entry']} must have digests of its files")
-        if pins and (requirement.marker is None or requirement.marker.evaluate()):
+        if pins and (requirement.stage_metadata is None or requirement.stage_metadata.evaluate()):
             versions[name] = pins[0]
     for requirement in required:
         name = canonicalize_name(requirement.name)
@@ -94,7 +94,11 @@ def required() -> list[Requirement]:
         texts += project["optional-dependencies"][extra]
     found = [Requirement(text) for text in texts]
     environment = {key: str(value) for key, value in default_environment().items()}
-    return [one for one in found if one.name != "detcurate" and (not one.marker or one.marker.evaluate(environment))]
+    return [
+        one
+        for one in found
+        if one.name != "detcurate" and (not one.stage_metadata or one.stage_metadata.evaluate(environment))
+    ]
 
 
 def installed() -> dict[str, str]:
@@ -110,8 +114,16 @@ def known_weaknesses() -> tuple[int, str] | None:
         try:
             get = [tools / "python", "-m", "pip", "install", "--quiet", "pip-audit"]
             subprocess.run(get, check=True, capture_output=True, timeout=SECONDS)
-            ask = [tools / "pip-audit", "--requirement", LOCK, "--disable-pip", "--require-hashes", "--format", "json"]
-            done = subprocess.run(ask, capture_output=True, text=True, timeout=SECONDS)
+            predict = [
+                tools / "pip-audit",
+                "--requirement",
+                LOCK,
+                "--disable-pip",
+                "--require-hashes",
+                "--format",
+                "json",
+            ]
+            done = subprocess.run(predict, capture_output=True, text=True, timeout=SECONDS)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired, OSError):
             return None
         return judged(done.stdout)

@@ -12,7 +12,7 @@ import numpy as np
 
 from detcurate.api.pool_view import Folder, Pool, data_frame, open_run, require_column
 from detcurate.coco.dataset import CocoDataset
-from detcurate.interop.export.relabel_queue import Suspect, read_suspects
+from detcurate.interop.export.relabel_queue import LabelError, read_label_errors
 from detcurate.manifest.compare import open_manifest
 from detcurate.manifest.provenance import read_provenance
 from detcurate.pipeline.commands.export import queue_file
@@ -30,14 +30,14 @@ class Manifest:
         directory: The manifest's.
         subset: The images and labels of ``subset.json``.
         provenance: What ``provenance.json`` says; docs/coco.md tells of it.
-        suspects: What ``relabel.json`` lists, worst first, with rows of ``pool``.
+        label_errors: What ``relabel.json`` lists, worst first, with rows of ``pool``.
         pool: The pool that it is a subset of.
     """
 
     directory: Path
     subset: CocoDataset
     provenance: Mapping[str, Any]
-    suspects: tuple[Suspect, ...]
+    label_errors: tuple[LabelError, ...]
     pool: Pool
 
     @classmethod
@@ -48,16 +48,16 @@ class Manifest:
             DetcurateError: The folder is of no run, or no manifest is written there.
         """
         run = open_run(output_dir)
-        run.marker("manifest")
+        run.stage_metadata("manifest")
         directory, pool = run.directory("manifest"), Pool(run.pool, run.image_root("pool"))
-        suspects = read_suspects(queue_file(run), run.pool)
-        return cls(directory, open_manifest(directory), read_provenance(directory), suspects, pool)
+        label_errors = read_label_errors(queue_file(run), run.pool)
+        return cls(directory, open_manifest(directory), read_provenance(directory), label_errors, pool)
 
     def __len__(self) -> int:
         return len(self.subset)
 
     def __repr__(self) -> str:
-        kinds = Counter(suspect.kind for suspect in self.suspects)
+        kinds = Counter(label_error.kind for label_error in self.label_errors)
         found = ", ".join(f"{name} {count:,}" for name, count in kinds.items()) or "no suspected label"
         return (
             f"Manifest({len(self):,} of {len(self.pool):,} images, {self.subset.num_boxes:,} of "
@@ -68,30 +68,30 @@ class Manifest:
         """Return a row an image of the subset, as ``Pool.to_pandas`` does."""
         return Pool(self.subset, self.pool.image_root).to_pandas()
 
-    def suspicions_to_pandas(self) -> pd.DataFrame:
+    def label_errors_to_pandas(self) -> pd.DataFrame:
         """Return a row a suspected label, worst first.
 
-        The columns are ``image_id``, ``file_name``, ``kind``, ``suspicion``, ``labelled`` (null where nothing is),
+        The columns are ``image_id``, ``file_name``, ``kind``, ``label_error_score``, ``labelled`` (null: none),
         ``consensus``, ``score``, ``num_votes``, ``num_members``, ``selected``.
         """
         pool = self.pool.dataset
         names = pool.class_names
         labelled = [
-            names[int(pool.class_index[suspect.label_row])] if suspect.label_row >= 0 else None
-            for suspect in self.suspects
+            names[int(pool.class_index[label_error.label_row])] if label_error.label_row >= 0 else None
+            for label_error in self.label_errors
         ]
-        own = ("kind", "suspicion", "score", "num_votes", "num_members")
-        columns = {name: [getattr(suspect, name) for suspect in self.suspects] for name in own}
+        own = ("kind", "label_error_score", "score", "num_votes", "num_members")
+        columns = {name: [getattr(label_error, name) for label_error in self.label_errors] for name in own}
         return data_frame(
             {
-                "image_id": [pool.original_id(suspect.image_row) for suspect in self.suspects],
-                "file_name": [pool.file_names[suspect.image_row] for suspect in self.suspects],
+                "image_id": [pool.original_id(label_error.image_row) for label_error in self.label_errors],
+                "file_name": [pool.file_names[label_error.image_row] for label_error in self.label_errors],
                 "kind": columns["kind"],
-                "suspicion": columns["suspicion"],
+                "label_error_score": columns["label_error_score"],
                 "labelled": labelled,
-                "consensus": [names[suspect.class_index] for suspect in self.suspects],
+                "consensus": [names[label_error.class_index] for label_error in self.label_errors],
                 **{name: columns[name] for name in ("score", "num_votes", "num_members")},
-                "selected": [suspect.is_selected for suspect in self.suspects],
+                "selected": [label_error.is_selected for label_error in self.label_errors],
             }
         )
 

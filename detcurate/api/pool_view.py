@@ -12,7 +12,7 @@ import numpy as np
 from detcurate.coco.dataset import CocoDataset, read_coco
 from detcurate.coco.image_files import opened_image
 from detcurate.interop.export.content import require_inside
-from detcurate.interop.export.relabel_queue import Suspect
+from detcurate.interop.export.relabel_queue import LabelError
 from detcurate.io.storage import Location, image_files, local_file, locate
 
 if TYPE_CHECKING:
@@ -161,13 +161,13 @@ class Pool:
         ax.set_xlabel("boxes")
         return ax
 
-    def plot_image(self, image_id: int | str, ax: Axes, suspects: Iterable[Suspect] = ()) -> Axes:
+    def plot_image(self, image_id: int | str, ax: Axes, label_errors: Iterable[LabelError] = ()) -> Axes:
         """Draw an image with its labels, and the consensus boxes of those suspicions that are about it.
 
         Args:
             image_id: As in the annotation file.
             ax: Where to.
-            suspects: Such as ``Manifest.suspects``; those of other images are left out.
+            label_errors: Such as ``Manifest.label_errors``; those of other images are left out.
 
         Raises:
             DatasetError: There is no such image, or its file name leads out of the image root.
@@ -181,9 +181,9 @@ class Pool:
             ax.imshow(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
         for at in np.flatnonzero(pool.image_index == row).tolist():
             _draw(ax, pool.boxes[at].tolist(), pool.class_names[int(pool.class_index[at])], _LABEL, "-")
-        for suspect in suspects:
-            if suspect.image_row == row:
-                _draw(ax, list(suspect.box), suspect.sentence(pool.class_names), _CONSENSUS, "--")
+        for label_error in label_errors:
+            if label_error.image_row == row:
+                _draw(ax, list(label_error.box), label_error.sentence(pool.class_names), _CONSENSUS, "--")
         ax.set_xlim(0, int(pool.widths[row]))
         ax.set_ylim(int(pool.heights[row]), 0)
         ax.set_title(_plain(pool.file_names[row]))

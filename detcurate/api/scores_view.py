@@ -34,7 +34,7 @@ class Scores:
 
     Args:
         images: The columns; see :class:`detcurate.structures.ImageScores`.
-        objects: ``scores/objects.parquet``; absent after the mode ``dense``.
+        objects: ``score/objects.parquet``; absent after the mode ``dense``.
         pool: The pool that was scored.
     """
 
@@ -50,7 +50,7 @@ class Scores:
             DetcurateError: The folder is of no run, or nothing is scored there.
         """
         run = open_run(output_dir)
-        run.marker("score")
+        run.stage_metadata("score")
         return cls(read_scores(run), run.directory("score") / OBJECTS, run.pool)
 
     def __len__(self) -> int:
@@ -122,8 +122,8 @@ class Selection:
     """The images that were taken, best first, and those that were not, each with one reason.
 
     Args:
-        taken: The columns of ``selection/selection.parquet``.
-        removed: The columns of ``selection/removed.parquet``.
+        taken: The columns of ``select/selection.parquet``.
+        removed: The columns of ``select/removed.parquet``.
         pool: The pool.
     """
 
@@ -139,7 +139,7 @@ class Selection:
             DetcurateError: The folder is of no run, or nothing is selected there.
         """
         run = open_run(output_dir)
-        run.marker("select")
+        run.stage_metadata("select")
         directory = run.directory("select")
         return cls(read_columns(directory / SELECTION), read_columns(directory / REMOVED), run.pool)
 
@@ -161,7 +161,9 @@ class Selection:
         The columns are ``image_id``, ``rank`` (null where it was not taken), ``image_score``, ``reason``, and
         ``because``, the image that it gave way to.
         """
-        given = [None if other != other else int(other) for other in self.removed["because"].tolist()]  # NaN is null
+        given = [
+            None if other != other else int(other) for other in self.removed["replaced_by"].tolist()
+        ]  # NaN is null
         columns = {
             name: [*self.taken[name].tolist(), *self.removed[name].tolist()]
             for name in ("image_id", "image_score", "reason")
@@ -172,7 +174,7 @@ class Selection:
                 "rank": [*self.taken["rank"].tolist(), *[None] * len(given)],
                 "image_score": columns["image_score"],
                 "reason": columns["reason"],
-                "because": [None] * len(self) + [None if key is None else self._original(key) for key in given],
+                "replaced_by": [None] * len(self) + [None if key is None else self._original(key) for key in given],
             }
         ).astype({"rank": "Int64"})
         return frame

@@ -11,12 +11,12 @@ from pathlib import Path
 from detcurate.cli.common import say, say_json, table
 from detcurate.config import curate_settings
 from detcurate.config.declaration import load_config
-from detcurate.ensemble.index import LEDGER, ensemble_members
+from detcurate.ensemble.index import MEMBER_INDEX, ensemble_members
 from detcurate.errors import ConfigError, EnsembleError
 from detcurate.pipeline import Run
 from detcurate.pipeline.commands.add_checkpoints import Addition, add_members
-from detcurate.pipeline.context import DIRECTORIES
-from detcurate.pipeline.stage import damaged_outputs, read_marker
+from detcurate.pipeline.context import stage_directory
+from detcurate.pipeline.stage import damaged_outputs, read_stage_metadata
 
 _DESCRIPTION = """\
 commands:
@@ -110,25 +110,25 @@ def _report(run: Run, addition: Addition) -> list[str]:
     return lines
 
 
-def _require_whole_ledger(directory: Path) -> None:
+def _require_whole_index(directory: Path) -> None:
     """Refuse a ledger that is not as its stage wrote it: without some lines it would pass for a smaller ensemble."""
-    marker = read_marker(directory)
-    if marker is None or marker["status"] != "complete":
+    stage_metadata = read_stage_metadata(directory)
+    if stage_metadata is None or stage_metadata["status"] != "complete":
         return
-    damaged = damaged_outputs(directory, marker)
-    if LEDGER in damaged:
+    damaged = damaged_outputs(directory, stage_metadata)
+    if MEMBER_INDEX in damaged:
         raise EnsembleError(
-            f"the ledger must be as its stage wrote it, but {directory / LEDGER} {damaged[LEDGER]}; run the stage "
-            "'train' again"
+            f"the member index must be as its stage wrote it, but {directory / MEMBER_INDEX} {damaged[MEMBER_INDEX]}; "
+            "run the stage 'train' again"
         )
 
 
 def _list(words: Sequence[str]) -> int:
     arguments = build_list_parser().parse_args(words)
-    directory = arguments.output_dir / DIRECTORIES["train"]
+    directory = stage_directory(arguments.output_dir, "train")
     if not directory.is_dir():
         directory = arguments.output_dir
-    _require_whole_ledger(directory)
+    _require_whole_index(directory)
     members = ensemble_members(directory)
     if arguments.json:
         say_json([asdict(member) for member in members])
@@ -139,7 +139,7 @@ def _list(words: Sequence[str]) -> int:
             member.run,
             member.iteration,
             member.kind,
-            member.storage,
+            member.dtype,
             "-" if member.seed is None else str(member.seed),
             "-" if member.lr is None else f"{member.lr:.3g}",
             f"{path.stat().st_size / 1e6:.1f} MB" if path.is_file() else "absent",
@@ -150,7 +150,7 @@ def _list(words: Sequence[str]) -> int:
     ]
     num_runs = len({member.run for member in members})
     total = sum(path.stat().st_size for path in sizes if path.is_file()) / 1e6
-    header = ("run", "iteration", "kind", "storage", "seed", "rate", "size", "sha256", "file")
+    header = ("run", "iteration", "kind", "dtype", "seed", "rate", "size", "sha256", "file")
     say(*table(header, rows), "", f"{len(members)} members of {num_runs} runs, {total:,.1f} MB ({directory})")
     return 0
 

@@ -69,8 +69,8 @@ def _verdict(selection: Mapping[str, Any] | None) -> str:
         return "nothing was selected yet"
     if selection["rank"] is not None:
         return f"selected, rank {selection['rank']:,}: {selection['reason']}"
-    because = "" if selection["because"] is None else f", it gives way to image {selection['because']}"
-    return f"not selected: {selection['reason']}{because}"
+    replaced_by = "" if selection["replaced_by"] is None else f", it gives way to image {selection['replaced_by']}"
+    return f"not selected: {selection['reason']}{replaced_by}"
 
 
 def _scores(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -109,7 +109,14 @@ def _objects(objects: Sequence[Mapping[str, Any]] | None) -> list[str]:
 
 def _greatest(measures: Mapping[str, float]) -> str:
     """Name the two greatest of the suspicions and disagreements."""
-    shown = ("overlooked", "swapped", "badly_located", "mutual_information", "iou_dispersion", "existence_entropy")
+    shown = (
+        "missing_label",
+        "wrong_class",
+        "inaccurate_box",
+        "mutual_information",
+        "iou_dispersion",
+        "existence_entropy",
+    )
     found = {name: measures[name] for name in shown if measures.get(name, 0) >= 0.005}
     return ", ".join(f"{name} {value:.2f}" for name, value in sorted(found.items(), key=lambda pair: -pair[1])[:2])
 

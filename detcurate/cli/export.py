@@ -10,7 +10,7 @@ from pathlib import Path
 from detcurate.cli.common import local_path, say, say_json
 from detcurate.interop.export.formats import FORMATS, IMAGES, Images, Options, write_export
 from detcurate.interop.export.label_studio import LOCAL_FILES
-from detcurate.pipeline.commands.export import WHAT, handed_over
+from detcurate.pipeline.commands.export import WHAT, export_content
 from detcurate.pipeline.named import named_run
 
 _EPILOG = """\
@@ -63,13 +63,13 @@ def build_parser() -> argparse.ArgumentParser:
 def run(argv: Sequence[str]) -> int:
     """Run the command and return its exit status."""
     arguments = build_parser().parse_intermixed_args(argv)
-    parts = handed_over(named_run(arguments.config_file, arguments.rest), arguments.what, limit=arguments.limit)
+    parts = export_content(named_run(arguments.config_file, arguments.rest), arguments.what, limit=arguments.limit)
     images: Images = arguments.images or ("link" if arguments.format == "yolo" else "none")
     written = write_export(arguments.format, arguments.output, parts, Options(images=images, url=arguments.url))
     content = parts["train"]
     counts = {
         "images": len(content.rows),
-        "suspicions": len(content.suspects),
+        "label_errors": len(content.label_errors),
         "crowd_regions_left_out": 0 if arguments.format == "fiftyone" else content.num_crowd_regions,
     }
     if arguments.json:
@@ -77,5 +77,5 @@ def run(argv: Sequence[str]) -> int:
         return 0
     crowds = counts["crowd_regions_left_out"]
     left_out = f"; {crowds:,} crowd regions left out, they stay as they are" if crowds else ""
-    say(*map(str, written), f"{counts['images']:,} images with {counts['suspicions']:,} suspicions{left_out}")
+    say(*map(str, written), f"{counts['images']:,} images with {counts['label_errors']:,} suspicions{left_out}")
     return 0

@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="what category_id is: the pool's (default), or its place among the pool's ascending ids, from 0 or 1",
     )  # fmt: skip
     parser.add_argument(
-        "--score-floor", type=float, default=defaults.score_floor, metavar="S",
+        "--score-floor", type=float, default=defaults.score_threshold, metavar="S",
         help="leave out detections with a score below S (default: %(default)s, as in Detectron2)",
     )  # fmt: skip
     parser.add_argument(
@@ -86,8 +86,8 @@ def build_parser() -> argparse.ArgumentParser:
 def run(argv: Sequence[str]) -> int:
     """Run the command and return its exit status."""
     arguments = build_parser().parse_intermixed_args(argv)
-    if not 0 <= arguments.score_floor <= 1:
-        raise ConfigError(f"--score-floor must be in [0, 1], got {arguments.score_floor:g}")
+    if not 0 <= arguments.score_threshold <= 1:
+        raise ConfigError(f"--score-floor must be in [0, 1], got {arguments.score_threshold:g}")
     if arguments.max_per_image < 0:
         raise ConfigError(f"--max-per-image must be at least 0, got {arguments.max_per_image}")
     if not arguments.name:
@@ -95,7 +95,9 @@ def run(argv: Sequence[str]) -> int:
     files = parse_members(arguments.member)
     cfg = load_config(arguments.config_file, [*arguments.opts, "CURATE.PREDICT.RESULTS", arguments.name])
     curate_settings(cfg.CURATE)
-    options = ImportOptions(arguments.image_key, arguments.category_key, arguments.score_floor, arguments.max_per_image)
+    options = ImportOptions(
+        arguments.image_key, arguments.category_key, arguments.score_threshold, arguments.max_per_image
+    )
     found = import_results(Run(cfg, arguments.config_file), files, options)
     if arguments.json:
         members = [{**asdict(imported), **asdict(imported.member())} for imported in found.members]

@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify = _add(commands, "verify", "derive every digest again, and the subset from its source", _VERIFY_EPILOG)
     verify.add_argument("manifest", type=Path, metavar="M", help="the folder of a manifest")
     verify.add_argument("--source", metavar="FILE", help="the annotation file that it is a subset of, or its URL")
-    verify.add_argument("--scores", metavar="FILE", help="the run's scores/images.parquet, or its URL")
+    verify.add_argument("--scores", metavar="FILE", help="the run's score/images.parquet, or its URL")
     verify.add_argument("--output-dir", type=Path, metavar="DIR", help="the run's OUTPUT_DIR (default: M's parent)")
     verify.set_defaults(run=_verify)
 

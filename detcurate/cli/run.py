@@ -139,10 +139,12 @@ def _print_plan(rows: Sequence[tuple[str, str, str]]) -> None:
 
 
 def _print_results(run: Run) -> None:
-    if "report" in run.markers:
-        say("", run.markers["report"]["facts"]["table"].rstrip())
+    if "report" in run.finished_stages:
+        say("", run.finished_stages["report"]["facts"]["table"].rstrip())
     found = {"manifest": subset_file(run), "report": run.directory("report") / PAGE}
     # What an earlier run left there is of other settings, or of half a run.
-    paths = [f"{name + ':':<10}{path}" for name, path in found.items() if name in run.markers and path.is_file()]
+    paths = [
+        f"{name + ':':<10}{path}" for name, path in found.items() if name in run.finished_stages and path.is_file()
+    ]
     if paths:
         say("", *paths)

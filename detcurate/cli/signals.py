@@ -37,11 +37,11 @@ def stoppable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked: list[int] = []
+    requested: list[int] = []
 
     def stop(number: int, _: object) -> None:
-        asked.append(number)
-        if len(asked) == 1:  # the watcher sees to the others
+        requested.append(number)
+        if len(requested) == 1:  # the watcher sees to the others
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     # One that is ignored stays so: a shell starts what is to live on in the background like this.
@@ -63,7 +63,7 @@ def stoppable() -> Iterator[None]:
         os.close(writer)
         watcher.join()
         os.close(reader)
-        if asked:
+        if requested:
             discard_temporaries()
 
 

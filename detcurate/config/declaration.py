@@ -20,6 +20,7 @@ from detcurate.coco.decode import shorten
 from detcurate.config import curate_defaults
 from detcurate.errors import ConfigError, EnsembleError
 from detcurate.io.safe_loading import MOST_YAML_BYTES, load_yaml, merged, read_bytes
+from detcurate.legacy import CONFIG_KEYS, renamed
 
 HOW_TO_INSTALL = (
     "run `make setup` in a checkout of detcurate, or install torch and torchvision and then the official build: "
@@ -178,7 +179,8 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _merge(cfg: Any, values: Mapping[str, Any], source: str) -> None:
     known = dict(_leaves(cfg))
-    for key, value in values.items():
+    for given, value in values.items():
+        key = renamed(given, CONFIG_KEYS)
         if key not in known:
             if not has_detectron2() and key.split(".")[0] in _DETECTRON2_TREES:
                 continue

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from detcurate.config.base import Settings, require_known
-from detcurate.ensemble.index import AUGMENTATIONS, STORAGES
+from detcurate.ensemble.index import AUGMENTATIONS, DTYPES
 from detcurate.ensemble.schedule import SCHEDULES
 
 
@@ -38,7 +38,7 @@ class EnsembleSettings(Settings):
     schedule: str = "last_fraction"
     every: int = Field(1000, ge=1)
     cycles: int = Field(5, ge=1)
-    storage: str = "fp32"
+    dtype: str = "fp32"
     average_last: int = Field(0, ge=0)
     average_every: int = Field(1, ge=1)
     max_gb: float = Field(0.0, ge=0)
@@ -49,10 +49,10 @@ class EnsembleSettings(Settings):
     def _validate_schedule(cls, name: str) -> str:
         return require_known("the schedule", name, SCHEDULES)
 
-    @field_validator("storage")
+    @field_validator("dtype")
     @classmethod
-    def _validate_storage(cls, name: str) -> str:
-        return require_known("the storage", name, STORAGES)
+    def _validate_dtype(cls, name: str) -> str:
+        return require_known("the dtype", name, DTYPES)
 
     @field_validator("augmentations")
     @classmethod

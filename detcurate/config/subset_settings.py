@@ -14,7 +14,7 @@ from detcurate.score.associate import ASSOCIATIONS
 from detcurate.score.cluster_statistics import MISSING
 from detcurate.score.measures import LABEL_MEASURES, MEASURES
 from detcurate.score.scoring import WITHOUT_OBJECTS
-from detcurate.select.compose import GUARDS
+from detcurate.select.compose import NOISE_FILTERS
 from detcurate.select.limits import parse_quota
 from detcurate.select.strategies import STRATEGIES
 
@@ -97,7 +97,7 @@ class SelectSettings(Settings):
     The budget is one of ``num_images``, ``num_boxes`` and ``cost_seconds`` (what annotating takes, by
     ``seconds_per_image`` and ``seconds_per_box``) when it is above 0, else ``fraction`` of the images. Floors and caps
     are texts such as ``"bicycle=200"`` (boxes) and ``"weather=rain=500"`` (images). 0 turns off
-    ``duplicate_similarity``, ``sequence_gap`` and ``empty_floor``.
+    ``duplicate_similarity``, ``sequence_gap`` and ``empty_minimum``.
     """
 
     strategy: str = "top_n"
@@ -107,15 +107,15 @@ class SelectSettings(Settings):
     cost_seconds: float = Field(0.0, ge=0)
     seconds_per_image: float = Field(0.0, ge=0)
     seconds_per_box: float = Field(0.0, ge=0)
-    guard: str = "off"
-    guard_quantile: float = Field(0.95, ge=0, le=1)
+    noise_filter: str = "off"
+    noise_filter_quantile: float = Field(0.95, ge=0, le=1)
     duplicate_similarity: float = Field(0.0, ge=0, le=1)
     sequence_gap: int = Field(0, ge=0)
-    class_floors: tuple[str, ...] = ()
-    class_caps: tuple[str, ...] = ()
-    metadata_floors: tuple[str, ...] = ()
-    metadata_caps: tuple[str, ...] = ()
-    empty_floor: int = Field(0, ge=0)
+    class_minimums: tuple[str, ...] = ()
+    class_maximums: tuple[str, ...] = ()
+    metadata_minimums: tuple[str, ...] = ()
+    metadata_maximums: tuple[str, ...] = ()
+    empty_minimum: int = Field(0, ge=0)
     threshold: float = 0.0
     num_strata: int = Field(50, ge=1)
     oversampling: float = Field(4.0, ge=1)
@@ -125,12 +125,12 @@ class SelectSettings(Settings):
     def _validate_strategy(cls, name: str) -> str:
         return require_known("the strategy", name, STRATEGIES)
 
-    @field_validator("guard")
+    @field_validator("noise_filter")
     @classmethod
-    def _validate_guard(cls, name: str) -> str:
-        return require_known("the guard", name, GUARDS)
+    def _validate_noise_filter(cls, name: str) -> str:
+        return require_known("the noise_filter", name, NOISE_FILTERS)
 
-    @field_validator("class_floors", "class_caps", "metadata_floors", "metadata_caps")
+    @field_validator("class_minimums", "class_maximums", "metadata_minimums", "metadata_maximums")
     @classmethod
     def _validate_quotas(cls, texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         num_names = 1 if str(info.field_name).startswith("class") else 2
@@ -143,8 +143,8 @@ class SelectSettings(Settings):
 
     @model_validator(mode="after")
     def _validate_budget(self) -> SelectSettings:
-        asked = {name: getattr(self, name) for name in ("num_images", "num_boxes", "cost_seconds")}
-        given = [f"{name} {value}" for name, value in asked.items() if value]
+        requested = {name: getattr(self, name) for name in ("num_images", "num_boxes", "cost_seconds")}
+        given = [f"{name} {value}" for name, value in requested.items() if value]
         if len(given) > 1:
             raise ValueError(f"num_images, num_boxes and cost_seconds must not be above 0 together, got {given}")
         if self.cost_seconds and not self.seconds_per_image + self.seconds_per_box:

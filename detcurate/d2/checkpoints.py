@@ -25,30 +25,30 @@ from detcurate.d2 import registration  # noqa: F401  registers the small backbon
 from detcurate.d2.archives import require_arrays_alone, require_no_growth
 from detcurate.errors import ConfigError, EnsembleError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def stored(state: Mapping[str, torch.Tensor], storage: str) -> dict[str, torch.Tensor]:
+def stored(state: Mapping[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]:
     """Return copies on the CPU that share no memory, floating-point tensors cast; integers stay as they are.
 
     Loading casts back: ``load_state_dict`` copies into the model's own tensors.
     """
     copied = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
     return {
-        name: tensor.detach().to(dtype=DTYPES[storage] if tensor.is_floating_point() else tensor.dtype, **copied)
+        name: tensor.detach().to(dtype=TORCH_DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype, **copied)
         for name, tensor in state.items()
     }
 
 
 def require_finite(
-    tensors: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], storage: str, what: str, advice: str
+    tensors: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], dtype: str, what: str, advice: str
 ) -> None:
     """Raise ``EnsembleError`` for the first tensor that is not finite.
 
     Args:
         tensors: As stored.
         state: As they were.
-        storage: Its name.
+        dtype: Its name.
         what: Begins the message, such as ``"the weights after iteration 99"``.
         advice: Ends it, when they were not finite before they were cast.
     """
@@ -63,7 +63,7 @@ def require_finite(
                 f"numbers); {advice}"
             )
         raise EnsembleError(
-            f"{what} must be within the range of {storage}, got {float(original.abs().max()):g} in {name}; "
+            f"{what} must be within the range of {dtype}, got {float(original.abs().max()):g} in {name}; "
             "set CURATE.ENSEMBLE.STORAGE bf16 or fp32"
         )
 
@@ -180,15 +180,15 @@ def require_same_model(checkpoint: Checkpoint, expected: Tensors) -> None:
             )
 
 
-def write_checkpoint(checkpoint: Checkpoint, expected: Tensors, path: Path, storage: str) -> None:
+def write_checkpoint(checkpoint: Checkpoint, expected: Tensors, path: Path, dtype: str) -> None:
     """Write the model's weights from a checkpoint as a member.
 
     Raises:
         EnsembleError: A weight is not finite.
     """
     state = {name: checkpoint.tensors[name] for name in expected}
-    tensors = stored(state, storage)
-    require_finite(tensors, state, storage, f"the weights of {checkpoint.path}", "take that file out of the folder")
+    tensors = stored(state, dtype)
+    require_finite(tensors, state, dtype, f"the weights of {checkpoint.path}", "take that file out of the folder")
     save_file(tensors, path)
 
 

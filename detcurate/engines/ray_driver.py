@@ -21,7 +21,7 @@ import ray
 from ray.exceptions import RayError
 
 from detcurate.config import RaySettings
-from detcurate.engines.ray_messages import DONE, FAILURE, NEXT, READY, RESULT, UNITS, WARNING, Asked, no_cluster
+from detcurate.engines.ray_messages import DONE, FAILURE, NEXT, READY, RESULT, UNITS, WARNING, WorkRequest, no_cluster
 from detcurate.engines.ray_pool import BlockPool, PoolPlan
 from detcurate.errors import ConfigError
 
@@ -75,10 +75,10 @@ def _connect(address: str | None, num_cpus: int) -> None:
         raise no_cluster(options["address"], error) from None
 
 
-def _hand_out(engine: Connection, asked: Asked, settings: RaySettings) -> None:
+def _hand_out(engine: Connection, requested: WorkRequest, settings: RaySettings) -> None:
     try:
-        plan = _plan(asked, settings)
-        with closing(BlockPool(asked.function, plan, _Bar(engine, asked.desc, asked.total))) as pool:
+        plan = _plan(requested, settings)
+        with closing(BlockPool(requested.function, plan, _Bar(engine, requested.desc, requested.total))) as pool:
             for result in pool.results(_jobs(engine)):
                 _say(engine, RESULT, result)
     except _HungUpError:
@@ -98,21 +98,24 @@ def _jobs(engine: Connection) -> Iterator[Any]:
         yield job
 
 
-def _plan(asked: Asked, settings: RaySettings) -> PoolPlan:
+def _plan(requested: WorkRequest, settings: RaySettings) -> PoolPlan:
     """Return how many workers the cluster has room for, unless the settings say how many."""
     found = ray.cluster_resources()
-    resources = {"num_cpus": settings.cpus_per_worker, "num_gpus": settings.gpus_per_worker if asked.on_gpu else 0.0}
+    resources = {
+        "num_cpus": settings.cpus_per_worker,
+        "num_gpus": settings.gpus_per_worker if requested.on_gpu else 0.0,
+    }
     room = found.get("CPU", 0.0) / settings.cpus_per_worker
-    if asked.on_gpu:
+    if requested.on_gpu:
         if not found.get("GPU"):
             raise ConfigError(
                 "MODEL.DEVICE must be one that the Ray cluster has, got cuda and no GPU in "
                 f"{len(ray.nodes())} nodes; add MODEL.DEVICE cpu, or nodes with GPUs"
             )
         room = min(room, found["GPU"] / settings.gpus_per_worker)
-    most = sys.maxsize if asked.num_jobs is None else asked.num_jobs
+    most = sys.maxsize if requested.num_jobs is None else requested.num_jobs
     num_workers = max(1, min(settings.num_workers or int(room), most))
-    ahead = None if asked.ahead is None else asked.ahead * num_workers
+    ahead = None if requested.ahead is None else requested.ahead * num_workers
     return PoolPlan(num_workers, resources, settings.max_deaths, ahead)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from detcurate.config import RaySettings
-from detcurate.engines.ray_messages import DONE, FAILURE, NEXT, RESULT, UNITS, WARNING, Asked, no_cluster
+from detcurate.engines.ray_messages import DONE, FAILURE, NEXT, RESULT, UNITS, WARNING, WorkRequest, no_cluster
 from detcurate.errors import ConfigError, DetcurateError
 from detcurate.io.workers import Progress, environment, kill_with_session, signals_for_the_parent_alone
 
@@ -69,8 +69,8 @@ class RayEngine:
         on_gpu: bool = False,
     ) -> list[Any]:
         """See :class:`~detcurate.engines.Engine`; the results are small."""
-        asked = Asked(function, total, desc, on_gpu=on_gpu, num_jobs=len(jobs), ahead=None)
-        return list(self._hand_out(asked, jobs, unit))
+        requested = WorkRequest(function, total, desc, on_gpu=on_gpu, num_jobs=len(jobs), ahead=None)
+        return list(self._hand_out(requested, jobs, unit))
 
     def stream(
         self,
@@ -83,8 +83,8 @@ class RayEngine:
         unit: str,
     ) -> Iterator[Any]:
         """See :class:`~detcurate.engines.Engine`; two blocks a worker are begun or wait for their turn."""
-        asked = Asked(function, total, desc, on_gpu=False, num_jobs=None, ahead=_AHEAD)
-        return self._hand_out(asked, jobs, unit)
+        requested = WorkRequest(function, total, desc, on_gpu=False, num_jobs=None, ahead=_AHEAD)
+        return self._hand_out(requested, jobs, unit)
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
@@ -102,12 +102,12 @@ class RayEngine:
             process.join()
             driver.close()
 
-    def _hand_out(self, asked: Asked, jobs: Iterable[Any], unit: str) -> Iterator[Any]:
+    def _hand_out(self, requested: WorkRequest, jobs: Iterable[Any], unit: str) -> Iterator[Any]:
         is_over, waiting = False, iter(jobs)
         try:
-            with tqdm(total=asked.total, desc=asked.desc, unit=unit, file=sys.stderr, **_BAR) as bar:
+            with tqdm(total=requested.total, desc=requested.desc, unit=unit, file=sys.stderr, **_BAR) as bar:
                 driver = self._connected()
-                _tell(driver, asked)
+                _tell(driver, requested)
                 while not is_over:
                     kind, value = _hear(driver)
                     is_over = kind in (DONE, FAILURE)

@@ -13,7 +13,7 @@ READY, NEXT, UNITS, RESULT, WARNING, FAILURE, DONE = "ready", "next", "units", "
 
 
 @dataclass(frozen=True)
-class Asked:
+class WorkRequest:
     """What the driver is asked to hand out.
 
     Args:

@@ -17,14 +17,15 @@ from detcurate.ensemble.schedule import thin_evenly
 from detcurate.errors import EnsembleError
 from detcurate.io.files import atomic_path, sha256_file, sha256_json, write_bytes
 from detcurate.io.safe_loading import is_inside
+from detcurate.legacy import renamed_keys
 
-LEDGER, RUN_LEDGER = "ensemble.jsonl", "members.jsonl"
+MEMBER_INDEX, RUN_INDEX = "ensemble.jsonl", "members.jsonl"
 _CHECK = "check"
 CHECKPOINT, AVERAGE = "checkpoint", "average"
 KINDS = (CHECKPOINT, AVERAGE)
-STORAGES = ("fp32", "bf16", "fp16")
+DTYPES = ("fp32", "bf16", "fp16")
 RESULTS = "results"
-"""The storage of a member that is known by its answers alone: its file is a COCO results file."""
+"""The dtype of a member that is known by its answers alone: its file is a COCO results file."""
 
 AUGMENTATIONS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
@@ -49,7 +50,7 @@ class Member:
         file: Its weights, relative to the ensemble's directory.
         sha256: Of that file.
         kind: ``"checkpoint"``, or ``"average"`` of the weights since the checkpoint before.
-        storage: What its floating-point numbers are stored as; one of ``STORAGES``, or ``RESULTS``.
+        dtype: What its floating-point numbers are stored as; one of ``DTYPES``, or ``RESULTS``.
     """
 
     run: int
@@ -59,7 +60,7 @@ class Member:
     file: str
     sha256: str
     kind: str = CHECKPOINT
-    storage: str = "fp32"
+    dtype: str = "fp32"
 
     @property
     def key(self) -> Key:
@@ -87,7 +88,7 @@ class MemberWriter:
         run: Number of the run, from 0.
         seed: Of the run.
         folder: The run's folder below ``directory``; ``run-<run>`` when absent.
-        storage: What the weights are stored as, for the ledger.
+        dtype: What the weights are stored as, for the ledger.
         max_bytes: What the members may take together; 0 for no limit.
         plan: The members that are to come, so that what is thinned fits the whole run; without it, what is there.
     """
@@ -99,20 +100,20 @@ class MemberWriter:
         run: int,
         seed: int | None,
         folder: str | None = None,
-        storage: str = "fp32",
+        dtype: str = "fp32",
         max_bytes: int = 0,
         plan: Collection[Key] = (),
     ) -> None:
-        if storage not in STORAGES:
-            raise EnsembleError(f"the storage must be one of {', '.join(STORAGES)}, got {storage!r}")
-        self.directory, self.run, self.seed, self.storage = directory, run, seed, storage
+        if dtype not in DTYPES:
+            raise EnsembleError(f"the dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        self.directory, self.run, self.seed, self.dtype = directory, run, seed, dtype
         self.folder = folder or f"run-{run}"
-        self._ledger = directory / self.folder / RUN_LEDGER
+        self._index_file = directory / self.folder / RUN_INDEX
         self._max_bytes, self._plan = max_bytes, frozenset(plan)
 
     def members(self) -> list[Member]:
         """Return the members of this run that are saved so far: those of the ledger whose file is there."""
-        named = read_ledger(self._ledger) if self._ledger.exists() else []
+        named = read_index(self._index_file) if self._index_file.exists() else []
         return [member for member in named if (self.directory / member.file).is_file()]
 
     def is_complete(self) -> bool:
@@ -131,8 +132,8 @@ class MemberWriter:
         path = self.directory / file
         with atomic_path(path) as temporary:
             write(temporary)
-        members.append(Member(self.run, iteration, self.seed, lr, file, sha256_file(path), kind, self.storage))
-        write_ledger(self._ledger, members)
+        members.append(Member(self.run, iteration, self.seed, lr, file, sha256_file(path), kind, self.dtype))
+        write_index(self._index_file, members)
         self._drop(members, newest=key)
 
     def _kept(self, members: Sequence[Member], *more: Key) -> set[Key]:
@@ -149,22 +150,23 @@ class MemberWriter:
         kept = {*self._kept(members), newest}  # the newest is the last until another is there
         survivors = [member for member in members if member.key in kept]
         if len(survivors) < len(members):
-            write_ledger(self._ledger, survivors)
+            write_index(self._index_file, survivors)
         if self._max_bytes:
             named = {self.directory / member.file for member in survivors}
-            for path in self._ledger.parent.glob("iter-*.safetensors"):
+            for path in self._index_file.parent.glob("iter-*.safetensors"):
                 if path not in named:  # dropped now, or when a crash came between the line and the file
                     path.unlink()
 
 
-def write_ledger(path: Path, members: Sequence[Member]) -> None:
+def write_index(path: Path, members: Sequence[Member]) -> None:
     """Write a ledger atomically, one JSON line a member, ordered by run and iteration."""
     ordered = sorted(members, key=lambda member: (member.run, *member.key))
-    lines = (orjson.dumps({**asdict(member), _CHECK: _check_of(member)}) for member in ordered)
+    records = (asdict(member) for member in ordered)
+    lines = (orjson.dumps({**record, _CHECK: _check_of(record)}) for record in records)
     write_bytes(path, b"".join(line + b"\n" for line in lines))
 
 
-def read_ledger(path: Path) -> list[Member]:
+def read_index(path: Path) -> list[Member]:
     """Read a ledger.
 
     Raises:
@@ -193,22 +195,21 @@ def _plain(member: Member) -> Member:
         raise ValueError(f"run and iteration must be integers from 0, got {numbers}")
     if not is_inside(member.file) or not isinstance(member.sha256, str):
         raise ValueError(f"file must be a path below the ensemble with a digest, got {member.file!r}")
-    if member.kind not in KINDS or member.storage not in (*STORAGES, RESULTS):
-        raise ValueError(f"kind and storage must be known, got {member.kind!r} and {member.storage!r}")
+    if member.kind not in KINDS or member.dtype not in (*DTYPES, RESULTS):
+        raise ValueError(f"kind and dtype must be known, got {member.kind!r} and {member.dtype!r}")
     return member
 
 
 def _read_member(line: bytes) -> Member:
     value = orjson.loads(line)
     check = value.pop(_CHECK, None)  # of an older version it has none
-    member = Member(**value)
-    if check is not None and check != _check_of(member):
+    if check is not None and check != _check_of(value):
         raise ValueError("it is not what was written, by its own digest")
-    return member
+    return Member(**renamed_keys(value, {"storage": "dtype"}))
 
 
-def _check_of(member: Member) -> str:
-    return sha256_json(asdict(member))[:16]
+def _check_of(record: Mapping[str, Any]) -> str:
+    return sha256_json(record)[:16]
 
 
 _RETRAIN = "delete the ensemble directory and run the same command again to train it anew"
@@ -220,10 +221,10 @@ def ensemble_members(directory: Path) -> list[Member]:
     Raises:
         EnsembleError: There is no ledger at all, or one cannot be read.
     """
-    runs = sorted(directory.glob(f"run-*/{RUN_LEDGER}"))
-    if (directory / LEDGER).is_file() or not runs:
-        return read_ledger(directory / LEDGER)
-    members = [member for path in runs for member in read_ledger(path)]
+    runs = sorted(directory.glob(f"run-*/{RUN_INDEX}"))
+    if (directory / MEMBER_INDEX).is_file() or not runs:
+        return read_index(directory / MEMBER_INDEX)
+    members = [member for path in runs for member in read_index(path)]
     return sorted(members, key=lambda member: (member.run, *member.key))
 
 

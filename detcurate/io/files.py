@@ -22,7 +22,7 @@ TEMPORARY_SUFFIX = ".partial"
 UMASK = os.umask(0o077)
 os.umask(UMASK)  # it can only be read by setting it, which is safe while there is one thread
 _NUM_REQUESTS = 16  # at a time
-_SEAL = "sha256"
+_CHECKSUM = "sha256"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _being_written: set[Path] = set()
 
@@ -169,13 +169,13 @@ def remove_tree(path: Location) -> None:
         shutil.rmtree(path)
 
 
-def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+def add_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return a JSON object with its own digest as ``"sha256"``, so that :func:`unsealed` finds a changed byte."""
     plain = orjson.loads(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
-    return {**plain, _SEAL: sha256_json(plain)}
+    return {**plain, _CHECKSUM: sha256_json(plain)}
 
 
-def unsealed(data: bytes) -> dict[str, Any]:
+def verify_checksum(data: bytes) -> dict[str, Any]:
     """Read a JSON object that was written with its own digest; one without any, of an older version, is believed.
 
     Raises:
@@ -184,8 +184,8 @@ def unsealed(data: bytes) -> dict[str, Any]:
     value = orjson.loads(data)
     if not isinstance(value, dict):
         raise ValueError(f"it is no JSON object but {type(value).__name__}")
-    seal = value.pop(_SEAL, None)
-    if seal is not None and seal != sha256_json(value):
+    checksum = value.pop(_CHECKSUM, None)
+    if checksum is not None and checksum != sha256_json(value):
         raise ValueError("it is not what was written, by its own digest")
     return value
 

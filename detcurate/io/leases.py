@@ -29,17 +29,17 @@ from detcurate.io.storage import Location
 _SUFFIX = ".claim"
 
 
-def claims_folder(directory: Location, output_dir: Path) -> Path:
+def leases_folder(directory: Location, output_dir: Path) -> Path:
     """Return where the claims of what is made in a directory are: in it or, when that is elsewhere, in the cache."""
     return (
-        directory if isinstance(directory, Path) else output_dir / "cache" / "claims" / sha256_json(str(directory))[:16]
+        directory if isinstance(directory, Path) else output_dir / "cache" / "leases" / sha256_json(str(directory))[:16]
     )
 
 
-class NoClaims:
+class NoLeases:
     """In place of claims, where each process was told which names are its own."""
 
-    def __enter__(self) -> NoClaims:
+    def __enter__(self) -> NoLeases:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -53,7 +53,7 @@ class NoClaims:
         """Do nothing."""
 
 
-class Claims:
+class ShardLeases:
     """The claims of one process in one folder.
 
     Args:
@@ -68,7 +68,7 @@ class Claims:
         self._identity = orjson.dumps({**identity(), "thread": id(self)})
         self._stopped = threading.Event()
 
-    def __enter__(self) -> Claims:
+    def __enter__(self) -> ShardLeases:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._heart = threading.Thread(target=self._beat, daemon=True)
         self._heart.start()
@@ -152,7 +152,7 @@ def is_dead(holder: Mapping[str, Any]) -> bool | None:
     return bool(_born(holder["pid"]) != holder["born"])
 
 
-def remove_claims(directory: Path) -> None:
+def remove_leases(directory: Path) -> None:
     """Remove the claims below ``directory``, when all that was claimed is made: those of the dead are left there."""
     for leftover in directory.rglob(f".*{_SUFFIX}"):
         leftover.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from detcurate.errors import DatasetError
-from detcurate.io.files import unsealed
+from detcurate.io.files import verify_checksum
 from detcurate.io.safe_loading import MOST_JSON_BYTES, read_bytes
 from detcurate.manifest.write import PROVENANCE_FILE, SUBSET_FILE
 
@@ -24,7 +24,7 @@ def read_provenance(directory: Path) -> dict[str, Any]:
     """
     path = directory / PROVENANCE_FILE
     try:
-        value = unsealed(read_bytes(path, MOST_JSON_BYTES))
+        value = verify_checksum(read_bytes(path, MOST_JSON_BYTES))
         msgspec.convert(value, _Provenance)
     except OSError as error:
         raise DatasetError(

@@ -15,7 +15,7 @@ import yaml
 from detcurate.coco.dataset import CocoDataset, Opened, open_coco, read_coco
 from detcurate.coco.text import Source, open_source
 from detcurate.coco.validation.findings import parse_policies
-from detcurate.ensemble.index import CHECKPOINT, LEDGER, read_ledger
+from detcurate.ensemble.index import CHECKPOINT, MEMBER_INDEX, read_index
 from detcurate.errors import DetcurateError, SelectionError
 from detcurate.io.files import sha256_file, sha256_json
 from detcurate.io.safe_loading import MOST_YAML_BYTES, is_inside, load_yaml, read_bytes
@@ -28,7 +28,7 @@ Rows = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass
-class Evidence:
+class ExpectedSubset:
     """A manifest's files, each opened and read when it is first needed, and once.
 
     Most manifests are what they say. So the list of images is believed first: when the text of these images of the
@@ -131,9 +131,9 @@ def _source_image_ids(dataset: CocoDataset, opened: Opened, subset: CocoDataset)
     row_of = {records[position]: row for row, position in enumerate(dataset.image_positions.tolist())}
     kept, _ = subset.open()
     rows = [row_of.get(kept[position]) for position in range(len(kept))]
-    strangers = sum(row is None for row in rows)
-    if strangers:
-        raise SelectionError(f"{strangers:,} image records of {subset.path.name} do not stand in {dataset.path.name}")
+    unexpected = sum(row is None for row in rows)
+    if unexpected:
+        raise SelectionError(f"{unexpected:,} image records of {subset.path.name} do not stand in {dataset.path.name}")
     return dataset.image_ids[np.array(rows, np.int64)]
 
 
@@ -180,12 +180,12 @@ def verify_manifest(
     """
     provenance = read_provenance(directory)
     output_dir = directory.parent if output_dir is None else output_dir
-    evidence = Evidence(directory, subset_path(directory))
-    of_source = _check_source(provenance, evidence, source or _find_source(provenance, output_dir))
+    expected = ExpectedSubset(directory, subset_path(directory))
+    of_source = _check_source(provenance, expected, source or _find_source(provenance, output_dir))
     return [
-        _check("subset", lambda: _same("sha256 of its text", evidence.sha256, provenance["subset"]["sha256"])),
-        _check("images", lambda: _images_text(evidence)),
-        _check("counts", lambda: _counts(provenance, evidence)),
+        _check("subset", lambda: _same("sha256 of its text", expected.sha256, provenance["subset"]["sha256"])),
+        _check("images", lambda: _images_text(expected)),
+        _check("counts", lambda: _counts(provenance, expected)),
         _check("config", lambda: _config(provenance)),
         *of_source,
         _check("scores", lambda: _scores(provenance, scores, output_dir)),
@@ -216,19 +216,19 @@ def _short(value: object) -> str:
     return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else str(value)
 
 
-def _images_text(evidence: Evidence) -> str:
-    path = evidence.directory / IMAGES_FILE
+def _images_text(expected: ExpectedSubset) -> str:
+    path = expected.directory / IMAGES_FILE
     if not path.is_file():
         raise _AbsentError(f"no {IMAGES_FILE}")
-    dataset, (images, _) = evidence.held
+    dataset, (images, _) = expected.held
     if path.read_bytes() != images_text(dataset, images):
-        raise SelectionError(f"{IMAGES_FILE} lists other images than {evidence.subset.name}")
+        raise SelectionError(f"{IMAGES_FILE} lists other images than {expected.subset.name}")
     return f"{len(images):,} file names"
 
 
-def _counts(provenance: Mapping[str, Any], evidence: Evidence) -> str:
+def _counts(provenance: Mapping[str, Any], expected: ExpectedSubset) -> str:
     budget = provenance["budget"]
-    images, boxes = (len(rows) for rows in evidence.held[1])
+    images, boxes = (len(rows) for rows in expected.held[1])
     cost = images * budget["seconds_per_image"] + boxes * budget["seconds_per_box"]
     _same("the number of images", images, provenance["subset"]["num_images"])
     _same("the number of boxes", boxes, provenance["subset"]["num_boxes"])
@@ -260,36 +260,36 @@ def _find_source(provenance: Mapping[str, Any], output_dir: Path) -> Path | None
     return path if path.is_file() else None
 
 
-def _check_source(provenance: Mapping[str, Any], evidence: Evidence, source: Path | None) -> list[Check]:
+def _check_source(provenance: Mapping[str, Any], expected: ExpectedSubset, source: Path | None) -> list[Check]:
     if source is None:
         hint = f"{provenance['source']['file_name']} is not here; name it with --source"
         return [Check(name, "absent", hint) for name in ("source", "true subset", "histograms")]
 
     def source_read() -> tuple[CocoDataset, Opened]:
-        if evidence.source is None:
+        if expected.source is None:
             raise _AbsentError("it needs the source that the provenance names")
-        return evidence.source
+        return expected.source
 
     def true_subset() -> str:
         dataset, _ = source_read()
-        images, boxes = evidence.rows
-        _same("sha256 of the same images of the source", evidence.derived_sha256(), evidence.sha256)
+        images, boxes = expected.rows
+        _same("sha256 of the same images of the source", expected.derived_sha256(), expected.sha256)
         return f"{len(images):,} of {len(dataset):,} images, all of their {len(boxes):,} boxes, word for word"
 
     def same_histograms() -> str:
         dataset, opened = source_read()
-        if histograms(dataset, *evidence.rows, opened) != provenance["histograms"]:
+        if histograms(dataset, *expected.rows, opened) != provenance["histograms"]:
             raise SelectionError("the source and the subset have other histograms than the provenance says")
         return ", ".join(provenance["histograms"])
 
     return [
-        _check("source", lambda: _same_source(provenance, evidence, source)),
+        _check("source", lambda: _same_source(provenance, expected, source)),
         _check("true subset", true_subset),
         _check("histograms", same_histograms),
     ]
 
 
-def _same_source(provenance: Mapping[str, Any], evidence: Evidence, path: Path) -> str:
+def _same_source(provenance: Mapping[str, Any], expected: ExpectedSubset, path: Path) -> str:
     """Check the source, and leave it to the evidence when it is what the provenance names."""
     stated = provenance["source"]
     try:
@@ -303,7 +303,7 @@ def _same_source(provenance: Mapping[str, Any], evidence: Evidence, path: Path) 
     _same("the number of boxes", dataset.num_boxes, stated["num_boxes"])
     found = [{"code": f.code, "policy": f.policy, "count": f.count} for f in dataset.findings]
     _same("what was found in it", found, provenance["findings"])
-    evidence.source = dataset, opened
+    expected.source = dataset, opened
     return text
 
 
@@ -316,21 +316,21 @@ def _policies(provenance: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _scores(provenance: Mapping[str, Any], named: Location | None, output_dir: Path) -> str:
-    path = named or output_dir / "scores" / "images.parquet"
+    path = named or output_dir / "score" / "images.parquet"
     if not path.is_file():
         if named is not None:
             raise SelectionError(f"the scores must be there, got no such file ({named}); check the path")
-        raise _AbsentError("scores/images.parquet is not here; name it with --scores")
+        raise _AbsentError("score/images.parquet is not here; name it with --scores")
     # What is attached to an object is what somebody said of it.
     found = path.sha256(always_read=True) if isinstance(path, RemotePath) else sha256_file(path)
     return _same("sha256", found, provenance["scores_sha256"])
 
 
 def _members(provenance: Mapping[str, Any], output_dir: Path) -> str:
-    directory = output_dir / "ensemble"
-    if not (directory / LEDGER).is_file():
+    directory = output_dir / "train"
+    if not (directory / MEMBER_INDEX).is_file():
         raise _AbsentError("the ensemble is not here")
-    files = {(member.run, *member.key): directory / member.file for member in read_ledger(directory / LEDGER)}
+    files = {(member.run, *member.key): directory / member.file for member in read_index(directory / MEMBER_INDEX)}
     for member in provenance["ensemble"]:
         key = (member["run"], member["iteration"], member.get("kind", CHECKPOINT))
         if key not in files or not files[key].is_file():

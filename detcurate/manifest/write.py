@@ -165,7 +165,7 @@ def build_provenance(
     image_ids: np.ndarray,
     strategy: str,
     seed: int,
-    budget_asked: Mapping[str, float],
+    requested_budget: Mapping[str, float],
     config_sha256: str,
     members: Sequence[Mapping[str, Any]],
     scores_sha256: str,
@@ -182,7 +182,7 @@ def build_provenance(
         image_ids: (K,) integers, the images kept; at least one.
         strategy: The selection strategy's name.
         seed: The seed of the selection.
-        budget_asked: What was asked for, such as ``{"fraction": 0.5}``.
+        requested_budget: What was asked for, such as ``{"fraction": 0.5}``.
         config_sha256: Digest of the settings.
         members: One mapping a member, with ``run``, ``iteration``, ``sha256`` and, for one that is known by its answers
             alone, ``results``, the name of that file; other keys are left out.
@@ -213,7 +213,7 @@ def build_provenance(
         "strategy": strategy,
         "seed": seed,
         "budget": {
-            "asked": dict(budget_asked),
+            "requested": dict(requested_budget),
             "spent": {"images": len(images), "boxes": len(annotations), "cost_seconds": cost},
             "seconds_per_image": seconds_per_image,
             "seconds_per_box": seconds_per_box,
@@ -286,7 +286,7 @@ def write_manifest(
                 f"{provenance['subset']['sha256']} ({directory}); build it from the same images"
             )
         files.write_bytes(images, images_text(dataset, kept_rows(dataset, image_ids)[0]))
-        files.write_json(description, files.sealed(provenance))
+        files.write_json(description, files.add_checksum(provenance))
     except BaseException:
         for path in old:
             path.unlink(missing_ok=True)

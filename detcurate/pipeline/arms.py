@@ -92,8 +92,8 @@ def _random(pool: Pool, seed: int) -> np.ndarray:
 
 def _random_boxes(pool: Pool, seed: int) -> np.ndarray:
     """As many boxes as the selection, on images drawn anew for each seed."""
-    bought = np.isin(pool.scores.image_ids, pool.curated)
-    budget = box_budget(pool.boxes, num_boxes=int(pool.boxes[bought].sum()))
+    selected = np.isin(pool.scores.image_ids, pool.curated)
+    budget = box_budget(pool.boxes, num_boxes=int(pool.boxes[selected].sum()))
     return select(pool.scores, budget=budget, strategy="random", seed=seed).selection.image_ids
 
 
@@ -147,12 +147,12 @@ def trained_arms(pool: Pool) -> list[str]:
     A random subset for the curve that has as many images as the arm ``random`` would be that arm again, image by image.
     """
     settings = pool.run.settings.retrain
-    asked = [*settings.arms]
+    requested = [*settings.arms]
     for arm, fraction in settings.curve_arms.items():
         size = resolve_budget(len(pool.scores), fraction=fraction, count=None)
         if "random" not in settings.arms or size != len(pool.curated):
-            asked.append(arm)
-    return asked
+            requested.append(arm)
+    return requested
 
 
 def arm_images(pool: Pool, arm: str, seed: int) -> np.ndarray:
@@ -174,5 +174,5 @@ def arm_inputs(run: Run) -> dict[str, str]:
         similarity = run.settings.select.duplicate_similarity
         inputs["near-duplicates"] = sha256_json({"similarity": similarity, **vector_inputs(run)})
     if "single_model_entropy" in arms:
-        inputs |= {name: output_digest(run.marker(name)) for name in ("predict", "score")}
+        inputs |= {name: output_digest(run.stage_metadata(name)) for name in ("predict", "score")}
     return inputs

@@ -10,16 +10,17 @@ from typing import Any, Literal, overload
 import numpy as np
 import orjson
 
+from detcurate import legacy
 from detcurate.coco.dataset import CocoDataset, read_coco
 from detcurate.coco.validation.findings import parse_policies
 from detcurate.config import CurateSettings, EvaluationSettings, PoolSettings, curate_settings
 from detcurate.engines import LOCAL, Engine
 from detcurate.errors import DatasetError, PredictionError
 from detcurate.io.storage import Location, RemotePath, annotation_copy, join, locate
-from detcurate.pipeline.stage import damaged_outputs, read_marker
+from detcurate.pipeline.stage import STAGE_FILE, damaged_outputs, read_stage_metadata
 from detcurate.synthetic import CLASSES, SyntheticConfig
 
-Marker = dict[str, Any]
+StageMetadata = dict[str, Any]
 
 LOG = "log.txt"
 """What was said and done, below ``OUTPUT_DIR``."""
@@ -42,18 +43,8 @@ STORED = ("predict", "score")
 HereStage = Literal["pool", "search", "train", "select", "manifest", "retrain", "evaluate", "report"]
 """Those whose directories are always below ``OUTPUT_DIR``."""
 
-DIRECTORIES = {
-    "pool": "pool",
-    "search": "search",
-    "train": "ensemble",
-    "predict": "predictions",
-    "score": "scores",
-    "select": "selection",
-    "manifest": "manifest",
-    "retrain": "retrain",
-    "evaluate": "evaluation",
-    "report": "report",
-}
+STAGES = ("pool", "search", "train", "predict", "score", "select", "manifest", "retrain", "evaluate", "report")
+"""All stages, in order; each has a directory of its name."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,7 @@ class Run:
         cfg: The frozen config.
         config_file: Where it came from.
         distributed: Detectron2's launch options (num_gpus, num_machines, machine_rank, dist_url).
-        markers: The finished stages' markers, filled in as they finish.
+        finished_stages: The finished stages' markers, filled in as they finish.
         round: The round of a search, see :mod:`detcurate.pipeline.search`; None for the last one, which is every other
             run's only one.
         engine: Where predictions are made and scored; it leaves no trace in what they are.
@@ -74,7 +65,7 @@ class Run:
     cfg: Any
     config_file: Path
     distributed: dict[str, Any] = field(default_factory=dict)
-    markers: dict[str, Marker] = field(default_factory=dict)
+    finished_stages: dict[str, StageMetadata] = field(default_factory=dict)
     round: int | None = None
     engine: Engine = LOCAL
     labelled: Run | None = None
@@ -99,11 +90,17 @@ class Run:
     def directory(self, stage: str) -> Location: ...
 
     def directory(self, stage: str) -> Location:
-        """The directory that a stage owns; those in ``STORED`` are below ``CURATE.STORAGE.ROOT`` where it is set."""
-        base = self.storage_root if stage in STORED else self.output_dir
-        if self.round is None or stage == "pool":
-            return base / DIRECTORIES[stage]
-        return base / DIRECTORIES["search"] / f"round-{self.round}" / DIRECTORIES[stage]
+        """The directory that a stage owns, named after it.
+
+        Those in ``STORED`` are below ``CURATE.STORAGE.ROOT`` where it is set. A run of version 0.1 keeps the directory
+        that it has.
+        """
+        if stage not in self._directories:
+            base = self.storage_root if stage in STORED else self.output_dir
+            if self.round is not None and stage != "pool":
+                base = base / "search" / f"round-{self.round}"
+            self._directories[stage] = stage_directory(base, stage)
+        return self._directories[stage]
 
     @cached_property
     def storage_root(self) -> Location:
@@ -115,31 +112,31 @@ class Run:
 
     def for_round(self, number: int) -> Run:
         """Return the run of a round of the search; it shares what this one has read of the pool."""
-        of_pool = {name: marker for name, marker in self.markers.items() if name == "pool"}
-        other = replace(self, round=number, markers=of_pool)
+        of_pool = {name: stage_metadata for name, stage_metadata in self.finished_stages.items() if name == "pool"}
+        other = replace(self, round=number, finished_stages=of_pool)
         other.__dict__.update({name: self.__dict__[name] for name in _OF_THE_POOL if name in self.__dict__})
         return other
 
-    def marker(self, stage: str) -> Marker:
+    def stage_metadata(self, stage: str) -> StageMetadata:
         """The marker of a finished stage.
 
         Raises:
             PredictionError: The stage has not finished, or a file of it is absent or damaged since.
         """
-        if stage in self.markers:
-            return self.markers[stage]
-        marker = read_marker(self.directory(stage))
-        if marker is None or marker["status"] != "complete":
+        if stage in self.finished_stages:
+            return self.finished_stages[stage]
+        stage_metadata = read_stage_metadata(self.directory(stage))
+        if stage_metadata is None or stage_metadata["status"] != "complete":
             raise PredictionError(
                 f"the stage '{stage}' must have finished in {self.output_dir}; run it first, with --until {stage}"
             )
-        for name, why in damaged_outputs(self.directory(stage), marker).items():
+        for name, why in damaged_outputs(self.directory(stage), stage_metadata).items():
             raise PredictionError(
                 f"the files of the stage '{stage}' must be as it wrote them, but {self.directory(stage) / name} {why}; "
                 f"run it again, with --until {stage}"
             )
-        self.markers[stage] = marker
-        return marker
+        self.finished_stages[stage] = stage_metadata
+        return stage_metadata
 
     @property
     def is_rendered(self) -> bool:
@@ -182,6 +179,10 @@ class Run:
         return locate(str(self.cfg.DATASETS.ROOT), name="DATASETS.ROOT", options=options)
 
     @cached_property
+    def _directories(self) -> dict[str, Location]:
+        return {}
+
+    @cached_property
     def _annotations(self) -> dict[str, Path]:
         return {}
 
@@ -221,7 +222,7 @@ class Run:
     @cached_property
     def pool_facts(self) -> dict[str, Any]:
         """What the stage ``pool`` found out."""
-        self.marker("pool")
+        self.stage_metadata("pool")
         return dict(orjson.loads((self.directory("pool") / "pool.json").read_bytes()))
 
     def synthetic(self, part: str) -> SyntheticConfig:
@@ -248,6 +249,23 @@ class Run:
 
 _RENDERED = {"pool": "train", "evaluation": "val"}
 _OF_THE_POOL = ("settings", "pool", "evaluation", "usable_image_ids", "pool_facts", "_annotations", "_image_roots")
+
+
+@overload
+def stage_directory(base: Path, stage: str) -> Path: ...
+
+
+@overload
+def stage_directory(base: Location, stage: str) -> Location: ...
+
+
+def stage_directory(base: Location, stage: str) -> Location:
+    """Return the directory of a stage, or the one that version 0.1 named otherwise where only that exists."""
+    directory, old = base / stage, base / legacy.FOLDERS.get(stage, stage)
+    if old == directory or (directory / STAGE_FILE).exists() or not (old / STAGE_FILE).exists():
+        return directory
+    legacy.warn_renamed(f"{old.name}/", f"{stage}/")
+    return old
 
 
 def _copied(place: RemotePath, part: str) -> Path:

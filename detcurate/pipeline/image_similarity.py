@@ -103,7 +103,7 @@ def vector_inputs(run: Run) -> dict[str, str]:
 
 def embedding_shards(run: Run) -> dict[str, str]:
     """Return file -> digest of the embeddings that the stage ``predict`` left, in whatever mode."""
-    outputs = run.marker("predict")["outputs"]
+    outputs = run.stage_metadata("predict")["outputs"]
     return {name: output["sha256"] for name, output in outputs.items() if PurePosixPath(name).parent.name == EMBEDDINGS}
 
 
@@ -144,10 +144,10 @@ def labelled_lack(run: Run) -> str:
     if run.labelled is None or not embedding_shards(run):
         return ""
     try:
-        predicted = run.labelled.marker("predict")
+        predicted = run.labelled.stage_metadata("predict")
     except PredictionError:
         return "the pool is not predicted"
-    if predicted["inputs"].get("train") != output_digest(run.labelled.marker("train")):
+    if predicted["inputs"].get("train") != output_digest(run.labelled.stage_metadata("train")):
         return "the pool was predicted by another ensemble"
     return "" if embedding_shards(run.labelled) else "the pool was predicted without CURATE.PREDICT.EMBEDDINGS"
 

@@ -14,14 +14,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from detcurate.ensemble.index import LEDGER, RESULTS, Member, verify_member, write_ledger
+from detcurate.ensemble.index import MEMBER_INDEX, RESULTS, Member, verify_member, write_index
 from detcurate.errors import ConfigError, PredictionError
-from detcurate.io.files import link_or_copy, remove_tree, sha256_file, sha256_json, unsealed, write_json
+from detcurate.io.files import link_or_copy, remove_tree, sha256_file, sha256_json, verify_checksum, write_json
 from detcurate.io.safe_loading import MOST_JSON_BYTES, is_inside, read_bytes
-from detcurate.pipeline.context import IMPORTED, Marker, Run
-from detcurate.pipeline.stage import Stage, StageResult, output_digest, read_marker
+from detcurate.pipeline.context import IMPORTED, Run, StageMetadata
+from detcurate.pipeline.stage import Stage, StageResult, output_digest, read_stage_metadata
 from detcurate.predictions.shards import shard_path
-from detcurate.predictions.store import MEMBERS, Pass
+from detcurate.predictions.store import MEMBERS, PredictionSet, set_folders
 
 DESCRIPTION = "import.json"
 _SETTING = "CURATE.PREDICT.RESULTS"
@@ -34,13 +34,13 @@ class ImportOptions:
     Args:
         image_key: What ``image_id`` is; one of ``detcurate.interop.coco_results.IMAGE_KEYS``.
         category_key: What ``category_id`` is; one of ``detcurate.interop.coco_results.CATEGORY_KEYS``.
-        score_floor: The least score that is kept.
+        score_threshold: The least score that is kept.
         max_per_image: The most detections of an image, the best; 0 for no limit.
     """
 
     image_key: str = "id"
     category_key: str = "id"
-    score_floor: float = 0.05
+    score_threshold: float = 0.05
     max_per_image: int = 100
 
 
@@ -71,7 +71,7 @@ class ImportedMember:
     def member(self) -> Member:
         """Return its line in an ensemble's ledger."""
         file = f"run-{self.run}/iter-{self.iteration:07d}/{self.file_name}"
-        return Member(self.run, self.iteration, None, None, file, self.sha256, storage=RESULTS)
+        return Member(self.run, self.iteration, None, None, file, self.sha256, dtype=RESULTS)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def read_import(directory: Path) -> Import | None:
     if not path.is_file():
         return None
     try:
-        value = unsealed(read_bytes(path, MOST_JSON_BYTES))
+        value = verify_checksum(read_bytes(path, MOST_JSON_BYTES))
         members = tuple(_plain(ImportedMember(**member)) for member in value["members"])
         return Import(directory, value["digest"], ImportOptions(**value["options"]), members)
     except (ValueError, KeyError, TypeError) as error:
@@ -143,22 +143,22 @@ def require_imported(run: Run) -> Import:
     return found
 
 
-def is_imported(marker: Marker) -> bool:
+def is_imported(stage_metadata: StageMetadata) -> bool:
     """Tell from the marker of a stage ``train`` whether its members are imported answers."""
-    return _SETTING in marker["settings"]
+    return _SETTING in stage_metadata["settings"]
 
 
 def require_no_ensemble(run: Run) -> None:
     """Raise ``ConfigError`` when ``OUTPUT_DIR`` holds an ensemble of Detectron2, which an import would replace."""
-    marker = read_marker(run.directory("train"))
-    if marker is not None and not is_imported(marker):
+    stage_metadata = read_stage_metadata(run.directory("train"))
+    if stage_metadata is not None and not is_imported(stage_metadata):
         raise ConfigError(
             f"OUTPUT_DIR must not hold an ensemble of its own beside imported results, got one in "
             f"{run.directory('train')}; give another OUTPUT_DIR, or delete that directory"
         )
 
 
-def answers_digest(run: Run, options: ImportOptions) -> str:
+def predictions_digest(run: Run, options: ImportOptions) -> str:
     """Return the digest of what answers depend on beside the file they come from: not on the pool's labels."""
     pool = run.pool
     rows = pool.subset_rows(run.usable_image_ids)
@@ -190,8 +190,8 @@ def _take_files(run: Run, found: Import) -> StageResult:
         source = found.directory / imported.folder / imported.copy
         verify_member(source, member.sha256, advice=f"delete {found.directory} and import the results again")
         link_or_copy(source, directory / member.file)
-    write_ledger(directory / LEDGER, members)
-    outputs = [directory / LEDGER, *(directory / member.file for member in members)]
+    write_index(directory / MEMBER_INDEX, members)
+    outputs = [directory / MEMBER_INDEX, *(directory / member.file for member in members)]
     return StageResult(outputs, f"{len(members)} members, imported as {run.settings.predict.results}")
 
 
@@ -202,7 +202,7 @@ def imported_predict_stage(run: Run) -> Stage:
         PredictionError: The import is not there, or was read against another pool.
     """
     found, name = require_imported(run), run.settings.predict.results
-    if answers_digest(run, found.options) != found.digest:
+    if predictions_digest(run, found.options) != found.digest:
         raise PredictionError(
             f"imported results must be of the pool's images and classes and of CURATE.PREDICT.SHARD_SIZE as they are "
             f"now, got others ({found.directory}); run `detcurate import-results {name}` again with this config"
@@ -213,23 +213,23 @@ def imported_predict_stage(run: Run) -> Stage:
         "import-results": asdict(found.options),
     }
     inputs = {
-        "pool": output_digest(run.marker("pool")),
-        "train": output_digest(run.marker("train")),
+        "pool": output_digest(run.stage_metadata("pool")),
+        "train": output_digest(run.stage_metadata("train")),
         "imported": sha256_file(found.directory / DESCRIPTION),
     }
-    return Stage("predict", run.directory("predict"), settings, inputs, lambda: _take_answers(run, found))
+    return Stage("predict", run.directory("predict"), settings, inputs, lambda: _link_predictions(run, found))
 
 
-def _take_answers(run: Run, found: Import) -> StageResult:
+def _link_predictions(run: Run, found: Import) -> StageResult:
     directory, num_images = run.directory("predict"), len(run.usable_image_ids)
     num_shards = -(-num_images // run.settings.predict.shard_size)
-    for path in directory.glob("pass-*"):
+    for path in set_folders(directory):
         remove_tree(path)
     names, written = [], []
     for number, imported in enumerate(found.members):
         member = imported.member()
         names.append(f"{member.file}@{member.sha256}")
-        taken = Pass(directory / f"pass-{number:02d}", imported.folder, (names[-1],))
+        taken = PredictionSet(directory / f"set-{number:02d}", imported.folder, (names[-1],))
         for index in range(num_shards):
             target = shard_path(taken.directory, index)
             link_or_copy(shard_path(found.directory / imported.folder, index), target)

@@ -18,9 +18,9 @@ from detcurate.io.storage import Location
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.prediction_jobs import Preparation
 from detcurate.pipeline.search import builds_up
-from detcurate.pipeline.stage import read_marker
+from detcurate.pipeline.stage import read_stage_metadata
 from detcurate.pipeline.stages.predict import predict_pool, predict_stage
-from detcurate.predictions.store import Pass, is_prepared, read_members, read_passes
+from detcurate.predictions.store import PredictionSet, is_prepared, read_members, read_prediction_sets
 
 _POLL_SECONDS = 1.0
 
@@ -54,8 +54,8 @@ def join_predict(run: Run, *, wait_seconds: float) -> None:
     if patience.until(lambda: _state(run)) == "complete":
         _logger.info("predict   is complete; there is nothing to help with")
         return
-    again = replace(run, markers={})  # what was read while the run was not yet there may be out of date
-    preparation = Preparation(passes=patience.passes, folder=patience.folder)
+    again = replace(run, finished_stages={})  # what was read while the run was not yet there may be out of date
+    preparation = Preparation(prediction_sets=patience.prediction_sets, folder=patience.folder)
     result = _while_files_vanish(lambda: predict_pool(again, preparation))
     _logger.info("predict   %s: all are there, some of them made here; the run itself goes on", result.summary)
 
@@ -63,11 +63,11 @@ def join_predict(run: Run, *, wait_seconds: float) -> None:
 def _state(run: Run) -> str | None:
     """Return the status of the stage when it is of this config, None when that has not begun."""
     try:
-        stage = predict_stage(replace(run, markers={}))
-        marker = read_marker(stage.directory)
+        stage = predict_stage(replace(run, finished_stages={}))
+        stage_metadata = read_stage_metadata(stage.directory)
     except PredictionError:  # a stage before it has not finished
         return None
-    return str(marker["status"]) if marker and marker["digest"] == stage.digest else None
+    return str(stage_metadata["status"]) if stage_metadata and stage_metadata["digest"] == stage.digest else None
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,18 @@ class _Patience:
             time.sleep(min(_POLL_SECONDS, self.wait_seconds))
         return found
 
-    def passes(self, directory: Location, digest: str, members: Sequence[str], *, num_shards: int) -> list[Pass]:
-        """Do as ``prepare_passes``, but wait for those that another process prepares."""
+    def prediction_sets(
+        self, directory: Location, digest: str, members: Sequence[str], *, num_shards: int
+    ) -> list[PredictionSet]:
+        """Do as ``prepare_prediction_sets``, but wait for those that another process prepares."""
 
-        def find() -> list[Pass] | None:
+        def find() -> list[PredictionSet] | None:
             try:
                 if read_members(directory) != list(members):  # written when the passes are ready
                     return None
             except PredictionError:
                 return None
-            found = [one for one in read_passes(directory) if one.digest == digest]
+            found = [one for one in read_prediction_sets(directory) if one.digest == digest]
             return found if {name for one in found for name in one.members}.issuperset(members) else None
 
         return self.until(find)

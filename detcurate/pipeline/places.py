@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from detcurate.coco.dataset import CocoDataset, image_labels
 from detcurate.errors import PredictionError
-from detcurate.interop.export.relabel_queue import Suspect
+from detcurate.interop.export.relabel_queue import LabelError
 from detcurate.io.parquet import bounded, matrix_of
 from detcurate.io.storage import Location
 from detcurate.score.kernels.cluster_sums import compare_clusters
@@ -90,21 +90,21 @@ class Places:
             votes=matrix_of(table["votes"], table.schema.field("votes").type.list_size),
         )
 
-    def suspect(self, kind: str, suspicion: float, table_row: int, is_selected: bool) -> Suspect | None:
+    def label_error(self, kind: str, label_error_score: float, table_row: int, is_selected: bool) -> LabelError | None:
         """Describe one suspicion; None for a swap for which no member votes."""
         at = int(np.searchsorted(self.table_row, table_row))
-        place = at if kind == "overlooked" else int(self.own[at])
-        seen = at if kind == "swapped" else place
-        class_index = self._swapped_class(at, place) if kind == "swapped" else int(self.class_index[place])
+        place = at if kind == "missing_label" else int(self.own[at])
+        seen = at if kind == "wrong_class" else place
+        class_index = self._wrong_class_of(at, place) if kind == "wrong_class" else int(self.class_index[place])
         votes = int((self.votes[seen] == class_index).sum())
         if class_index < 0:
             return None
         is_consensus = place >= 0 and self.class_index[place] == class_index
         num_members = self.votes.shape[1]
         x1, y1, x2, y2 = self.boxes[place if place >= 0 else at].tolist()
-        return Suspect(
+        return LabelError(
             kind=kind,
-            suspicion=suspicion,
+            label_error_score=label_error_score,
             image_row=int(self.image_row[at]),
             label_row=int(self.label_row[at]),
             box=(x1, y1, x2, y2),
@@ -115,7 +115,7 @@ class Places:
             is_selected=bool(is_selected),
         )
 
-    def _swapped_class(self, at: int, place: int) -> int:
+    def _wrong_class_of(self, at: int, place: int) -> int:
         """Return the class other than the label's that most members vote for, -1 for none; ties as the consensus."""
         counts = np.bincount(self.votes[at][self.votes[at] >= 0], minlength=len(self.dataset.class_names))
         counts = counts[: len(self.dataset.class_names)]  # without the background

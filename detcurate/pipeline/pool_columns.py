@@ -18,7 +18,7 @@ from detcurate.pipeline.image_similarity import (
     read_pool_embeddings,
     vector_inputs,
 )
-from detcurate.score.label_errors import SUSPICIONS
+from detcurate.score.label_errors import LABEL_ERRORS
 from detcurate.select.compose import PoolColumns
 from detcurate.select.filters import require_sequences
 from detcurate.select.limits import Budget, Quota, box_budget, image_budget, parse_quota, resolve_budget, time_budget
@@ -26,7 +26,7 @@ from detcurate.select.strategies import BY_EMBEDDING
 from detcurate.structures import ImageScores
 
 
-def asked_budget(settings: SelectSettings, boxes_per_image: np.ndarray) -> Budget:
+def requested_budget(settings: SelectSettings, boxes_per_image: np.ndarray) -> Budget:
     """Return the budget that the settings ask for, of a pool with so many boxes on each image."""
     if settings.num_boxes:
         return box_budget(boxes_per_image, num_boxes=settings.num_boxes)
@@ -74,8 +74,8 @@ def require_selectable(run: Run, *, predicts: bool) -> None:
     if run.is_rendered:
         planned_amount(settings, run.settings.render.num_images)
         return
-    asked_budget(settings, run.pool.boxes_per_image)
-    asked_quotas(run, np.arange(len(run.pool)))
+    requested_budget(settings, run.pool.boxes_per_image)
+    requested_quotas(run, np.arange(len(run.pool)))
     if settings.sequence_gap:
         require_sequences(sequence_codes(run.pool.sequences), gap=settings.sequence_gap)
 
@@ -93,14 +93,14 @@ def pool_columns(run: Run, scores: ImageScores) -> PoolColumns:
         SelectionError: The embeddings are of another pool.
     """
     settings, rows = run.settings.select, run.pool.subset_rows(scores.image_ids)
-    suspicions = [scores.components[name] for name in SUSPICIONS if name in scores.components]
+    label_errors = [scores.components[name] for name in LABEL_ERRORS if name in scores.components]
     embeddings = hashes = None
     if _wants_vectors(run):
         embeddings = read_pool_embeddings(run, scores.image_ids)
         if embeddings is None and settings.strategy not in BY_EMBEDDING:
             hashes = pool_hashes(run, rows)
     return PoolColumns(
-        suspicion=np.maximum.reduce(suspicions) if suspicions and settings.guard != "off" else None,
+        label_error_score=np.maximum.reduce(label_errors) if label_errors and settings.noise_filter != "off" else None,
         embeddings=embeddings,
         hashes=hashes,
         labelled=labelled_vectors(run) if settings.duplicate_similarity else None,
@@ -121,22 +121,22 @@ def sequence_codes(sequences: Sequence[str | None]) -> np.ndarray:
     return np.array([-1 if name is None else number_of[name] for name in sequences], np.int64)
 
 
-def asked_quotas(run: Run, rows: np.ndarray) -> tuple[list[Quota], list[Quota]]:
+def requested_quotas(run: Run, rows: np.ndarray) -> tuple[list[Quota], list[Quota]]:
     """Return the floors, in the order in which they are met, and the caps, for the pool's rows that were scored.
 
     Raises:
         SelectionError: A class or a metadata field does not exist, or a floor's metadata value does not.
     """
     settings = run.settings.select
-    wants_metadata = settings.metadata_floors or settings.metadata_caps
+    wants_metadata = settings.metadata_minimums or settings.metadata_maximums
     metadata = {"sequence": run.pool.sequences, **image_metadata(run.pool)} if wants_metadata else {}
-    floors = [_class_quota(run, text, rows) for text in settings.class_floors]
-    floors += [_metadata_quota(metadata, text, rows) for text in settings.metadata_floors]
-    if settings.empty_floor:
+    minimums = [_class_quota(run, text, rows) for text in settings.class_minimums]
+    minimums += [_metadata_quota(metadata, text, rows) for text in settings.metadata_minimums]
+    if settings.empty_minimum:
         empty = (run.pool.boxes_per_image[rows] == 0).astype(np.int64)
-        floors.append(Quota("empty images", empty, settings.empty_floor))
-    caps = [_class_quota(run, text, rows) for text in settings.class_caps]
-    return floors, caps + [_metadata_quota(metadata, text, rows) for text in settings.metadata_caps]
+        minimums.append(Quota("empty images", empty, settings.empty_minimum))
+    maximums = [_class_quota(run, text, rows) for text in settings.class_maximums]
+    return minimums, maximums + [_metadata_quota(metadata, text, rows) for text in settings.metadata_maximums]
 
 
 def _class_quota(run: Run, text: str, rows: np.ndarray) -> Quota:

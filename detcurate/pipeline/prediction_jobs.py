@@ -14,7 +14,7 @@ from detcurate.io.storage import Location, image_files
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.stage import output_digest
 from detcurate.pipeline.training_jobs import require_device, training_config, training_settings
-from detcurate.predictions.store import Pass, prepare_folder, prepare_passes
+from detcurate.predictions.store import PredictionSet, prepare_folder, prepare_prediction_sets
 
 EMBEDDINGS = "embeddings"
 
@@ -24,11 +24,11 @@ class Preparation:
     """How the folders that answers go to come to be: by this process, or by another that is waited for.
 
     Args:
-        passes: As ``prepare_passes``.
+        prediction_sets: As ``prepare_prediction_sets``.
         folder: As ``prepare_folder``.
     """
 
-    passes: Callable[..., list[Pass]] = prepare_passes
+    prediction_sets: Callable[..., list[PredictionSet]] = prepare_prediction_sets
     folder: Callable[[Location, str], None] = prepare_folder
 
 
@@ -51,7 +51,7 @@ def inference_settings(run: Run) -> dict[str, Any]:
     }
 
 
-def answers_digest(run: Run, image_ids: np.ndarray) -> str:
+def predictions_digest(run: Run, image_ids: np.ndarray) -> str:
     """Return a digest of what the detections on some images depend on, but for the members."""
     # Not the whole config: another number of runs, or of processes, leaves the answers that are there good.
     model = {key: value for key, value in training_settings(run).items() if key.startswith(("MODEL.", "INPUT."))}
@@ -60,7 +60,7 @@ def answers_digest(run: Run, image_ids: np.ndarray) -> str:
             "settings": inference_settings(run),
             "model": model,
             "class_names": list(run.class_names),
-            "pool": output_digest(run.marker("pool")),
+            "pool": output_digest(run.stage_metadata("pool")),
             "images": sha256_json(image_ids.tolist()),
         }
     )
@@ -80,12 +80,12 @@ def prediction_job(
     embeddings: Location | None = None,
 ) -> Any:
     """Return the job of asking members about images of the ``"pool"`` or the ``"evaluation"``."""
-    from detcurate.d2.infer.worker import PredictionPass
+    from detcurate.d2.infer.worker import PredictionJob
 
     settings, dataset = run.settings.predict, getattr(run, part)
     rows = dataset.subset_rows(image_ids)
     files = image_files(run.image_root(part), [dataset.file_names[row] for row in rows.tolist()])
-    return PredictionPass(
+    return PredictionJob(
         config=training_config(run),
         members=tuple(weights),
         image_ids=image_ids,

@@ -1,7 +1,7 @@
 """``CURATE.PREDICT.MODE``: what the stage ``predict`` asks beside, or instead of, each member's detections.
 
-The answers about reference boxes are below ``predictions/reference``, beside the passes; the rows of the dense mode
-are below ``predictions/dense``, instead of passes. What another mode has left stays where it is, and is good again when
+The answers about reference boxes are below ``predict/reference``, beside the passes; the rows of the dense mode
+are below ``predict/dense``, instead of passes. What another mode has left stays where it is, and is good again when
 that mode is.
 """
 
@@ -23,10 +23,10 @@ from detcurate.pipeline.context import Run
 from detcurate.pipeline.prediction_jobs import (
     EMBEDDINGS,
     Preparation,
-    answers_digest,
     count_shards,
     make_missing_shards,
     prediction_job,
+    predictions_digest,
 )
 from detcurate.pipeline.tables import reference_table
 from detcurate.pipeline.training_jobs import training_config
@@ -38,7 +38,7 @@ from detcurate.score.scoring import image_components, score_box_correlation
 from detcurate.structures import ImageScores
 
 REFERENCE, DENSE = "reference", "dense"
-"""The folders below ``predictions/``, by mode."""
+"""The folders below ``predict/``, by mode."""
 
 Weights = Mapping[str, tuple[Path, str]]
 """A member's name -> its file and digest, in the order of the members' numbers."""
@@ -65,7 +65,7 @@ def mode_settings(settings: CurateSettings) -> dict[str, Any]:
 
 def predicted_mode(run: Run) -> str:
     """Return the mode that the pool was predicted in, whatever the config says by now."""
-    return str(run.marker("predict")["settings"].get(_KEY, "cluster"))
+    return str(run.stage_metadata("predict")["settings"].get(_KEY, "cluster"))
 
 
 def require_mode(run: Run) -> None:
@@ -93,58 +93,62 @@ def score_settings(settings: CurateSettings, mode: str) -> ScoreSettings:
     Raises:
         ConfigError: The mode does not give the measures or the aggregation asked for.
     """
-    asked = settings.score
+    requested = settings.score
     for name in _UNREAD[mode]:
-        value, default = getattr(asked, name), getattr(ScoreSettings(), name)
+        value, default = getattr(requested, name), getattr(ScoreSettings(), name)
         if value != default:
             raise ConfigError(
                 f"CURATE.SCORE.{name.upper()} must be {default} with CURATE.PREDICT.MODE {mode}, got {value}: the mode "
                 "does not read it; leave it out, or set the mode cluster"
             )
-    with_labels = [name for name in asked.measures if name in LABEL_MEASURES]
+    with_labels = [name for name in requested.measures if name in LABEL_MEASURES]
     if mode == "reference" and with_labels:
         raise ConfigError(
             f"CURATE.SCORE.MEASURES must be among {', '.join(MEASURES)} with CURATE.PREDICT.MODE reference, got "
             f"{', '.join(with_labels)}; what compares detections with labels needs the mode cluster"
         )
     if mode != "dense":
-        return asked
-    if asked.aggregation not in DENSE_AGGREGATIONS:
+        return requested
+    if requested.aggregation not in DENSE_AGGREGATIONS:
         raise ConfigError(
             f"CURATE.SCORE.AGGREGATION must be one of {', '.join(DENSE_AGGREGATIONS)} with CURATE.PREDICT.MODE dense, "
-            f"got {asked.aggregation}; there are no objects to count: it is over anchors and classes"
+            f"got {requested.aggregation}; there are no objects to count: it is over anchors and classes"
         )
-    if asked.measures not in ((_DENSE_MEASURE,), ScoreSettings().measures):
+    if requested.measures not in ((_DENSE_MEASURE,), ScoreSettings().measures):
         raise ConfigError(
             f"CURATE.SCORE.MEASURES must be {_DENSE_MEASURE} alone with CURATE.PREDICT.MODE dense, got "
-            f"{', '.join(asked.measures)}; other measures compare boxes, of which it has none: set "
+            f"{', '.join(requested.measures)}; other measures compare boxes, of which it has none: set "
             f'CURATE.SCORE.MEASURES "(\'{_DENSE_MEASURE}\',)" CURATE.SCORE.WEIGHTS "(1.0,)", or the mode cluster'
         )
-    return asked.model_copy(update={"measures": (_DENSE_MEASURE,), "weights": (1.0,)})
+    return requested.model_copy(update={"measures": (_DENSE_MEASURE,), "weights": (1.0,)})
 
 
-def ask_references(run: Run, weights: Weights, preparation: Preparation) -> list[Location]:
+def predict_pool_references(run: Run, weights: Weights, preparation: Preparation) -> list[Location]:
     """Ask all members about the reference boxes of the pool, once their passes are there; return the files.
 
     What a member says of a box depends on all members, for their consensus is among the boxes: another ensemble is
     asked anew, about everything.
     """
-    from detcurate.d2.infer.reference import ReferencePass, run_reference_pass
+    from detcurate.d2.infer.reference import ReferenceJob, predict_references
 
     image_ids, directory = run.usable_image_ids, run.directory("predict")
     folder, iou_threshold = directory / REFERENCE, run.settings.score.iou_threshold
-    depends = {"answers": answers_digest(run, image_ids), "members": list(weights), "iou_threshold": iou_threshold}
+    depends = {
+        "answers": predictions_digest(run, image_ids),
+        "members": list(weights),
+        "iou_threshold": iou_threshold,
+    }
     preparation.folder(folder, sha256_json(depends))
     truth_boxes, truth_bounds = _truth(run, image_ids)
 
-    def wrap(images: Any) -> ReferencePass:
+    def wrap(images: Any) -> ReferenceJob:
         first = images.first_shard * images.shard_size
         bounds = truth_bounds[first : first + len(images.image_ids)]
         start, end = bounds[0, 0], bounds[-1, 1]  # of a block, a worker is given its own alone
-        return ReferencePass(images, directory, tuple(weights), truth_boxes[start:end], bounds - start, iou_threshold)
+        return ReferenceJob(images, directory, tuple(weights), truth_boxes[start:end], bounds - start, iou_threshold)
 
     job = prediction_job(run, "pool", folder, list(weights.values()), image_ids)
-    make_missing_shards(run, run_reference_pass, job, desc="ask about boxes", wrap=wrap)
+    make_missing_shards(run, predict_references, job, desc="ask about boxes", wrap=wrap)
     return [shard_path(folder, number) for number in range(count_shards(run, image_ids))]
 
 
@@ -157,7 +161,7 @@ def _truth(run: Run, image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return pool.boxes[kept].astype(np.float32), bounds
 
 
-def ask_densely(run: Run, weights: Weights, preparation: Preparation) -> list[Location]:
+def predict_pool_densely(run: Run, weights: Weights, preparation: Preparation) -> list[Location]:
     """Compare all members at every anchor of every image of the pool; return the files.
 
     The running sums are over all members, so another ensemble is asked anew.
@@ -165,14 +169,14 @@ def ask_densely(run: Run, weights: Weights, preparation: Preparation) -> list[Lo
     Raises:
         ConfigError: There are fewer than two members.
     """
-    from detcurate.d2.infer.dense import require_several, run_dense_pass
+    from detcurate.d2.infer.dense import predict_dense, require_several
 
     require_several(len(weights))
     image_ids, folder = run.usable_image_ids, run.directory("predict") / DENSE
-    preparation.folder(folder, sha256_json({"answers": answers_digest(run, image_ids), "members": list(weights)}))
+    preparation.folder(folder, sha256_json({"answers": predictions_digest(run, image_ids), "members": list(weights)}))
     embeddings = folder / EMBEDDINGS if run.settings.predict.embeddings else None
     job = prediction_job(run, "pool", folder, list(weights.values()), image_ids, embeddings)
-    make_missing_shards(run, run_dense_pass, job, desc="compare anchors")
+    make_missing_shards(run, predict_dense, job, desc="compare anchors")
     folders = [folder] + ([embeddings] if embeddings else [])
     return [shard_path(one, number) for one in folders for number in range(count_shards(run, image_ids))]
 
@@ -191,7 +195,7 @@ def score_references_of(run: Run, objects_path: Location) -> dict[str, np.ndarra
     weights = class_weights(run.pool.class_counts())
     parts, writer = [], None
     with atomic_path(objects_path) as temporary:
-        for one, image_ids in _shards(run, run.directory("predict") / REFERENCE, _read_answers):
+        for one, image_ids in _shards(run, run.directory("predict") / REFERENCE, _read_reference_shard):
             measures = [name for name in available_measures(one.class_probs.shape[1]) if name in MEASURES]
             objects = score_references(one.image_ids, one.boxes, one.class_probs, measures=measures)
             table = reference_table(objects, one.is_truth, names)
@@ -233,7 +237,7 @@ def score_densely(run: Run) -> tuple[ImageScores, str, dict[str, Any]]:
     return scores, summary, {"score_box_correlation": correlation}
 
 
-def _read_answers(path: Location) -> tuple[Any, np.ndarray]:
+def _read_reference_shard(path: Location) -> tuple[Any, np.ndarray]:
     return read_references(path)
 
 

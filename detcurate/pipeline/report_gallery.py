@@ -21,14 +21,14 @@ from detcurate.pipeline.context import Run
 from detcurate.pipeline.stages.score import OBJECTS
 from detcurate.predictions.store import open_predictions, read_members
 from detcurate.report.pictures import (
+    LABEL_ERRORS,
     SUSPECTED,
-    SUSPICIONS,
     Pick,
     least_disagreed,
     most_disagreed,
     most_suspected,
     near_duplicates,
-    of_floors,
+    of_minimums,
     safe_path,
 )
 from detcurate.report.records import Choice, DrawnBox, Gallery, Picture, Pool, Scores, Tile
@@ -50,7 +50,7 @@ def read_objects(run: Run, ids: np.ndarray) -> dict[int, list[dict[str, Any]]]:
     found: dict[int, list[dict[str, Any]]] = {}
     with pq.ParquetFile(bounded(path)) as file:
         wanted = pa.array(ids)
-        own = ("image_id", "kind", "annotation_id", *SIDES, "class_index", "confidence", "votes", *SUSPICIONS)
+        own = ("image_id", "kind", "annotation_id", *SIDES, "class_index", "confidence", "votes", *LABEL_ERRORS)
         columns = [name for name in own if name in file.schema_arrow.names]
         for group in range(file.metadata.num_row_groups):
             bounds = file.metadata.row_group(group).column(0).statistics
@@ -68,7 +68,7 @@ def read_votes(run: Run, pool: Pool, ids: np.ndarray) -> dict[int, list[DrawnBox
     directory = run.directory("predict")
     predictions = open_predictions(directory, read_members(directory))
     found: dict[int, list[DrawnBox]] = {}
-    if not predictions.passes:  # the mode dense keeps no boxes
+    if not predictions.prediction_sets:  # the mode dense keeps no boxes
         return found
     size = len(predictions.read(0)[1])
     places = np.searchsorted(pool.image_ids, ids) // size
@@ -195,17 +195,17 @@ _ABOUT = {
         _About("most", "Most disagreed about", "The highest image scores of the pool.", "No image has a score."),
         _About("least", "Least disagreed about, left out", "The lowest image scores of those that were left out.",
                "No image was left out."),
-        _About("floors", "Bought for a floor", "What a floor asked for, whatever its score; the floors in turn.",
+        _About("minimums", "Bought for a floor", "What a floor asked for, whatever its score; the floors in turn.",
                "No floor was asked for, or none took an image."),
         _About("duplicates", "Near-duplicates", "An image, and those that gave way to it; the largest groups.",
                "No near-duplicate was removed: thinning is off, or found none."),
-        _About("overlooked", "Suspected labels: overlooked",
+        _About("missing_label", "Suspected labels: missing_label",
                "The members are confident of an object, and nothing is labelled there. The most suspicious first.",
                f"No label is suspected of this: none reaches {SUSPECTED}."),
-        _About("swapped", "Suspected labels: swapped",
+        _About("wrong_class", "Suspected labels: wrong_class",
                "The members agree on another class than the label's. The most suspicious first.",
                f"No label is suspected of this: none reaches {SUSPECTED}."),
-        _About("badly_located", "Suspected labels: badly located",
+        _About("inaccurate_box", "Suspected labels: badly located",
                "The members agree on another box than the label's. The most suspicious first.",
                f"No label is suspected of this: none reaches {SUSPECTED}."),
     )
@@ -215,9 +215,9 @@ _ABOUT = {
 def _picks(scores: Scores, choice: Choice | None) -> list[tuple[_About, Pick]]:
     picked: dict[str, Pick | None] = {"most": most_disagreed(scores)}
     if choice is not None:
-        picked |= {"least": least_disagreed(scores, choice), "floors": of_floors(choice)}
+        picked |= {"least": least_disagreed(scores, choice), "minimums": of_minimums(choice)}
         picked["duplicates"] = near_duplicates(choice)
-    picked |= {kind: most_suspected(scores, kind) for kind in SUSPICIONS}
+    picked |= {kind: most_suspected(scores, kind) for kind in LABEL_ERRORS}
     return [(_ABOUT[name], pick) for name, pick in picked.items() if pick is not None]
 
 
@@ -268,14 +268,14 @@ def _tile(source: _Source, gallery: str, pick: Pick, place: int) -> Tile:
     run, pool, choice, row = source.run, source.pool, source.choice, int(pick.rows[place])
     image_id = int(pool.image_ids[row])
     key, score = str(image_id), f"score {source.scores.image_score[row]:.3f}"
-    if gallery in SUSPICIONS:
+    if gallery in LABEL_ERRORS:
         return _suspected(run, key, gallery, source.objects.get(image_id, ()))
-    if gallery == "floors" and choice is not None:
+    if gallery == "minimums" and choice is not None:
         return Tile(key, f"{choice.reasons[int(choice.reason[row])]}; {score}")
     if gallery == "duplicates" and choice is not None:
         group = int(pick.group[place])
         first = int(pick.rows[np.argmax(pick.group == group)])
-        count = int((choice.because == first).sum())
+        count = int((choice.replaced_by == first).sum())
         heading = f"Group {group + 1}: {count} gave way to image {_original(run, int(pool.image_ids[first]))}"
         return Tile(key, f"{'the better one' if row == first else 'gave way'}; {score}", group=heading)
     return Tile(key, f"{score}, {count_of(int(pool.num_boxes[row]), 'label')}")
@@ -294,8 +294,8 @@ def _suspected(run: Run, key: str, kind: str, rows: Sequence[Mapping[str, Any]])
     name, votes = run.class_names[worst["class_index"]], vote_text(run, worst["votes"])
     value = f"suspicion {worst[kind]:.2f}"
     words = {
-        "overlooked": f"no label; the members see {name} ({worst['confidence']:.2f})",
-        "swapped": f"labelled {name}; the members vote {votes}",
-        "badly_located": f"labelled {name}; the members' box lies elsewhere",
+        "missing_label": f"no label; the members see {name} ({worst['confidence']:.2f})",
+        "wrong_class": f"labelled {name}; the members vote {votes}",
+        "inaccurate_box": f"labelled {name}; the members' box lies elsewhere",
     }
     return Tile(key, f"{words[kind]}; {value}", focus=sides_of(worst))

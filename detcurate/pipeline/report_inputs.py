@@ -10,12 +10,12 @@ import pyarrow as pa
 
 from detcurate.errors import ConfigError, DatasetError, PredictionError
 from detcurate.manifest.write import histograms
-from detcurate.pipeline.context import DIRECTORIES, LOG, Marker, Run
+from detcurate.pipeline.context import LOG, STAGES, Run, StageMetadata
 from detcurate.pipeline.pool_columns import sequence_codes
-from detcurate.pipeline.stage import damaged_outputs, output_digest, read_marker
+from detcurate.pipeline.stage import damaged_outputs, output_digest, read_stage_metadata
 from detcurate.pipeline.stages.score import IMAGES
 from detcurate.pipeline.tables import REMOVED, SELECTION, read_columns
-from detcurate.report.pictures import SUSPICIONS
+from detcurate.report.pictures import LABEL_ERRORS
 from detcurate.report.records import Choice, Pool, Scores, StageState
 
 
@@ -54,8 +54,8 @@ def report_scores(run: Run, pool: Pool) -> Scores:
     Raises:
         PredictionError: The table is absent, damaged, or of other images.
     """
-    settings = run.marker("score")["settings"]
-    used, wanted = tuple(settings["measures"]), ("image_id", "image_score", *settings["measures"], *SUSPICIONS)
+    settings = run.stage_metadata("score")["settings"]
+    used, wanted = tuple(settings["measures"]), ("image_id", "image_score", *settings["measures"], *LABEL_ERRORS)
     columns = read_columns(run.directory("score") / IMAGES, wanted)
     image_ids, image_score = columns.pop("image_id"), columns.pop("image_score")
     if not np.array_equal(image_ids, pool.image_ids):
@@ -77,12 +77,12 @@ def report_choice(run: Run, pool: Pool) -> Choice:
         raise PredictionError(f"the selection must be from the pool's {len(pool)} images, got {len(ids)}; select again")
     encoded = pa.array([*taken["reason"].tolist(), *gone["reason"].tolist()], pa.string()).dictionary_encode()
     better = np.full(len(ids), np.nan)
-    better[len(taken["image_id"]) :] = gone["because"].astype(np.float64)  # Parquet's null is read as NaN
+    better[len(taken["image_id"]) :] = gone["replaced_by"].astype(np.float64)  # Parquet's null is read as NaN
     return Choice(
         rank=np.concatenate((taken["rank"], np.zeros(len(gone["image_id"]), np.int64)))[order],
         reason=encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)[order],
         reasons=tuple(encoded.dictionary.to_pylist()),
-        because=_rows_of(pool.image_ids, better[order]),
+        replaced_by=_rows_of(pool.image_ids, better[order]),
     )
 
 
@@ -117,10 +117,10 @@ def stage_states(run: Run) -> tuple[StageState, ...]:
     figures of an earlier selection are never shown beside a later one.
     """
     states: dict[str, StageState] = {}
-    markers: dict[str, Marker] = {}
-    for name in DIRECTORIES:
+    finished_stages: dict[str, StageMetadata] = {}
+    for name in STAGES:
         if name not in (_LAST, _NO_STAGE):
-            states[name] = _state(run, name, states, markers)
+            states[name] = _state(run, name, states, finished_stages)
     return tuple(states.values())
 
 
@@ -129,25 +129,25 @@ def completed(states: tuple[StageState, ...]) -> frozenset[str]:
     return frozenset(stage.name for stage in states if stage.state == "complete")
 
 
-def _state(run: Run, name: str, states: dict[str, StageState], markers: dict[str, Marker]) -> StageState:
+def _state(run: Run, name: str, states: dict[str, StageState], finished_stages: dict[str, StageMetadata]) -> StageState:
     directory = run.directory(name)
     try:
-        marker = read_marker(directory)
+        stage_metadata = read_stage_metadata(directory)
     except ConfigError as error:
         return StageState(name, "interrupted", str(error))
-    if marker is None:
+    if stage_metadata is None:
         return StageState(name, "absent", "it has not begun")
-    if marker["status"] != "complete":
+    if stage_metadata["status"] != "complete":
         why = _stopped(run)
         return StageState(name, "interrupted", "it was stopped before its end" + (f": {why}" if why else ""))
-    gone = damaged_outputs(directory, marker)
+    gone = damaged_outputs(directory, stage_metadata)
     for file, why in gone.items():
         more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
-        return StageState(name, "interrupted", f"{DIRECTORIES[name]}/{file}{more} {why}")
-    markers[name] = marker
-    for before in _changed(marker, states, markers):
+        return StageState(name, "interrupted", f"{name}/{file}{more} {why}")
+    finished_stages[name] = stage_metadata
+    for before in _changed(stage_metadata, states, finished_stages):
         return StageState(name, "outdated", f"'{before}' has been done again, or not to its end, since")
-    return StageState(name, "complete", marker["summary"])
+    return StageState(name, "complete", stage_metadata["summary"])
 
 
 def _stopped(run: Run) -> str:
@@ -160,20 +160,28 @@ def _stopped(run: Run) -> str:
     return found[1] if found else ""
 
 
-def _changed(marker: Marker, states: dict[str, StageState], markers: dict[str, Marker]) -> list[str]:
+def _changed(
+    stage_metadata: StageMetadata, states: dict[str, StageState], finished_stages: dict[str, StageMetadata]
+) -> list[str]:
     """Return the earlier stages whose files are not those that a stage was made from.
 
     A stage that is absent proves nothing: predictions are large, and may be removed once the pool is scored.
     """
     found = []
-    for key, digest in marker["inputs"].items():
+    for key, digest in stage_metadata["inputs"].items():
         before = _RENAMED.get(key, key)
         if before not in states or states[before].state == "absent":
             continue
-        if before not in markers or states[before].state != "complete" or not _is_of(digest, markers[before]):
+        if (
+            before not in finished_stages
+            or states[before].state != "complete"
+            or not _is_of(digest, finished_stages[before])
+        ):
             found.append(before)
     return found
 
 
-def _is_of(digest: str, marker: Marker) -> bool:
-    return digest == output_digest(marker) or digest in {output["sha256"] for output in marker["outputs"].values()}
+def _is_of(digest: str, stage_metadata: StageMetadata) -> bool:
+    return digest == output_digest(stage_metadata) or digest in {
+        output["sha256"] for output in stage_metadata["outputs"].values()
+    }

@@ -82,10 +82,10 @@ def _ensemble_plans(run: Run, num_images: int) -> dict[str, str]:
     )
     if added or not runs:
         trained = (f"{trained}, and " if runs else "") + f"{added} members that were added"
-    asked = f"{members:,} members on {num_images:,} images: {members * num_images:,} forward passes"
+    requested = f"{members:,} members on {num_images:,} images: {members * num_images:,} forward passes"
     if run.settings.predict.mode == "reference":
-        asked += ", and as many about given boxes"
-    plans = {"train": trained, "predict": asked}
+        requested += ", and as many about given boxes"
+    plans = {"train": trained, "predict": requested}
     if builds_up(run):
         sizes = " → ".join(planned_rounds(run, num_images))
         plans["search"] = f"{sizes} images; every round before the last costs what train and predict say of that"
@@ -99,13 +99,13 @@ def _arm_plans(run: Run, num_evaluation: int) -> dict[str, str]:
     if "full" in settings.retrain.arms and settings.search.scheme in ("compress", "none"):
         there = sum(ensemble.augmentation(number) == "default" for number in range(min(ensemble.num_runs, seeds)))
     new, taken = detectors - there, f"; {there} of the full arm are the ensemble's own runs" if there else ""
-    passes = detectors * num_evaluation
+    prediction_sets = detectors * num_evaluation
     up_to = "up to " if settings.retrain.equal == "epochs" else ""
     return {
         "retrain": f"{new} detectors of {up_to}{solver.MAX_ITER:,} iterations "
         f"({up_to}{new * _images_seen(run):,} images seen): {', '.join(settings.retrain.all_arms)} with {seeds} "
         f"seeds{taken}",
-        "evaluate": f"{detectors} detectors on {num_evaluation:,} images: {passes:,} forward passes",
+        "evaluate": f"{detectors} detectors on {num_evaluation:,} images: {prediction_sets:,} forward passes",
     }
 
 
@@ -161,7 +161,7 @@ def run_pipeline(
                 for of_round, part, stage in _stages(run, name):
                     require_held(run.output_dir)
                     with report_lock(run) if name == "report" else nullcontext():
-                        of_round.markers[part] = run_stage(stage)
+                        of_round.finished_stages[part] = run_stage(stage)
 
 
 def join_pipeline(run: Run, *, wait_seconds: float) -> None:

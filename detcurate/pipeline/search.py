@@ -16,7 +16,7 @@ import numpy as np
 from detcurate.config import CurateSettings
 from detcurate.errors import ConfigError, SelectionError
 from detcurate.pipeline.context import Run
-from detcurate.pipeline.pool_columns import asked_budget, planned_amount
+from detcurate.pipeline.pool_columns import planned_amount, requested_budget
 from detcurate.pipeline.tables import SELECTION, read_selection
 from detcurate.select.compose import select
 from detcurate.select.limits import Budget, resolve_budget
@@ -77,7 +77,7 @@ def geometric_limits(first: int, budget: Budget, *, growth: float) -> tuple[int,
 def whole_budget(run: Run) -> Budget:
     """Return what the whole search may spend, on the images that can be used."""
     rows = run.pool.subset_rows(run.usable_image_ids)
-    return asked_budget(run.settings.select, run.pool.boxes_per_image[rows])
+    return requested_budget(run.settings.select, run.pool.boxes_per_image[rows])
 
 
 def round_budget(run: Run) -> Budget:
@@ -142,7 +142,7 @@ def lineage(run: Run) -> dict[str, Any]:
     """Describe the search for the provenance: its scheme, and every round before with the digest of what it chose."""
     before, rounds = previous_round(run), []
     while before is not None:
-        output = before.marker("select")["outputs"][SELECTION]
+        output = before.stage_metadata("select")["outputs"][SELECTION]
         rounds.append(
             {
                 "round": before.round,
@@ -164,7 +164,7 @@ def planned_rounds(run: Run, num_images: int) -> list[str]:
     if select.num_boxes or select.cost_seconds:
         growth = run.settings.search.growth
         return [f"{seeds:,} images", f"at most {growth:g} times as much", "…", planned_amount(select, num_images)]
-    budget = asked_budget(select, np.ones(num_images, np.int64))
+    budget = requested_budget(select, np.ones(num_images, np.int64))
     return [f"{limit:,}" for limit in geometric_limits(seeds, budget, growth=run.settings.search.growth)]
 
 

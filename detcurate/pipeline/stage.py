@@ -16,21 +16,22 @@ from typing import Any, Literal
 
 from detcurate.errors import ConfigError
 from detcurate.io.files import (
+    add_checksum,
     describe_files,
     file_sizes,
     remove_temporaries,
     remove_tree,
-    sealed,
     sha256_file,
     sha256_json,
-    unsealed,
+    verify_checksum,
     write_json,
 )
-from detcurate.io.leases import remove_claims
+from detcurate.io.leases import remove_leases
 from detcurate.io.safe_loading import MOST_JSON_BYTES, is_inside, read_bytes
 from detcurate.io.storage import Location
+from detcurate.legacy import renamed_settings
 
-MARKER = "stage.json"
+STAGE_FILE = "stage.json"
 
 _CHECKED_WHEN_READ = ("*.safetensors", "shard-*.parquet")
 """Large files that whoever reads them checks, by the ledger's digest and by the checksums of their pages."""
@@ -83,25 +84,36 @@ class Stage:
         return sha256_json({"settings": self.settings, "inputs": self.inputs})
 
 
-def read_marker(directory: Location) -> dict[str, Any] | None:
+def read_stage_metadata(directory: Location) -> dict[str, Any] | None:
     """Return what ``stage.json`` says, or ``None`` when no stage has begun there.
 
     Raises:
         ConfigError: The marker cannot be read.
     """
-    path = directory / MARKER
+    path = directory / STAGE_FILE
     if not path.exists():
         return None
     try:
-        marker = unsealed(read_bytes(path, MOST_JSON_BYTES))
-        marker["status"], marker["digest"]
-        _require_own_outputs(marker.get("outputs", {}))
+        stage_metadata = verify_checksum(read_bytes(path, MOST_JSON_BYTES))
+        stage_metadata["status"], stage_metadata["digest"]
+        _require_own_outputs(stage_metadata.get("outputs", {}))
+        stage_metadata = _with_names_of_today(stage_metadata)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"a stage marker must be JSON from detcurate ({path}): {error}; "
             "delete it, and the stage is done again from its beginning"
         ) from error
-    return marker
+    return stage_metadata
+
+
+def _with_names_of_today(stage_metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return the metadata that version 0.1 wrote with the settings' names of today, and the digest of those."""
+    before = stage_metadata.get("settings", {})
+    settings = renamed_settings(before)
+    if settings == before:
+        return stage_metadata
+    digest = sha256_json({"settings": settings, "inputs": stage_metadata.get("inputs", {})})
+    return {**stage_metadata, "settings": settings, "digest": digest}
 
 
 def _require_own_outputs(outputs: Any) -> None:
@@ -114,23 +126,23 @@ def _require_own_outputs(outputs: Any) -> None:
 
 def stage_state(stage: Stage) -> State:
     """Tell what would become of a stage: skipped, continued, done again, or done for the first time."""
-    marker = read_marker(stage.directory)
-    if marker is None:
+    stage_metadata = read_stage_metadata(stage.directory)
+    if stage_metadata is None:
         return "new"
-    if marker["digest"] != stage.digest:
+    if stage_metadata["digest"] != stage.digest:
         return "changed"
-    is_whole = marker["status"] == "complete" and not damaged_outputs(stage.directory, marker)
+    is_whole = stage_metadata["status"] == "complete" and not damaged_outputs(stage.directory, stage_metadata)
     return "complete" if is_whole else "interrupted"
 
 
-def damaged_outputs(directory: Location, marker: Mapping[str, Any]) -> dict[str, str]:
+def damaged_outputs(directory: Location, stage_metadata: Mapping[str, Any]) -> dict[str, str]:
     """Return which files of a finished stage are not as it wrote them, and what they are: absent or damaged.
 
     Files of this machine are read for it, once a process, but for those that are large and checked by whoever reads
     them. Of objects in storage the sizes are looked at.
     """
-    damaged, sizes = {}, file_sizes(directory, marker["outputs"])
-    for name, output in marker["outputs"].items():
+    damaged, sizes = {}, file_sizes(directory, stage_metadata["outputs"])
+    for name, output in stage_metadata["outputs"].items():
         path = directory / name
         if name not in sizes:
             damaged[name] = "is not there any more"
@@ -148,9 +160,9 @@ def run_stage(stage: Stage) -> dict[str, Any]:
         )
     state = stage_state(stage)
     if state == "complete":
-        marker = read_marker(stage.directory) or {}
-        _logger.info("%-9s up to date: %s", stage.name, marker["summary"])
-        return marker
+        stage_metadata = read_stage_metadata(stage.directory) or {}
+        _logger.info("%-9s up to date: %s", stage.name, stage_metadata["summary"])
+        return stage_metadata
     if state == "changed":
         _logger.info("%-9s is done again: %s", stage.name, "; ".join(changes(stage)))
         if not stage.keeps_good_files:
@@ -162,27 +174,27 @@ def run_stage(stage: Stage) -> dict[str, Any]:
         _remove_old_result(stage.directory)  # whose files these are, nothing says any more
     remove_temporaries(stage.directory)
     begun = {"stage": stage.name, "digest": stage.digest, "settings": stage.settings, "inputs": stage.inputs}
-    write_json(stage.directory / MARKER, sealed({**begun, "status": "started"}))
+    write_json(stage.directory / STAGE_FILE, add_checksum({**begun, "status": "started"}))
     result = stage.run()
     remove_temporaries(stage.directory)  # of workers that were killed
     if isinstance(stage.directory, Path):
-        remove_claims(stage.directory)
+        remove_leases(stage.directory)
     outputs = describe_files(stage.directory, result.outputs)
     finished = {"status": "complete", "outputs": outputs, "summary": result.summary, "facts": dict(result.facts)}
-    write_json(stage.directory / MARKER, sealed({**begun, **finished}))
+    write_json(stage.directory / STAGE_FILE, add_checksum({**begun, **finished}))
     _logger.info("%-9s %s", stage.name, result.summary)
-    return read_marker(stage.directory) or {}
+    return read_stage_metadata(stage.directory) or {}
 
 
-def output_digest(marker: Mapping[str, Any]) -> str:
+def output_digest(stage_metadata: Mapping[str, Any]) -> str:
     """Return one digest of all that a finished stage wrote."""
-    return sha256_json({name: output["sha256"] for name, output in marker["outputs"].items()})
+    return sha256_json({name: output["sha256"] for name, output in stage_metadata["outputs"].items()})
 
 
 def changes(stage: Stage) -> list[str]:
     """Return what differs between what a stage was last given and what it is given now, a text each."""
-    marker = read_marker(stage.directory) or {}
-    before = _flatten({"settings": marker.get("settings", {}), "inputs": marker.get("inputs", {})})
+    stage_metadata = read_stage_metadata(stage.directory) or {}
+    before = _flatten({"settings": stage_metadata.get("settings", {}), "inputs": stage_metadata.get("inputs", {})})
     now = _flatten({"settings": stage.settings, "inputs": stage.inputs})
     texts = []
     for key in sorted(before.keys() | now.keys()):
@@ -210,14 +222,14 @@ def _remove_old_result(directory: Location) -> None:
     for path in directory.iterdir():
         if path.is_dir() and not path.is_symlink():
             remove_tree(path)
-        elif path.name != MARKER:
+        elif path.name != STAGE_FILE:
             path.unlink()
 
 
 def _remove_damaged(stage: Stage) -> None:
     """Remove outputs of a once finished stage that are not what it wrote, so that they are made again."""
-    marker = read_marker(stage.directory) or {}
-    for name, why in damaged_outputs(stage.directory, {"outputs": marker.get("outputs", {})}).items():
+    stage_metadata = read_stage_metadata(stage.directory) or {}
+    for name, why in damaged_outputs(stage.directory, {"outputs": stage_metadata.get("outputs", {})}).items():
         _logger.warning("%-9s %s %s, and is made again", stage.name, stage.directory / name, why)
         (stage.directory / name).unlink(missing_ok=True)
 

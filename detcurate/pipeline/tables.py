@@ -1,4 +1,4 @@
-"""``scores/objects.parquet``: one row a cluster of the members' detections, and one a ground-truth box."""
+"""``score/objects.parquet``: one row a cluster of the members' detections, and one a ground-truth box."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from detcurate.errors import PredictionError
 from detcurate.io.files import atomic_path
 from detcurate.io.parquet import fixed_lists, readable, require_bounded
 from detcurate.io.storage import Location
+from detcurate.legacy import COLUMNS, renamed
 from detcurate.pipeline.context import Run
-from detcurate.score.label_errors import SUSPICIONS
+from detcurate.score.label_errors import LABEL_ERRORS
 from detcurate.score.measures import LABEL_MEASURES, MEASURES
 from detcurate.structures import ObjectScores, Selection
 
@@ -34,7 +35,7 @@ def object_table(clusters: ObjectScores, labels: ObjectScores, class_names: Sequ
     is_label = np.repeat([False, True], [len(clusters), len(labels)])
     columns = _columns(ObjectScores.concatenate([_without_measures(part) for part in (clusters, labels)]), class_names)
     columns["kind"] = _named(is_label, KINDS)
-    for name in (*MEASURES, *LABEL_MEASURES, *SUSPICIONS):
+    for name in (*MEASURES, *LABEL_MEASURES, *LABEL_ERRORS):
         if name in clusters.measures or name in labels.measures:
             owner, has_value = (labels, is_label) if name in labels.measures else (clusters, ~is_label)
             values = np.zeros(len(order), np.float32)
@@ -85,8 +86,8 @@ def _empty_table(class_names: Sequence[str], measures: Sequence[str], num_member
             measures={name: np.zeros(0) for name in names},
         )
 
-    clusters = nothing([*(name for name in measures if name in MEASURES), "overlooked"])
-    labels = nothing([*(name for name in measures if name in LABEL_MEASURES), "swapped", "badly_located"])
+    clusters = nothing([*(name for name in measures if name in MEASURES), "missing_label"])
+    labels = nothing([*(name for name in measures if name in LABEL_MEASURES), "wrong_class", "inaccurate_box"])
     return object_table(clusters, labels, class_names)
 
 
@@ -104,24 +105,26 @@ def read_columns(path: Location, names: Sequence[str] | None = None) -> dict[str
     """
     try:
         require_bounded(path)
-        known = None if names is None else [name for name in pq.read_schema(readable(path)).names if name in names]
+        known = None
+        if names is not None:
+            known = [name for name in pq.read_schema(readable(path)).names if COLUMNS.get(name, name) in names]
         table = pq.read_table(readable(path), partitioning=None, columns=known)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise PredictionError(
             f"a table must be a whole Parquet file ({path}): {error}; delete it and run again"
         ) from error
-    return {name: table[name].to_numpy() for name in table.column_names}
+    return {renamed(name): table[name].to_numpy() for name in table.column_names}
 
 
 SELECTION, REMOVED, RELABEL = "selection.parquet", "removed.parquet", "relabel.parquet"
 
 
 def read_selection(run: Run) -> Selection:
-    """Read ``selection/selection.parquet``.
+    """Read ``select/selection.parquet``.
 
     Raises:
         PredictionError: The stage ``select`` has not finished.
     """
-    run.marker("select")
+    run.stage_metadata("select")
     table = read_columns(run.directory("select") / SELECTION)
     return Selection(table["image_id"], tuple(table["reason"].tolist()))

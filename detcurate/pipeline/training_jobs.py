@@ -177,7 +177,7 @@ def train_jobs(run: Run, jobs: list[Any], *, desc: str) -> None:
 
 def _disk_bytes(run: Run, job: Any) -> int:
     whole: int = weight_bytes(run)
-    members: int = (len(job.iterations) + len(job.windows)) * (whole if job.storage == "fp32" else whole // 2)
+    members: int = (len(job.iterations) + len(job.windows)) * (whole if job.dtype == "fp32" else whole // 2)
     if job.max_bytes:
         members = min(members, job.max_bytes)
     copies = 3 + int(job.keep_last) + bool(job.windows)  # 3: to resume, weights and AdamW's moments

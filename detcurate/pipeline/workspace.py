@@ -25,7 +25,8 @@ from detcurate.io.files import (
 from detcurate.io.leases import LOCK, locked
 from detcurate.io.safe_loading import PlainFormatter, read_json_object
 from detcurate.io.storage import is_url, locate
-from detcurate.pipeline.context import ADDED, CACHE, CANDIDATES, DIRECTORIES, IMPORTED, LOG, STORED, Run
+from detcurate.legacy import FOLDERS
+from detcurate.pipeline.context import ADDED, CACHE, CANDIDATES, IMPORTED, LOG, STAGES, STORED, Run
 
 _STORE_OWNER = "detcurate.json"
 
@@ -42,7 +43,7 @@ def claim_storage_root(run: Run, *, fresh: bool) -> None:
     require_own_root(run)
     root = run.storage_root
     if fresh:
-        for name in (*(DIRECTORIES[stage] for stage in STORED), DIRECTORIES["search"], CANDIDATES):
+        for name in (*STORED, "search", CANDIDATES):
             if (root / name).exists():
                 remove_tree(root / name)
     write_json(root / _STORE_OWNER, _identity(run))
@@ -139,7 +140,9 @@ def _discard(run: Run) -> None:
         with locked(lock.parent):  # refuses while a ranking is at work there
             pass
     kept = {run.output_dir / IMPORTED} if run.settings.predict.results else set()
-    for path in {run.output_dir / name for name in (*DIRECTORIES.values(), ADDED, CANDIDATES, IMPORTED, CACHE)} - kept:
+    for path in {
+        run.output_dir / name for name in (*STAGES, *FOLDERS.values(), ADDED, CANDIDATES, IMPORTED, CACHE)
+    } - kept:
         shutil.rmtree(path, ignore_errors=True)
     if not kept:
         (run.output_dir / _OWNER).unlink(missing_ok=True)

@@ -2,19 +2,20 @@
 
 A member that is added later gets a pass of its own, and nobody is asked twice.
 
-    predictions/members.json
-                pass-00/pass.json  shard-00000.parquet …
+    predict/members.json
+                set-00/set.json   shard-00000.parquet …
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import orjson
 
+from detcurate import legacy
 from detcurate.errors import PredictionError
 from detcurate.io.files import remove_tree, write_json
 from detcurate.io.storage import Location
@@ -22,11 +23,11 @@ from detcurate.predictions.shards import missing_shards, read_shard, shard_path
 from detcurate.structures import Detections
 
 MEMBERS = "members.json"
-_DESCRIPTION = "pass.json"
+DESCRIPTION = "set.json"
 
 
 @dataclass(frozen=True)
-class Pass:
+class PredictionSet:
     """One pass.
 
     Args:
@@ -42,27 +43,39 @@ class Pass:
     @property
     def description(self) -> Location:
         """The file that says what the pass is."""
-        return self.directory / _DESCRIPTION
+        return _description(self.directory)
 
     def write(self) -> None:
         """Write that file."""
         write_json(self.description, {"digest": self.digest, "members": list(self.members)})
 
 
-def read_passes(directory: Location) -> list[Pass]:
+def set_folders(directory: Location) -> list[Location]:
+    """Return the folders of the prediction sets below a directory, oldest first."""
+    found: list[Location] = [*directory.glob("set-*"), *directory.glob(legacy.PREDICTION_SETS)]
+    return sorted(found, key=str)
+
+
+def _description(folder: Location) -> Location:
+    new, old = folder / DESCRIPTION, folder / legacy.SET_DESCRIPTION
+    return old if old.exists() and not new.exists() else new
+
+
+def read_prediction_sets(directory: Location) -> list[PredictionSet]:
     """Return the passes below a directory, oldest first; one that cannot be read counts as none."""
-    passes = []
-    described_by: Iterable[Location] = directory.glob(f"pass-*/{_DESCRIPTION}")
-    for path in sorted(described_by, key=str):
+    prediction_sets = []
+    for folder in set_folders(directory):
         try:
-            described = orjson.loads(path.read_bytes())
-            passes.append(Pass(path.parent, described["digest"], tuple(described["members"])))
-        except (orjson.JSONDecodeError, KeyError, TypeError):
+            described = orjson.loads(_description(folder).read_bytes())
+            prediction_sets.append(PredictionSet(folder, described["digest"], tuple(described["members"])))
+        except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
             continue
-    return passes
+    return prediction_sets
 
 
-def prepare_passes(directory: Location, digest: str, members: Sequence[str], *, num_shards: int) -> list[Pass]:
+def prepare_prediction_sets(
+    directory: Location, digest: str, members: Sequence[str], *, num_shards: int
+) -> list[PredictionSet]:
     """Return passes that together ask each member once: those that are there and still good, and a new one.
 
     Passes with another digest are removed, and so are those with a member that is not wanted any more, unless they are
@@ -75,19 +88,19 @@ def prepare_passes(directory: Location, digest: str, members: Sequence[str], *, 
         num_shards: Of a complete pass.
     """
     wanted, kept = set(members), []
-    answered: set[str] = set()
-    for old in read_passes(directory):
+    predicted: set[str] = set()
+    for old in read_prediction_sets(directory):
         is_complete = not missing_shards(old.directory, num_shards)
         is_useful = wanted.issuperset(old.members) or (is_complete and not wanted.isdisjoint(old.members))
-        if old.digest == digest and answered.isdisjoint(old.members) and is_useful:
+        if old.digest == digest and predicted.isdisjoint(old.members) and is_useful:
             kept.append(old)
-            answered.update(old.members)
-    for path in directory.glob("pass-*"):
+            predicted.update(old.members)
+    for path in set_folders(directory):
         if path not in {old.directory for old in kept}:
             remove_tree(path)
-    missing = tuple(member for member in members if member not in answered)
+    missing = tuple(member for member in members if member not in predicted)
     if missing:
-        new = Pass(directory / f"pass-{_next_number(kept):02d}", digest, missing)
+        new = PredictionSet(directory / f"set-{_next_number(kept):02d}", digest, missing)
         new.write()
         kept.append(new)
     write_json(directory / MEMBERS, list(members))
@@ -99,13 +112,13 @@ def prepare_folder(folder: Location, digest: str) -> None:
     if not is_prepared(folder, digest):
         if folder.exists():
             remove_tree(folder)
-        write_json(folder / _DESCRIPTION, {"digest": digest})
+        write_json(folder / DESCRIPTION, {"digest": digest})
 
 
 def is_prepared(folder: Location, digest: str) -> bool:
     """Tell whether a folder is of answers that depend on what ``digest`` is of."""
     try:
-        return bool(orjson.loads((folder / _DESCRIPTION).read_bytes())["digest"] == digest)
+        return bool(orjson.loads(_description(folder).read_bytes())["digest"] == digest)
     except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
         return False
 
@@ -130,13 +143,13 @@ class Predictions:
 
     Args:
         directory: Where the passes are.
-        passes: Those that hold answers of the members.
+        prediction_sets: Those that hold answers of the members.
         members: The members; their places are the numbers in the column ``member``.
         num_shards: How many shards there are.
     """
 
     directory: Location
-    passes: tuple[Pass, ...]
+    prediction_sets: tuple[PredictionSet, ...]
     members: tuple[str, ...]
     num_shards: int
 
@@ -149,7 +162,7 @@ class Predictions:
         Raises:
             PredictionError: A shard is missing or damaged, or passes cover other images.
         """
-        parts = [_read_part(found, index, self.members) for found in self.passes]
+        parts = [_read_part(found, index, self.members) for found in self.prediction_sets]
         if any(not np.array_equal(parts[0][1], image_ids) for _, image_ids in parts[1:]):
             raise PredictionError(
                 f"all passes must cover the same images in shard {index}, got others "
@@ -164,15 +177,15 @@ def open_predictions(directory: Location, members: Sequence[str]) -> Predictions
     Raises:
         PredictionError: A member is in no pass.
     """
-    passes = [found for found in read_passes(directory) if not set(members).isdisjoint(found.members)]
-    absent = set(members) - {member for found in passes for member in found.members}
+    prediction_sets = [found for found in read_prediction_sets(directory) if not set(members).isdisjoint(found.members)]
+    absent = set(members) - {member for found in prediction_sets for member in found.members}
     if absent:
         raise PredictionError(
             f"every member must have predicted the images, got none of {sorted(absent)[0]} ({directory}); "
             "run the stage that predicts again"
         )
-    num_shards = max((len(list(found.directory.glob("shard-*.parquet"))) for found in passes), default=0)
-    return Predictions(directory, tuple(passes), tuple(members), num_shards)
+    num_shards = max((len(list(found.directory.glob("shard-*.parquet"))) for found in prediction_sets), default=0)
+    return Predictions(directory, tuple(prediction_sets), tuple(members), num_shards)
 
 
 def read_predictions(directory: Location, members: Sequence[str]) -> Iterator[tuple[Detections, np.ndarray]]:
@@ -182,7 +195,7 @@ def read_predictions(directory: Location, members: Sequence[str]) -> Iterator[tu
         yield predictions.read(index)
 
 
-def _read_part(found: Pass, index: int, members: Sequence[str]) -> tuple[Detections, np.ndarray]:
+def _read_part(found: PredictionSet, index: int, members: Sequence[str]) -> tuple[Detections, np.ndarray]:
     detections, image_ids = read_shard(shard_path(found.directory, index))
     if len(detections) and int(detections.member.max()) >= len(found.members):
         raise PredictionError(
@@ -197,6 +210,10 @@ def _read_part(found: Pass, index: int, members: Sequence[str]) -> tuple[Detecti
     return replace(detections, member=np.maximum(member, 0)).take(member >= 0), image_ids
 
 
-def _next_number(passes: Sequence[Pass]) -> int:
-    numbers = [int(match[1]) for found in passes if (match := re.fullmatch(r"pass-(\d+)", found.directory.name))]
+def _next_number(prediction_sets: Sequence[PredictionSet]) -> int:
+    numbers = [
+        int(match[1])
+        for found in prediction_sets
+        if (match := re.fullmatch(r"(?:set|pass)-(\d+)", found.directory.name))
+    ]
     return max(numbers, default=-1) + 1

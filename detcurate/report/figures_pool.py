@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from detcurate.report.pictures import SUSPICIONS
+from detcurate.report.pictures import LABEL_ERRORS
 from detcurate.report.records import Scores
 from detcurate.report.svg import INK, SURFACE
 
@@ -209,7 +209,7 @@ def score_figures(scores: Scores, choice: Choice | None) -> list[Drawing]:
     alt += f"median {np.median(scores.image_score):.2f}; {int(kept.sum()):,} images kept"
     table = histogram_table("scores", edges, before, after)
     first = Drawing("scores", "Scores", filled, alt, draw("scores", plot, height=3.1, width=HALF), table, is_wide=False)
-    names = [name for name in (*scores.used, *SUSPICIONS) if name in scores.components]
+    names = [name for name in (*scores.used, *LABEL_ERRORS) if name in scores.components]
     return [first, _component_figure(scores, names, kept, filled)] if names else [first]
 
 

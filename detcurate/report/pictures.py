@@ -139,7 +139,7 @@ def _uri(data: bytes) -> str:
 
 
 NEAR_DUPLICATE = "near_duplicate"
-SUSPICIONS = ("overlooked", "swapped", "badly_located")
+LABEL_ERRORS = ("missing_label", "wrong_class", "inaccurate_box")
 TILES = 12
 """Of one gallery."""
 _GROUPS, _OF_A_GROUP = 4, 4
@@ -174,10 +174,10 @@ def least_disagreed(scores: Scores, choice: Choice) -> Pick:
     return _first(rows[np.argsort(scores.image_score[rows], kind="stable")])
 
 
-def of_floors(choice: Choice) -> Pick:
+def of_minimums(choice: Choice) -> Pick:
     """Return the images that a floor took, each floor in its turn, the first of each first."""
-    is_floor = np.array([reason.startswith("floor ") for reason in choice.reasons], bool)
-    rows = np.flatnonzero(is_floor[choice.reason] & choice.kept) if len(is_floor) else np.zeros(0, np.int64)
+    is_minimum = np.array([reason.startswith("floor ") for reason in choice.reasons], bool)
+    rows = np.flatnonzero(is_minimum[choice.reason] & choice.kept) if len(is_minimum) else np.zeros(0, np.int64)
     rows = rows[np.argsort(choice.rank[rows])]
     turn = np.zeros(len(rows), np.int64)
     for reason in np.unique(choice.reason[rows]):
@@ -189,11 +189,11 @@ def of_floors(choice: Choice) -> Pick:
 def near_duplicates(choice: Choice) -> Pick:
     """Return groups of an image that was kept in play and those that gave way to it, the largest groups first."""
     codes = [number for number, reason in enumerate(choice.reasons) if reason == NEAR_DUPLICATE]
-    rows = np.flatnonzero(np.isin(choice.reason, codes) & (choice.because >= 0))
-    keepers, counts = np.unique(choice.because[rows], return_counts=True)
+    rows = np.flatnonzero(np.isin(choice.reason, codes) & (choice.replaced_by >= 0))
+    keepers, counts = np.unique(choice.replaced_by[rows], return_counts=True)
     shown, group = [], []
     for number, at in enumerate(np.argsort(-counts, kind="stable")[:_GROUPS].tolist()):
-        members = [int(keepers[at]), *rows[choice.because[rows] == keepers[at]].tolist()][:_OF_A_GROUP]
+        members = [int(keepers[at]), *rows[choice.replaced_by[rows] == keepers[at]].tolist()][:_OF_A_GROUP]
         shown += members
         group += [number] * len(members)
     return Pick(

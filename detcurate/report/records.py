@@ -105,13 +105,13 @@ class Choice:
         rank: (I,) int64, 1 for the first that was kept, 0 for those that were not.
         reason: (I,) int64, the row of ``reasons``.
         reasons: Texts.
-        because: (I,) int64, the row of the better image that one gave way to, -1 for none.
+        replaced_by: (I,) int64, the row of the better image that one gave way to, -1 for none.
     """
 
     rank: np.ndarray
     reason: np.ndarray
     reasons: tuple[str, ...]
-    because: np.ndarray
+    replaced_by: np.ndarray
 
     @property
     def kept(self) -> np.ndarray:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from detcurate.errors import PredictionError
-from detcurate.score.label_measures import gather_label_evidence
+from detcurate.score.label_measures import gather_label_statistics
 from detcurate.structures import Detections, Labels
 
 _SMALLEST = 1e-7  # what float32 keeps of a probability beside 1
@@ -50,7 +50,7 @@ def calibrate(
         seed: of the halves.
 
     Raises:
-        PredictionError: There are fewer than two images, or as ``gather_label_evidence``.
+        PredictionError: There are fewer than two images, or as ``gather_label_statistics``.
 
     Source:
         Guo et al. 2017 (arXiv 1706.04599), temperature scaling.
@@ -78,11 +78,11 @@ def detection_outcomes(
     detections: Detections, labels: Labels, *, num_members: int, iou_threshold: float = 0.5
 ) -> np.ndarray:
     """Return (N,) int64: the class of the label that each detection is the answer to, C for none."""
-    answers = gather_label_evidence(detections, labels, num_members=num_members, iou_threshold=iou_threshold)
+    predictions = gather_label_statistics(detections, labels, num_members=num_members, iou_threshold=iou_threshold)
     classes = labels.class_index[~labels.iscrowd]
     outcome = np.full(len(detections), detections.num_classes)
-    label, member = np.nonzero(answers.votes >= 0)
-    outcome[answers.votes[label, member]] = classes[label]
+    label, member = np.nonzero(predictions.votes >= 0)
+    outcome[predictions.votes[label, member]] = classes[label]
     return outcome
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from detcurate.errors import ConfigError
 from detcurate.score.associate import kernel_array, kernel_columns
-from detcurate.score.kernels.cluster_sums import gather_answers
+from detcurate.score.kernels.cluster_sums import gather_predictions
 from detcurate.structures import Clusters, Detections
 
 MISSING = ("background", "ignore")
@@ -16,14 +16,14 @@ MISSING = ("background", "ignore")
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ClusterStatistics:
     """The answers about G clusters, summed over the members; what a measure is a function of.
 
     Args:
         posterior_form: ``"softmax"`` or ``"sigmoid"``, as in the detections.
         num_members: E, the size of the ensemble.
         num_fired: (G,) int64 in [1, E].
-        num_answers: (G,) int64, what the means below are over: E, or with ``missing="ignore"`` those that fired.
+        num_predictions: (G,) int64, what the means below are over: E, or with ``missing="ignore"`` those that fired.
         mean_probs: (G, C + 1) float64, the consensus posterior, background last. Softmax: rows that sum to 1. Sigmoid:
             the mean of each class's probability, 0 for a miss, and in the last column 1 less their maximum.
         own_entropies: (G, 1) float64 for softmax, (G, C) for sigmoid: the mean of the members' own entropies, of the
@@ -37,7 +37,7 @@ class Evidence:
     posterior_form: str
     num_members: int
     num_fired: np.ndarray
-    num_answers: np.ndarray
+    num_predictions: np.ndarray
     mean_probs: np.ndarray
     own_entropies: np.ndarray
     outcomes: np.ndarray
@@ -54,7 +54,9 @@ class Evidence:
         return self.posterior_form == "sigmoid"
 
 
-def gather_evidence(detections: Detections, clusters: Clusters, *, missing: str = "background") -> Evidence:
+def gather_cluster_statistics(
+    detections: Detections, clusters: Clusters, *, missing: str = "background"
+) -> ClusterStatistics:
     """Sum up the members' answers about each cluster. No cluster gives no row.
 
     Args:
@@ -90,7 +92,7 @@ def gather_evidence(detections: Detections, clusters: Clusters, *, missing: str 
     clusters.validate_rows(detections)
     counts_misses = missing == "background"
     _, boxes, _, _, class_probs = kernel_columns(detections)
-    means, own, outcomes, favourites, overlap, deviation = gather_answers(
+    means, own, outcomes, favourites, overlap, deviation = gather_predictions(
         kernel_array(clusters.votes, np.int64),
         class_probs,
         boxes,
@@ -99,11 +101,11 @@ def gather_evidence(detections: Detections, clusters: Clusters, *, missing: str 
         counts_misses,
     )
     num_fired = clusters.num_fired
-    return Evidence(
+    return ClusterStatistics(
         posterior_form=detections.posterior_form,
         num_members=clusters.num_members,
         num_fired=num_fired,
-        num_answers=np.full(len(clusters), clusters.num_members) if counts_misses else num_fired,
+        num_predictions=np.full(len(clusters), clusters.num_members) if counts_misses else num_fired,
         mean_probs=means,
         own_entropies=own,
         outcomes=outcomes,

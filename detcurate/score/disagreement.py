@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from detcurate.score.cluster_statistics import Evidence
+from detcurate.score.cluster_statistics import ClusterStatistics
 
 
 def entropy_of(probabilities: np.ndarray) -> np.ndarray:
@@ -53,14 +53,14 @@ def yes_no_entropy(probs: np.ndarray) -> np.ndarray:
     return entropy_of(np.stack((values, 1.0 - values), axis=-1))
 
 
-def entropy(evidence: Evidence) -> np.ndarray:
+def entropy(statistics: ClusterStatistics) -> np.ndarray:
     """Entropy of the consensus, H(p̄): the total uncertainty, the doubt that all members share included.
 
     0 when all members are certain of the same class, ln(C + 1) when the consensus is uniform; for sigmoids ln 2 when
     the consensus on a class is 1/2.
 
     Args:
-        evidence: of G clusters.
+        statistics: of G clusters.
 
     Returns:
         (G,) float64 in [0, ln(C + 1)], for sigmoids [0, ln 2], nats; higher = more uncertain.
@@ -70,20 +70,20 @@ def entropy(evidence: Evidence) -> np.ndarray:
         entropies as in Brust et al. 2019 (arXiv 1809.09875), their maximum over classes as in Haussmann et al. 2020
         (arXiv 2004.04699).
     """
-    if evidence.is_sigmoid:
-        highest: np.ndarray = yes_no_entropy(evidence.mean_probs[:, :-1]).max(axis=1)
+    if statistics.is_sigmoid:
+        highest: np.ndarray = yes_no_entropy(statistics.mean_probs[:, :-1]).max(axis=1)
         return highest
-    return entropy_of(evidence.mean_probs)
+    return entropy_of(statistics.mean_probs)
 
 
-def expected_entropy(evidence: Evidence) -> np.ndarray:
+def expected_entropy(statistics: ClusterStatistics) -> np.ndarray:
     """Mean of the members' own entropies, (1/E) Σ_e H(p_e): the doubt that each member has by itself.
 
     0 when every member is certain, whatever of; ln(C + 1) when each is uniform, for sigmoids ln 2 when each gives a
     class 1/2. A miss is certain and adds 0.
 
     Args:
-        evidence: of G clusters.
+        statistics: of G clusters.
 
     Returns:
         (G,) float64 in [0, ln(C + 1)], for sigmoids [0, ln 2], nats; higher = the members are less certain.
@@ -92,11 +92,11 @@ def expected_entropy(evidence: Evidence) -> np.ndarray:
         Houlsby et al. 2011 (arXiv 1112.5745), equation 2, second term. Sigmoids: max_k (1/E) Σ_e h(p_ek), h as in
         ``entropy``.
     """
-    highest: np.ndarray = evidence.own_entropies.max(axis=1)
+    highest: np.ndarray = statistics.own_entropies.max(axis=1)
     return highest
 
 
-def mutual_information(evidence: Evidence) -> np.ndarray:
+def mutual_information(statistics: ClusterStatistics) -> np.ndarray:
     """Entropy of the consensus less the members' own, H(p̄) − (1/E) Σ_e H(p_e): what the members disagree on.
 
     0 when all members give the same posterior, certain or not; ln min(E, C + 1) when they are certain of as many
@@ -104,7 +104,7 @@ def mutual_information(evidence: Evidence) -> np.ndarray:
     For sigmoids it is not ``entropy`` less ``expected_entropy``: each of these takes its own class.
 
     Args:
-        evidence: of G clusters.
+        statistics: of G clusters.
 
     Returns:
         (G,) float64 in [0, ln min(E, C + 1)], for sigmoids [0, ln 2], nats; higher = more disagreement.
@@ -129,23 +129,23 @@ def mutual_information(evidence: Evidence) -> np.ndarray:
         >>> mutual_information(gather_evidence(pair, one_object)).round(4).tolist()
         [0.6931]
     """
-    if evidence.is_sigmoid:
-        total = yes_no_entropy(evidence.mean_probs[:, :-1])
+    if statistics.is_sigmoid:
+        total = yes_no_entropy(statistics.mean_probs[:, :-1])
     else:
-        total = entropy_of(evidence.mean_probs)[:, None]
+        total = entropy_of(statistics.mean_probs)[:, None]
     # It is 0 or more by Jensen's inequality; the difference of two rounded sums need not be.
-    information: np.ndarray = np.maximum((total - evidence.own_entropies).max(axis=1), 0.0)
+    information: np.ndarray = np.maximum((total - statistics.own_entropies).max(axis=1), 0.0)
     return information
 
 
-def variation_ratio(evidence: Evidence) -> np.ndarray:
+def variation_ratio(statistics: ClusterStatistics) -> np.ndarray:
     """Share of the members that do not find the commonest outcome the most probable, 1 − max_k v_k / E.
 
     0 when all have the same favourite, background included; 1 − 1/min(E, C + 1) when they are split evenly. Blind to
     how certain each is.
 
     Args:
-        evidence: of G clusters.
+        statistics: of G clusters.
 
     Returns:
         (G,) float64 in [0, 1); higher = more disagreement.
@@ -153,17 +153,17 @@ def variation_ratio(evidence: Evidence) -> np.ndarray:
     Source:
         Freeman 1965; Gal et al. 2017 (arXiv 1703.02910), section 4.
     """
-    ratio: np.ndarray = 1.0 - evidence.outcomes.max(axis=1) / evidence.num_answers
+    ratio: np.ndarray = 1.0 - statistics.outcomes.max(axis=1) / statistics.num_predictions
     return ratio
 
 
-def vote_entropy(evidence: Evidence) -> np.ndarray:
+def vote_entropy(statistics: ClusterStatistics) -> np.ndarray:
     """Entropy of the members' favourites, −Σ_k (v_k/E) ln (v_k/E).
 
     0 when all have the same favourite, background included; ln min(E, C + 1) when they are split evenly.
 
     Args:
-        evidence: of G clusters.
+        statistics: of G clusters.
 
     Returns:
         (G,) float64 in [0, ln min(E, C + 1)], nats; higher = more disagreement.
@@ -171,17 +171,17 @@ def vote_entropy(evidence: Evidence) -> np.ndarray:
     Source:
         Dagan and Engelson 1995.
     """
-    return entropy_of(evidence.outcomes / evidence.num_answers[:, None])
+    return entropy_of(statistics.outcomes / statistics.num_predictions[:, None])
 
 
-def margin(evidence: Evidence) -> np.ndarray:
+def margin(statistics: ClusterStatistics) -> np.ndarray:
     """One less the lead of the consensus's first outcome over its second, 1 − (p̄_(1) − p̄_(2)).
 
     0 when the consensus is certain, 1 when two outcomes are equally probable. For sigmoids the outcomes are the C
     classes, and none of them with 1 less their maximum.
 
     Args:
-        evidence: of G clusters.
+        statistics: of G clusters.
 
     Returns:
         (G,) float64 in [0, 1]; higher = more uncertain.
@@ -189,12 +189,12 @@ def margin(evidence: Evidence) -> np.ndarray:
     Source:
         Scheffer et al. 2001, turned round so that higher is less certain; Brust et al. 2019 (arXiv 1809.09875).
     """
-    two = np.partition(evidence.mean_probs, -2, axis=1)[:, -2:]
+    two = np.partition(statistics.mean_probs, -2, axis=1)[:, -2:]
     lack: np.ndarray = 1.0 - (two[:, 1] - two[:, 0])
     return lack
 
 
-def existence_entropy(evidence: Evidence) -> np.ndarray:
+def existence_entropy(statistics: ClusterStatistics) -> np.ndarray:
     """Entropy of the vote on existence, h(v/E) for v of E members that find an object the most probable.
 
     0 when all members find one, or none does; ln 2 when half of them do. A member whose most probable outcome is the
@@ -203,7 +203,7 @@ def existence_entropy(evidence: Evidence) -> np.ndarray:
     sigmoids an object is the most probable when a class has 1/2 or more. No cluster gives no value.
 
     Args:
-        evidence: of G clusters.
+        statistics: of G clusters.
 
     Returns:
         (G,) float64 in [0, ln 2], nats; higher = more disagreement.
@@ -211,17 +211,17 @@ def existence_entropy(evidence: Evidence) -> np.ndarray:
     Source:
         Vote entropy (Dagan and Engelson 1995) of the two answers; h(v) = −v ln v − (1 − v) ln(1 − v).
     """
-    return yes_no_entropy(evidence.outcomes[:, :-1].sum(axis=1) / evidence.num_members)
+    return yes_no_entropy(statistics.outcomes[:, :-1].sum(axis=1) / statistics.num_members)
 
 
-def iou_dispersion(evidence: Evidence) -> np.ndarray:
+def iou_dispersion(statistics: ClusterStatistics) -> np.ndarray:
     """One less the mean overlap with the consensus box, 1 − (1/n) Σ_e IoU(b_e, μ) over the n members that fired.
 
     0 when all boxes are the same, towards 1 when they hardly touch their mean; 1 itself takes boxes that all miss it,
     and association forms no such cluster, for its last box overlaps the mean.
 
     Args:
-        evidence: of G clusters, μ being their boxes.
+        statistics: of G clusters, μ being their boxes.
 
     Returns:
         (G,) float64 in [0, 1); higher = more disagreement.
@@ -245,11 +245,11 @@ def iou_dispersion(evidence: Evidence) -> np.ndarray:
         >>> iou_dispersion(gather_evidence(pair, one_object)).round(4).tolist()  # 1 - (8/10 + 10/12) / 2
         [0.1833]
     """
-    dispersion: np.ndarray = np.maximum(1.0 - evidence.mean_iou, 0.0)
+    dispersion: np.ndarray = np.maximum(1.0 - statistics.mean_iou, 0.0)
     return dispersion
 
 
-def box_std(evidence: Evidence) -> np.ndarray:
+def box_std(statistics: ClusterStatistics) -> np.ndarray:
     """Standard deviation of the boxes in units of the object's size, over the n members that fired.
 
     The root of the mean, over the four numbers (cx/w̄, cy/h̄, ln w, ln h), of their variance across members (divided by
@@ -257,7 +257,7 @@ def box_std(evidence: Evidence) -> np.ndarray:
     0 when all boxes are the same.
 
     Args:
-        evidence: of G clusters.
+        statistics: of G clusters.
 
     Returns:
         (G,) float64, 0 or more, no unit; higher = more disagreement.
@@ -265,4 +265,4 @@ def box_std(evidence: Evidence) -> np.ndarray:
     Source:
         The box parameters of R-CNN (Girshick et al. 2014, appendix C) as deviations from the consensus [ours].
     """
-    return evidence.box_deviation
+    return statistics.box_deviation

@@ -14,12 +14,12 @@ import numpy as np
 
 from detcurate.errors import PredictionError
 from detcurate.score.associate import kernel_array, kernel_columns, validate_members
-from detcurate.score.kernels.cluster_sums import judge_answers, match_answers
+from detcurate.score.kernels.cluster_sums import judge_predictions, match_predictions
 from detcurate.structures import Detections, Labels
 
 
 @dataclass(frozen=True)
-class LabelEvidence:
+class LabelStatistics:
     """The members' answers about J ground-truth boxes; what a label-aware measure is a function of.
 
     Args:
@@ -48,14 +48,14 @@ class LabelEvidence:
         return len(self.votes)
 
 
-def gather_label_evidence(
+def gather_label_statistics(
     detections: Detections,
     labels: Labels,
     *,
     num_members: int,
     iou_threshold: float = 0.5,
     trajectories: Sequence[Sequence[int]] = (),
-) -> LabelEvidence:
+) -> LabelStatistics:
     """Find what each member says about each ground-truth box, crowd regions left out.
 
     Each detection speaks about the box that it overlaps most, at ``iou_threshold`` or more and whatever the class; of
@@ -98,16 +98,16 @@ def gather_label_evidence(
     label_rows, label_starts = by_image(labels.image_ids, image_ids)
     columns = kernel_columns(detections)
     label_boxes = labels.boxes[label_rows].astype(np.float32)
-    sorted_votes, sorted_iou = match_answers(
+    sorted_votes, sorted_iou = match_predictions(
         rows, starts, label_starts, *columns, label_boxes, num_members, float(iou_threshold)
     )
     votes, iou = np.empty_like(sorted_votes), np.empty_like(sorted_iou)
     votes[label_rows], iou[label_rows] = sorted_votes, sorted_iou
     is_sigmoid = detections.posterior_form == "sigmoid"
-    probability, favourites, distance, means = judge_answers(
+    probability, favourites, distance, means = judge_predictions(
         votes, columns[-1], kernel_array(labels.class_index, np.int64), is_sigmoid
     )
-    return LabelEvidence(
+    return LabelStatistics(
         posterior_form=detections.posterior_form,
         votes=votes,
         probability=probability,
@@ -126,13 +126,13 @@ def by_image(row_image_ids: np.ndarray, image_ids: np.ndarray) -> tuple[np.ndarr
     return rows, np.searchsorted(row_image_ids[rows], np.append(image_ids, np.iinfo(np.int64).max))
 
 
-def error_count(evidence: LabelEvidence) -> np.ndarray:
+def error_count(statistics: LabelStatistics) -> np.ndarray:
     """Share of the members that are wrong, #{e : argmax p_e ≠ y or missed} / E.
 
     0 when every member finds the label the most probable, 1 when none does.
 
     Args:
-        evidence: of J ground-truth boxes.
+        statistics: of J ground-truth boxes.
 
     Returns:
         (J,) float64 in [0, 1]; higher = more members are wrong.
@@ -140,18 +140,18 @@ def error_count(evidence: LabelEvidence) -> np.ndarray:
     Source:
         The label-aware acquisition function of Chitta et al. 2019 (arXiv 1905.12737).
     """
-    wrong: np.ndarray = 1.0 - evidence.is_right.mean(axis=1)
+    wrong: np.ndarray = 1.0 - statistics.is_right.mean(axis=1)
     return wrong
 
 
-def el2n(evidence: LabelEvidence) -> np.ndarray:
+def el2n(statistics: LabelStatistics) -> np.ndarray:
     """Mean distance of the posterior from the label, (1/E) Σ_e ‖p_e − onehot(y)‖₂.
 
     0 when every member is certain of the label, √2 when every one is certain of something else or misses the box. For
     sigmoids over the C classes: a miss is at distance 1, and √C is the greatest.
 
     Args:
-        evidence: of J ground-truth boxes.
+        statistics: of J ground-truth boxes.
 
     Returns:
         (J,) float64 in [0, √2], for sigmoids [0, √C]; higher = farther from the label.
@@ -159,17 +159,17 @@ def el2n(evidence: LabelEvidence) -> np.ndarray:
     Source:
         Paul et al. 2021 (arXiv 2107.07075), definition 2.
     """
-    return evidence.distance
+    return statistics.distance
 
 
-def forgetting(evidence: LabelEvidence) -> np.ndarray:
+def forgetting(statistics: LabelStatistics) -> np.ndarray:
     """Number of times that a run unlearns the label: right at one member, wrong at the next, summed over the runs.
 
     0 when no member that follows a right one is wrong, never having been right included. Members of one checkpoint
     each cannot forget.
 
     Args:
-        evidence: of J ground-truth boxes, with the runs' trajectories.
+        statistics: of J ground-truth boxes, with the runs' trajectories.
 
     Returns:
         (J,) float64, whole numbers, 0 or more; higher = forgotten more often.
@@ -177,20 +177,20 @@ def forgetting(evidence: LabelEvidence) -> np.ndarray:
     Source:
         Toneva et al. 2019 (arXiv 1812.05159), "forgetting event", at the checkpoints of a run.
     """
-    events = np.zeros(len(evidence))
-    for members in evidence.trajectories:
-        is_right = evidence.is_right[:, members]
+    events = np.zeros(len(statistics))
+    for members in statistics.trajectories:
+        is_right = statistics.is_right[:, members]
         events += (is_right[:, :-1] & ~is_right[:, 1:]).sum(axis=1)
     return events
 
 
-def low_confidence(evidence: LabelEvidence) -> np.ndarray:
+def low_confidence(statistics: LabelStatistics) -> np.ndarray:
     """One less the mean probability of the label, 1 − (1/E) Σ_e q_e.
 
     0 when every member is certain of the label, 1 when none gives it anything.
 
     Args:
-        evidence: of J ground-truth boxes.
+        statistics: of J ground-truth boxes.
 
     Returns:
         (J,) float64 in [0, 1]; higher = less confident.
@@ -198,17 +198,17 @@ def low_confidence(evidence: LabelEvidence) -> np.ndarray:
     Source:
         ``confidence`` of dataset cartography (Swayamdipta et al. 2020, arXiv 2009.10795), turned round.
     """
-    lack: np.ndarray = np.maximum(1.0 - evidence.probability.mean(axis=1), 0.0)
+    lack: np.ndarray = np.maximum(1.0 - statistics.probability.mean(axis=1), 0.0)
     return lack
 
 
-def variability(evidence: LabelEvidence) -> np.ndarray:
+def variability(statistics: LabelStatistics) -> np.ndarray:
     """Standard deviation of the probability of the label over the members.
 
     0 when all members agree, 1/2 when half are certain of the label and half give it nothing.
 
     Args:
-        evidence: of J ground-truth boxes.
+        statistics: of J ground-truth boxes.
 
     Returns:
         (J,) float64 in [0, 1/2]; higher = more disagreement.
@@ -216,18 +216,18 @@ def variability(evidence: LabelEvidence) -> np.ndarray:
     Source:
         ``variability`` of dataset cartography (Swayamdipta et al. 2020, arXiv 2009.10795).
     """
-    deviation: np.ndarray = evidence.probability.std(axis=1)
+    deviation: np.ndarray = statistics.probability.std(axis=1)
     return deviation
 
 
-def prediction_variance(evidence: LabelEvidence) -> np.ndarray:
+def prediction_variance(statistics: LabelStatistics) -> np.ndarray:
     """Variance over the members of the probability of the label, and of the overlap with its box, added.
 
     0 when all members give the same probability and overlap the box as much, 1/2 when half of them are perfect and
     half miss it.
 
     Args:
-        evidence: of J ground-truth boxes.
+        statistics: of J ground-truth boxes.
 
     Returns:
         (J,) float64 in [0, 1/2]; higher = more disagreement.
@@ -235,5 +235,5 @@ def prediction_variance(evidence: LabelEvidence) -> np.ndarray:
     Source:
         The idea of VPS, arXiv 2505.17245.
     """
-    variance: np.ndarray = evidence.probability.var(axis=1) + evidence.iou.var(axis=1)
+    variance: np.ndarray = statistics.probability.var(axis=1) + statistics.iou.var(axis=1)
     return variance

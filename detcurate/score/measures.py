@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from detcurate.score.cluster_statistics import Evidence
+from detcurate.score.cluster_statistics import ClusterStatistics
 from detcurate.score.disagreement import (
     box_std,
     entropy,
@@ -19,7 +19,7 @@ from detcurate.score.disagreement import (
     vote_entropy,
 )
 from detcurate.score.label_measures import (
-    LabelEvidence,
+    LabelStatistics,
     el2n,
     error_count,
     forgetting,
@@ -28,10 +28,10 @@ from detcurate.score.label_measures import (
     variability,
 )
 
-Measure = Callable[[Evidence], np.ndarray]
+Measure = Callable[[ClusterStatistics], np.ndarray]
 """From the evidence on G clusters to (G,) float64; higher = more disagreement, 0 = none."""
 
-LabelMeasure = Callable[[LabelEvidence], np.ndarray]
+LabelMeasure = Callable[[LabelStatistics], np.ndarray]
 """From the evidence on J ground-truth boxes to (J,) float64; higher = harder, 0 = all members are right."""
 
 MEASURES: Mapping[str, Measure] = {

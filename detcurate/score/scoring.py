@@ -9,9 +9,9 @@ import numpy as np
 from detcurate.errors import ConfigError, PredictionError
 from detcurate.score.aggregate import WEIGHTED, aggregate, average_ranks, combine
 from detcurate.score.associate import associate
-from detcurate.score.cluster_statistics import Evidence, gather_evidence
-from detcurate.score.label_errors import SUSPICIONS, label_suspicion
-from detcurate.score.label_measures import LabelEvidence, gather_label_evidence
+from detcurate.score.cluster_statistics import ClusterStatistics, gather_cluster_statistics
+from detcurate.score.label_errors import LABEL_ERRORS, label_error_scores
+from detcurate.score.label_measures import LabelStatistics, gather_label_statistics
 from detcurate.score.measures import LABEL_MEASURES, MEASURES, SINGLE_MEMBER_MEASURES
 from detcurate.structures import Clusters, Detections, ImageScores, Labels, ObjectScores, validate_ascending
 
@@ -69,7 +69,7 @@ def score_clusters(
         measures: names in ``MEASURES``.
         missing: a name in ``MISSING``.
     """
-    return _cluster_scores(clusters, gather_evidence(detections, clusters, missing=missing), measures)
+    return _cluster_scores(clusters, gather_cluster_statistics(detections, clusters, missing=missing), measures)
 
 
 def score_labelled_objects(
@@ -86,7 +86,7 @@ def score_labelled_objects(
 ) -> tuple[ObjectScores, ObjectScores]:
     """Do as ``score_objects``, and compare the members with the ground truth.
 
-    The suspicions ``overlooked``, ``swapped`` and ``badly_located`` are always among the measures.
+    The suspicions ``missing_label``, ``wrong_class`` and ``inaccurate_box`` are always among the measures.
 
     Args:
         detections: N rows, of any images in any order.
@@ -110,18 +110,24 @@ def score_labelled_objects(
     clusters = associate(
         detections, num_members=num_members, iou_threshold=iou_threshold, method=association, per_class=per_class
     )
-    evidence = gather_evidence(detections, clusters, missing=missing)
-    answers = gather_label_evidence(
+    statistics = gather_cluster_statistics(detections, clusters, missing=missing)
+    predictions = gather_label_statistics(
         detections, labels, num_members=num_members, iou_threshold=iou_threshold, trajectories=trajectories
     )
     # An object that one member alone saw has a confident consensus where its misses are ignored.
-    counted = evidence if missing == "background" else gather_evidence(detections, clusters)
-    suspicion = label_suspicion(clusters, counted, labels, answers, iou_threshold=iou_threshold)
+    counted = statistics if missing == "background" else gather_cluster_statistics(detections, clusters)
+    label_error_score = label_error_scores(clusters, counted, labels, predictions, iou_threshold=iou_threshold)
     objects = labels.take(~labels.iscrowd)
-    matched = np.append(objects.annotation_ids, -1)[suspicion.nearest_label]
-    of_clusters = _cluster_scores(clusters, evidence, measures, annotation_ids=matched, overlooked=suspicion.overlooked)
+    matched = np.append(objects.annotation_ids, -1)[label_error_score.nearest_label]
+    of_clusters = _cluster_scores(
+        clusters, statistics, measures, annotation_ids=matched, missing_label=label_error_score.missing_label
+    )
     of_labels = _label_scores(
-        objects, answers, measures, swapped=suspicion.swapped, badly_located=suspicion.badly_located
+        objects,
+        predictions,
+        measures,
+        wrong_class=label_error_score.wrong_class,
+        inaccurate_box=label_error_score.inaccurate_box,
     )
     return of_clusters, of_labels
 
@@ -143,39 +149,39 @@ def validate_measures(measures: Sequence[str], num_members: int, *, known: Seque
 
 def _cluster_scores(
     clusters: Clusters,
-    evidence: Evidence,
+    statistics: ClusterStatistics,
     measures: Sequence[str],
     *,
     annotation_ids: np.ndarray | None = None,
-    overlooked: np.ndarray | None = None,
+    missing_label: np.ndarray | None = None,
 ) -> ObjectScores:
-    foreground = evidence.mean_probs[:, :-1]
-    columns = {name: MEASURES[name](evidence) for name in measures if name in MEASURES}
+    foreground = statistics.mean_probs[:, :-1]
+    columns = {name: MEASURES[name](statistics) for name in measures if name in MEASURES}
     return ObjectScores(
         image_ids=clusters.image_ids,
         boxes=clusters.boxes,
-        num_fired=evidence.num_fired,
+        num_fired=statistics.num_fired,
         class_index=foreground.argmax(axis=1).astype(np.int32),
         confidence=foreground.max(axis=1),
-        votes=evidence.favourites,
+        votes=statistics.favourites,
         annotation_ids=np.full(len(clusters), -1) if annotation_ids is None else annotation_ids,
-        measures=columns if overlooked is None else {**columns, "overlooked": overlooked},
+        measures=columns if missing_label is None else {**columns, "missing_label": missing_label},
     )
 
 
 def _label_scores(
-    labels: Labels, evidence: LabelEvidence, measures: Sequence[str], **suspicions: np.ndarray
+    labels: Labels, statistics: LabelStatistics, measures: Sequence[str], **label_errors: np.ndarray
 ) -> ObjectScores:
     rows = np.arange(len(labels))
     return ObjectScores(
         image_ids=labels.image_ids,
         boxes=labels.boxes.astype(np.float32),
-        num_fired=(evidence.votes >= 0).sum(axis=1),
+        num_fired=(statistics.votes >= 0).sum(axis=1),
         class_index=labels.class_index.astype(np.int32),
-        confidence=evidence.mean_probs[rows, labels.class_index],
-        votes=evidence.favourites,
+        confidence=statistics.mean_probs[rows, labels.class_index],
+        votes=statistics.favourites,
         annotation_ids=labels.annotation_ids,
-        measures={name: LABEL_MEASURES[name](evidence) for name in measures if name in LABEL_MEASURES} | suspicions,
+        measures={name: LABEL_MEASURES[name](statistics) for name in measures if name in LABEL_MEASURES} | label_errors,
     )
 
 
@@ -220,7 +226,7 @@ def image_components(
         image_index = _image_index(rows.image_ids, image_ids)
         weights = class_weights[rows.class_index] if class_weights is not None and aggregation in WEIGHTED else None
         for name, values in rows.measures.items():
-            if name in SUSPICIONS:
+            if name in LABEL_ERRORS:
                 components[name] = aggregate(values, image_index, len(image_ids), aggregation="max")
             else:
                 components[name] = aggregate(

@@ -8,13 +8,13 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from detcurate.errors import SelectionError
-from detcurate.select.filters import close_frames, hash_duplicates, near_duplicates, require_sequences, suspicious_rows
-from detcurate.select.limits import Budget, Purse, Quota, image_budget
+from detcurate.select.filters import close_frames, hash_duplicates, near_duplicates, noisy_rows, require_sequences
+from detcurate.select.limits import Budget, BudgetTracker, Quota, image_budget
 from detcurate.select.selection_log import LogWriter, SelectionLog
 from detcurate.select.strategies import BY_EMBEDDING, LEFT_OUT, STRATEGIES, Candidates
 from detcurate.structures import ImageScores
 
-GUARDS = {"off": "", "drop": "noise_guard", "queue": "relabel_queue"}
+NOISE_FILTERS = {"off": "", "drop": "label_noise", "queue": "relabel_queue"}
 """What the noise guard does -> the reason of an image that it removes."""
 
 LIKE_LABELLED = "like_labelled"
@@ -26,7 +26,7 @@ class PoolColumns:
     """What is known of the pool's images beside their scores; a step that wants what is None says so.
 
     Args:
-        suspicion: (I,) float64, at least 0; higher = a label is more likely wrong.
+        label_error_score: (I,) float64, at least 0; higher = a label is more likely wrong.
         embeddings: (I, D) floating.
         hashes: (I,) uint64 of :func:`detcurate.select.filters.difference_hash`.
         sequences: (I,) int64, the number of each image's sequence, -1 for none.
@@ -36,7 +36,7 @@ class PoolColumns:
             none, (L,) hashes: what is a near-duplicate of one of them leaves.
     """
 
-    suspicion: np.ndarray | None = None
+    label_error_score: np.ndarray | None = None
     embeddings: np.ndarray | None = None
     hashes: np.ndarray | None = None
     sequences: np.ndarray | None = None
@@ -62,12 +62,12 @@ def select(
     strategy: str = "top_n",
     seed: int = 0,
     columns: PoolColumns | None = None,
-    guard: str = "off",
-    guard_quantile: float = 0.95,
+    noise_filter: str = "off",
+    noise_filter_quantile: float = 0.95,
     duplicate_similarity: float = 0.0,
     sequence_gap: int = 0,
-    floors: Sequence[Quota] = (),
-    caps: Sequence[Quota] = (),
+    minimums: Sequence[Quota] = (),
+    maximums: Sequence[Quota] = (),
     threshold: float = 0.0,
     num_strata: int = 50,
     oversampling: float = 4.0,
@@ -87,12 +87,12 @@ def select(
         strategy: a name in ``STRATEGIES``.
         seed: 0 or more; of no effect on strategies without chance.
         columns: What the steps want to know beside the scores.
-        guard: a name in ``GUARDS``.
-        guard_quantile: in [0, 1]; images above this quantile of suspicion leave.
+        noise_filter: a name in ``NOISE_FILTERS``.
+        noise_filter_quantile: in [0, 1]; images above this quantile of suspicion leave.
         duplicate_similarity: in (0, 1], by embedding or, without those, by hash; 0 keeps near-duplicates.
         sequence_gap: frames between two images of a sequence, at least; 0 keeps all.
-        floors: What the subset holds at least.
-        caps: What it holds at most.
+        minimums: What the subset holds at least.
+        maximums: What it holds at most.
         threshold: of the strategy ``threshold``.
         num_strata: of the strategy ``strata``.
         oversampling: at least 1; the strategies by embedding look at the best images that cost so many budgets.
@@ -114,28 +114,28 @@ def select(
         ([8, 5, 9], {'budget': 1})
     """
     columns, num_images = columns or PoolColumns(), len(scores)
-    _validate(strategy, seed, guard, oversampling, num_strata)
+    _validate(strategy, seed, noise_filter, oversampling, num_strata)
     columns.require_rows(num_images)
-    purse = Purse(_budget(budget, num_images), caps)
+    tracker = BudgetTracker(_budget(budget, num_images), maximums)
     log = LogWriter(scores.image_ids, np.lexsort((scores.image_ids, -scores.image_score)))
     for images, reason in held:
-        purse.hold(_rows_of(images, scores.image_ids), log, reason)
-    _apply_guard(log, columns, guard, guard_quantile)
+        tracker.hold(_rows_of(images, scores.image_ids), log, reason)
+    _apply_noise_filter(log, columns, noise_filter, noise_filter_quantile)
     _thin_duplicates(log, columns, duplicate_similarity, num_threads)
     _thin_sequences(log, columns, sequence_gap)
-    for floor in floors:
-        purse.meet(floor, log)
+    for minimum in minimums:
+        tracker.meet(minimum, log)
     if strategy in BY_EMBEDDING:
-        log.remove(purse.beyond(log.candidates, oversampling), "outside_best")
+        log.remove(tracker.beyond(log.candidates, oversampling), "outside_best")
     # Of the strategy too, so that a random baseline with the same seed is another draw than that of the strata.
     draw = np.random.default_rng([seed, *strategy.encode()]).random(num_images)
-    while purse.room > 0 and len(rows := log.candidates):
+    while tracker.room > 0 and len(rows := log.candidates):
         order = STRATEGIES[strategy](
             Candidates(
                 image_score=scores.image_score[rows],
-                costs=purse.costs[rows],
+                costs=tracker.costs[rows],
                 draw=draw[rows],
-                room=purse.room,
+                room=tracker.room,
                 threshold=threshold,
                 num_strata=num_strata,
                 boxes_per_class=_take(columns.boxes_per_class, rows),
@@ -147,24 +147,24 @@ def select(
         if strategy in LEFT_OUT:
             log.remove(np.delete(rows, order), LEFT_OUT[strategy])
         # An order that ends early ends again later when caps have turned down some of it.
-        if not len(order) or purse.spend(rows[order], log, strategy):
+        if not len(order) or tracker.spend(rows[order], log, strategy):
             break
-    return _finished(log, purse)
+    return _finished(log, tracker)
 
 
-def _finished(log: LogWriter, purse: Purse) -> SelectionLog:
+def _finished(log: LogWriter, tracker: BudgetTracker) -> SelectionLog:
     finished = log.finish("budget")
     if not len(finished.taken):
         why = ", ".join(f"{reason} {count}" for reason, count in finished.counts(taken=False).items())
         raise SelectionError(
-            f"a selection must hold at least one image, got none with a budget of {purse.budget.text} "
+            f"a selection must hold at least one image, got none with a budget of {tracker.budget.text} "
             f"(removed: {why}); raise the budget or loosen the step that removes most"
         )
     return finished
 
 
-def _validate(strategy: str, seed: int, guard: str, oversampling: float, num_strata: int) -> None:
-    for name, value, known in (("strategy", strategy, STRATEGIES), ("guard", guard, GUARDS)):
+def _validate(strategy: str, seed: int, noise_filter: str, oversampling: float, num_strata: int) -> None:
+    for name, value, known in (("strategy", strategy, STRATEGIES), ("noise_filter", noise_filter, NOISE_FILTERS)):
         if value not in known:
             raise SelectionError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     for name, number, least in (("seed", seed, 0), ("oversampling", oversampling, 1), ("num_strata", num_strata, 1)):
@@ -184,15 +184,16 @@ def _budget(budget: Budget | int, num_images: int) -> Budget:
     return budget
 
 
-def _apply_guard(log: LogWriter, columns: PoolColumns, guard: str, quantile: float) -> None:
-    if guard == "off":
+def _apply_noise_filter(log: LogWriter, columns: PoolColumns, noise_filter: str, quantile: float) -> None:
+    if noise_filter == "off":
         return
-    if columns.suspicion is None:
+    if columns.label_error_score is None:
         raise SelectionError(
-            "the noise guard must be given suspicions, got scores without any; score a labelled pool, or turn it off"
+            "the noise filter must be given label-error scores, got scores without any; "
+            "score a labelled pool, or turn it off"
         )
-    suspicious = suspicious_rows(columns.suspicion, quantile=quantile)
-    log.remove(suspicious[np.isin(suspicious, log.taken, invert=True)], GUARDS[guard])
+    noisy = noisy_rows(columns.label_error_score, quantile=quantile)
+    log.remove(noisy[np.isin(noisy, log.taken, invert=True)], NOISE_FILTERS[noise_filter])
 
 
 def _thin_duplicates(log: LogWriter, columns: PoolColumns, similarity: float, num_threads: int) -> None:
@@ -228,7 +229,7 @@ def _thin_sequences(log: LogWriter, columns: PoolColumns, gap: int) -> None:
 
 def _give_way(log: LogWriter, rows: np.ndarray, keeper: np.ndarray, reason: str) -> None:
     gone = keeper >= 0
-    log.remove(rows[gone], reason, because=rows[keeper[gone]])
+    log.remove(rows[gone], reason, replaced_by=rows[keeper[gone]])
 
 
 def _rows_of(image_ids: np.ndarray, pool: np.ndarray) -> np.ndarray:

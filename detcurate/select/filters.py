@@ -164,14 +164,14 @@ def _require_similarity(similarity: float) -> None:
         raise SelectionError(f"similarity must be in (0, 1], got {similarity}; 0.95 is a start")
 
 
-def suspicious_rows(suspicion: np.ndarray, *, quantile: float) -> np.ndarray:
+def noisy_rows(label_error_score: np.ndarray, *, quantile: float) -> np.ndarray:
     """Return the rows above a quantile of suspicion, the most suspicious first; ties by row.
 
     Their number is the pool's share above the quantile, a half rounded up, but no image without any suspicion is among
     them: a clean pool loses none.
 
     Args:
-        suspicion: (I,) float64, at least 0; higher = a label is more likely wrong.
+        label_error_score: (I,) float64, at least 0; higher = a label is more likely wrong.
         quantile: in [0, 1]; 0.95 gives the top 5 %, 1 none.
 
     Returns:
@@ -185,12 +185,16 @@ def suspicious_rows(suspicion: np.ndarray, *, quantile: float) -> np.ndarray:
         [1, 3]
     """
     if not 0 <= quantile <= 1:
-        raise SelectionError(f"guard_quantile must be in [0, 1], got {quantile}; 0.95 guards against the top 5 %")
-    if not (suspicion >= 0).all() or not np.isfinite(suspicion).all():
+        raise SelectionError(
+            f"noise_filter_quantile must be in [0, 1], got {quantile}; 0.95 guards against the top 5 %"
+        )
+    if not (label_error_score >= 0).all() or not np.isfinite(label_error_score).all():
         raise SelectionError("suspicion must be at least 0 and finite, got another value; score the pool again")
-    share = (1 - Decimal(repr(float(quantile)))) * len(suspicion)
-    order = np.lexsort((np.arange(len(suspicion)), -suspicion))[: int(share.to_integral_value(ROUND_HALF_UP))]
-    return order[suspicion[order] > 0]
+    share = (1 - Decimal(repr(float(quantile)))) * len(label_error_score)
+    order = np.lexsort((np.arange(len(label_error_score)), -label_error_score))[
+        : int(share.to_integral_value(ROUND_HALF_UP))
+    ]
+    return order[label_error_score[order] > 0]
 
 
 _NUM_PAIRS = 20_000

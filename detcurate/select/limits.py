@@ -9,7 +9,7 @@ from decimal import ROUND_HALF_UP, Decimal
 import numpy as np
 
 from detcurate.errors import SelectionError
-from detcurate.select.kernels import FIRST_CAP, NOT_REACHED, TAKEN, TOO_DEAR, take_in_order
+from detcurate.select.kernels import FIRST_MAXIMUM, NOT_REACHED, OVER_BUDGET, TAKEN, take_in_order
 from detcurate.select.selection_log import LogWriter
 from detcurate.structures.columns import validate_column
 
@@ -193,20 +193,24 @@ def parse_quota(text: str, *, num_names: int) -> tuple[tuple[str, ...], int]:
     return names, int(limit)
 
 
-class Purse:
+class BudgetTracker:
     """The budget and the caps of one selection, and what is left of them.
 
     Args:
         budget: The budget.
-        caps: The caps.
+        maximums: The caps.
     """
 
-    def __init__(self, budget: Budget, caps: Sequence[Quota]) -> None:
+    def __init__(self, budget: Budget, maximums: Sequence[Quota]) -> None:
         self.budget = budget
         self.room = budget.limit
-        self._caps = caps
-        self._amounts = np.stack([cap.amounts for cap in caps]) if caps else np.zeros((0, len(budget.costs)), np.int64)
-        self._rooms = np.array([cap.limit for cap in caps], np.int64)
+        self._maximums = maximums
+        self._amounts = (
+            np.stack([maximum.amounts for maximum in maximums])
+            if maximums
+            else np.zeros((0, len(budget.costs)), np.int64)
+        )
+        self._rooms = np.array([maximum.limit for maximum in maximums], np.int64)
 
     @property
     def costs(self) -> np.ndarray:
@@ -230,7 +234,7 @@ class Purse:
         reached = np.searchsorted(np.cumsum(self.costs[rows]), factor * self.room, side="right")
         return rows[reached:]
 
-    def meet(self, floor: Quota, log: LogWriter) -> None:
+    def meet(self, minimum: Quota, log: LogWriter) -> None:
         """Take the best-scored images that hold what a floor counts, until it is met.
 
         What was taken before counts. An image that breaks a cap or does not fit the budget is passed over: a later one
@@ -239,27 +243,33 @@ class Purse:
         Raises:
             SelectionError: The floor cannot be met: by the pool, by what is left of the budget, or under the caps.
         """
-        need = floor.limit - int(floor.amounts[log.taken].sum())
+        need = minimum.limit - int(minimum.amounts[log.taken].sum())
         candidates = log.candidates
-        holding = candidates[floor.amounts[candidates] > 0]
-        held = int(floor.amounts[holding].sum())
+        holding = candidates[minimum.amounts[candidates] > 0]
+        held = int(minimum.amounts[holding].sum())
         if held < need:
-            in_pool = int(floor.amounts.sum())
-            thinned = f" ({in_pool:,} before the guard and the thinning)" if held + floor.limit - need < in_pool else ""
-            raise SelectionError(
-                f"floor {floor} must be at most what the pool holds, got a pool that holds "
-                f"{held + floor.limit - need:,}{thinned}; lower the floor"
+            in_pool = int(minimum.amounts.sum())
+            thinned = (
+                f" ({in_pool:,} before the noise filter and the thinning)"
+                if held + minimum.limit - need < in_pool
+                else ""
             )
-        outcome, lacking = self._walk(holding, floor.amounts, need, stops=False)
+            raise SelectionError(
+                f"floor {minimum} must be at most what the pool holds, got a pool that holds "
+                f"{held + minimum.limit - need:,}{thinned}; lower the floor"
+            )
+        outcome, lacking = self._walk(holding, minimum.amounts, need, stops=False)
         if lacking > 0:
-            blocking = sorted({str(self._caps[code - FIRST_CAP]) for code in outcome.tolist() if code >= FIRST_CAP})
-            limits = [f"the budget of {self.budget.text}"] if (outcome == TOO_DEAR).any() else []
+            blocking = sorted(
+                {str(self._maximums[code - FIRST_MAXIMUM]) for code in outcome.tolist() if code >= FIRST_MAXIMUM}
+            )
+            limits = [f"the budget of {self.budget.text}"] if (outcome == OVER_BUDGET).any() else []
             limits += [f"cap {name}" for name in blocking]
             raise SelectionError(
-                f"floor {floor} must be met within {' and '.join(limits)}, got {floor.limit - lacking:,} with the "
+                f"floor {minimum} must be met within {' and '.join(limits)}, got {minimum.limit - lacking:,} with the "
                 "best-scored images after the floors before it; raise the limit or lower the floor"
             )
-        log.take(holding[outcome == TAKEN], f"floor {floor}")
+        log.take(holding[outcome == TAKEN], f"floor {minimum}")
 
     def spend(self, order: np.ndarray, log: LogWriter, reason: str) -> bool:
         """Take rows in order until one does not fit; those that break a cap are removed.
@@ -269,9 +279,9 @@ class Purse:
         """
         outcome, _ = self._walk(order, np.zeros(len(self.costs), np.int64), 1, stops=True)
         log.take(order[outcome == TAKEN], reason)
-        for number, cap in enumerate(self._caps):
-            log.remove(order[outcome == FIRST_CAP + number], f"cap {cap}")
-        return bool(((outcome == TOO_DEAR) | (outcome == NOT_REACHED)).any())
+        for number, maximum in enumerate(self._maximums):
+            log.remove(order[outcome == FIRST_MAXIMUM + number], f"cap {maximum}")
+        return bool(((outcome == OVER_BUDGET) | (outcome == NOT_REACHED)).any())
 
     def _walk(self, order: np.ndarray, wanted: np.ndarray, need: int, *, stops: bool) -> tuple[np.ndarray, int]:
         outcome, room, lacking = take_in_order(

@@ -20,14 +20,14 @@ class SelectionLog:
         reason_index: (I,) int64, the row of ``reasons``.
         reasons: Texts such as ``"top_n"``, ``"floor class bicycle=200"``, ``"near_duplicate"``, ``"budget"``; those of
             the images that were taken first, each kind in the order of the steps.
-        because: (I,) int64, the image_id of the better image that one gave way to; -1 for none.
+        replaced_by: (I,) int64, the image_id of the better image that one gave way to; -1 for none.
     """
 
     image_ids: np.ndarray
     rank: np.ndarray
     reason_index: np.ndarray
     reasons: tuple[str, ...]
-    because: np.ndarray
+    replaced_by: np.ndarray
 
     @property
     def selection(self) -> Selection:
@@ -60,7 +60,7 @@ class LogWriter:
         self._image_ids = image_ids
         self._best_first = best_first
         self._reason = np.full(len(image_ids), -1, np.int64)
-        self._because = np.full(len(image_ids), -1, np.int64)
+        self._replaced_by = np.full(len(image_ids), -1, np.int64)
         self._reasons: list[tuple[str, bool]] = []
         self._taken: list[np.ndarray] = []
 
@@ -80,11 +80,11 @@ class LogWriter:
         self._reason[rows] = self._code(reason, is_taken=True)
         self._taken.append(rows)
 
-    def remove(self, rows: np.ndarray, reason: str, because: np.ndarray | None = None) -> None:
+    def remove(self, rows: np.ndarray, reason: str, replaced_by: np.ndarray | None = None) -> None:
         """Remove rows, each for the sake of a better one (rows too) when ``because`` is given."""
         self._reason[rows] = self._code(reason, is_taken=False)
-        if because is not None:
-            self._because[rows] = self._image_ids[because]
+        if replaced_by is not None:
+            self._replaced_by[rows] = self._image_ids[replaced_by]
 
     def finish(self, reason: str) -> SelectionLog:
         """Remove who is still a candidate, and return the log."""
@@ -97,7 +97,7 @@ class LogWriter:
             rank=rank,
             reason_index=np.argsort(order)[self._reason],
             reasons=tuple(self._reasons[code][0] for code in order),
-            because=self._because,
+            replaced_by=self._replaced_by,
         )
 
     def _code(self, reason: str, *, is_taken: bool) -> int:

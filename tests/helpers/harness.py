@@ -16,7 +16,7 @@ from pathlib import Path
 import orjson
 from helpers import REPOSITORY
 
-from detcurate.pipeline.context import DIRECTORIES
+from detcurate.pipeline.context import STAGES
 
 CURATE = REPOSITORY / "tools" / "curate.py"
 MANIFEST = ("subset.json", "images.txt", "provenance.json", "relabel.json")
@@ -89,7 +89,7 @@ class Pipeline:
         """Copy the finished run into a folder, without what some of its stages have written; return its place."""
         output = folder / "output"
         shutil.rmtree(output, ignore_errors=True)
-        gone = {DIRECTORIES[stage] for stage in without}
+        gone = set(without)
         shutil.copytree(self.output, output, ignore=lambda at, _: gone if Path(at) == self.output else ())
         return output
 
@@ -131,7 +131,7 @@ class Pipeline:
 def state_of(output: Path, stage: str) -> str:
     """Return what a stage's marker says: ``"started"``, ``"complete"``, or nothing."""
     try:
-        return str(orjson.loads((output / DIRECTORIES[stage] / "stage.json").read_bytes())["status"])
+        return str(orjson.loads((output / stage / "stage.json").read_bytes())["status"])
     except (OSError, orjson.JSONDecodeError, KeyError):
         return ""
 
@@ -181,7 +181,7 @@ CURATE:
 def trained_pipeline(folder: Path, write_tiny_config: Callable[[Path], tuple[Path, Path]]) -> Pipeline:
     """Make a run of the whole job: 2 trainings of 4 iterations, 4 members, 26 images, and 3 arms of 2 seeds."""
     config, output = write_tiny_config(folder)
-    stages = tuple(stage for stage in DIRECTORIES if stage != "search")
+    stages = tuple(stage for stage in STAGES if stage != "search")
     Pipeline(config, output, stages).finish(output)
     return Pipeline(config, output, stages, (), _stage_seconds(output))
 
@@ -204,10 +204,10 @@ def _answers(pool: dict, shift: int, path: Path) -> Path:
 def _stage_seconds(output: Path) -> dict[str, float]:
     """Return what each stage took, by the times of the config that a run writes first and of the markers."""
     seconds, before = {}, (output / "config.yaml").stat().st_mtime
-    for stage, folder in DIRECTORIES.items():
-        marker = output / folder / "stage.json"
-        if marker.is_file():
-            end = marker.stat().st_mtime
+    for stage in STAGES:
+        stage_metadata = output / stage / "stage.json"
+        if stage_metadata.is_file():
+            end = stage_metadata.stat().st_mtime
             seconds[stage], before = end - before, end
     return seconds
 

@@ -3,9 +3,9 @@
 import numpy as np
 
 from detcurate.score.associate import associate
-from detcurate.score.cluster_statistics import gather_evidence
-from detcurate.score.label_errors import label_suspicion
-from detcurate.score.label_measures import gather_label_evidence
+from detcurate.score.cluster_statistics import gather_cluster_statistics
+from detcurate.score.label_errors import label_error_scores
+from detcurate.score.label_measures import gather_label_statistics
 from detcurate.structures import Detections, Labels
 
 RUNS = ((0, 1, 2), (4, 3))
@@ -65,13 +65,13 @@ def random_pool(seed=0, form="softmax", num_images=3, num_members=5, num_classes
     return detections, labels
 
 
-def suspicion_of(detections, labels, *, num_members=4, iou_threshold=0.5, shuffle=None):
+def label_error_scores_of(detections, labels, *, num_members=4, iou_threshold=0.5, shuffle=None):
     """The suspicion of the labels; ``shuffle`` puts the clusters into another order."""
     clusters = associate(detections, num_members=num_members, iou_threshold=iou_threshold)
     if shuffle is not None:
         order = np.random.default_rng(shuffle).permutation(len(clusters))
         clusters = type(clusters)(clusters.image_ids[order], clusters.boxes[order], clusters.votes[order])
-    answers = gather_label_evidence(detections, labels, num_members=num_members, iou_threshold=iou_threshold)
-    evidence = gather_evidence(detections, clusters)
-    suspicion = label_suspicion(clusters, evidence, labels, answers, iou_threshold=iou_threshold)
-    return suspicion, clusters, evidence, answers
+    predictions = gather_label_statistics(detections, labels, num_members=num_members, iou_threshold=iou_threshold)
+    statistics = gather_cluster_statistics(detections, clusters)
+    label_error_score = label_error_scores(clusters, statistics, labels, predictions, iou_threshold=iou_threshold)
+    return label_error_score, clusters, statistics, predictions

@@ -151,7 +151,7 @@ def suffer_once(job: tuple[int, Path, str], progress: Any) -> tuple[int, int]:
 
 
 class ShortOfMemory:
-    """``run_pass``, but once, after the first shard of a block, a worker asks for more memory than there is.
+    """``predict_cluster``, but once, after the first shard of a block, a worker asks for more memory than there is.
 
     Args:
         mark: The file that says that it has happened.
@@ -163,7 +163,7 @@ class ShortOfMemory:
 
     def __call__(self, job: Any, progress: Any, keeper: Any) -> None:
         """Make the block's shards."""
-        from detcurate.d2.infer.cluster import run_pass
+        from detcurate.d2.infer.cluster import predict_cluster
 
         def told(amount: int) -> None:
             progress(amount)
@@ -171,7 +171,7 @@ class ShortOfMemory:
                 self.mark.touch(exist_ok=False)
                 self.exhaust()
 
-        run_pass(job, told, keeper)
+        predict_cluster(job, told, keeper)
 
     def exhaust(self) -> None:
         """Ask for memory until there is none."""

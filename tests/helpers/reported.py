@@ -10,15 +10,15 @@ from PIL import Image
 
 from detcurate.cli import main
 from detcurate.coco.dataset import read_coco
-from detcurate.ensemble.index import LEDGER, Member, write_ledger
+from detcurate.ensemble.index import MEMBER_INDEX, Member, write_index
 from detcurate.evaluate.bootstrap import image_weights
 from detcurate.evaluate.coco_eval import evaluate_coco
 from detcurate.io.files import sha256_file, write_json
-from detcurate.pipeline.stage import output_digest, read_marker
+from detcurate.pipeline.stage import output_digest, read_stage_metadata
 from detcurate.pipeline.stages.predict import resampled_figures
 from detcurate.pipeline.tables import write_columns
 from detcurate.predictions.shards import shard_path, write_shard
-from detcurate.predictions.store import MEMBERS, prepare_passes
+from detcurate.predictions.store import MEMBERS, prepare_prediction_sets
 from detcurate.structures import Detections
 
 CLASSES = ("car", "truck", "cyclist", "sign")
@@ -65,7 +65,7 @@ def write_pool(root: Path, name: str, *, classes=CLASSES, num_images=IMAGES, see
     (root / f"{name}.json").write_text(json.dumps(content))
 
 
-def answers(dataset, *, member: int, quality: float, num_classes: int, doubted: int = -1) -> Detections:
+def predicted(dataset, *, member: int, quality: float, num_classes: int, doubted: int = -1) -> Detections:
     """Return one detector's answers: the labels, moved and misread the more the lower its quality, a few missed.
 
     The label in the row ``doubted`` it sees where it is, as another class.
@@ -100,13 +100,13 @@ def finish(directory: Path, *names: str, inputs=None, settings=None, facts=None,
     outputs = {
         name: {"sha256": sha256_file(directory / name), "bytes": (directory / name).stat().st_size} for name in names
     }
-    marker = {"stage": directory.name, "status": "complete", "digest": "made up", "settings": settings or {}}
-    marker |= {"inputs": inputs or {}, "outputs": outputs, "summary": summary, "facts": facts or {}}
-    write_json(directory / "stage.json", marker)
+    stage_metadata = {"stage": directory.name, "status": "complete", "digest": "made up", "settings": settings or {}}
+    stage_metadata |= {"inputs": inputs or {}, "outputs": outputs, "summary": summary, "facts": facts or {}}
+    write_json(directory / "stage.json", stage_metadata)
 
 
 def digest(directory: Path) -> str:
-    return output_digest(read_marker(directory))
+    return output_digest(read_stage_metadata(directory))
 
 
 def write_run(
@@ -144,19 +144,19 @@ def write_answers(output: Path, pool, num_classes: int) -> None:
     """Write the stages ``train`` and ``predict``."""
     names = [f"run-0/iter-{member:07d}.safetensors" for member in range(MEMBER_COUNT)]
     members = [Member(0, number, 0, 0.1, name, "0" * 64) for number, name in enumerate(names)]
-    ensemble, predictions = output / "ensemble", output / "predictions"
+    ensemble, predictions = output / "train", output / "predict"
     ensemble.mkdir()
-    write_ledger(ensemble / LEDGER, members)
-    finish(ensemble, LEDGER, inputs={"pool": digest(output / "pool")})
+    write_index(ensemble / MEMBER_INDEX, members)
+    finish(ensemble, MEMBER_INDEX, inputs={"pool": digest(output / "pool")})
     num_shards = -(-len(pool) // SHARD)
-    [found] = prepare_passes(predictions, "0" * 64, names, num_shards=num_shards)
+    [found] = prepare_prediction_sets(predictions, "0" * 64, names, num_shards=num_shards)
     detections = Detections.concatenate(
-        [answers(pool, member=e, quality=0.75, num_classes=num_classes, doubted=7) for e in range(MEMBER_COUNT)]
+        [predicted(pool, member=e, quality=0.75, num_classes=num_classes, doubted=7) for e in range(MEMBER_COUNT)]
     )
     for shard in range(num_shards):
         ids = pool.image_ids[shard * SHARD : (shard + 1) * SHARD]
         write_shard(shard_path(found.directory, shard), detections.take(np.isin(detections.image_ids, ids)), ids)
-    shards = [f"pass-00/shard-{number:05d}.parquet" for number in range(num_shards)]
+    shards = [f"set-00/shard-{number:05d}.parquet" for number in range(num_shards)]
     inputs = {"pool": digest(output / "pool"), "train": digest(ensemble)}
     finish(predictions, MEMBERS, *shards, inputs=inputs)
 
@@ -164,7 +164,7 @@ def write_answers(output: Path, pool, num_classes: int) -> None:
 def write_evaluation(output: Path, evaluation, pool, qualities, seeds: int, num_classes: int) -> None:
     """Write the stages ``retrain`` and ``evaluate``, the figures counted by COCO's evaluator from made-up answers."""
     kept = json.loads((output / "manifest" / "provenance.json").read_text())["subset"]
-    retrain, directory = output / "retrain", output / "evaluation"
+    retrain, directory = output / "retrain", output / "evaluate"
     models, rows, replicates = [], [], {}
     weights = image_weights(len(evaluation), 40)
     for number, (arm, quality) in enumerate(qualities.items()):
@@ -174,13 +174,13 @@ def write_evaluation(output: Path, evaluation, pool, qualities, seeds: int, num_
         for seed in range(seeds):
             model = {"arm": arm, "seed": seed, "num_images": images, "num_boxes": boxes, "iterations": 40}
             models.append({**model, "images_seen": 80, "file": f"{arm}/seed-{seed}", "sha256": "0" * 64})
-            found = answers(evaluation, member=10 * number + seed, quality=quality, num_classes=num_classes)
+            found = predicted(evaluation, member=10 * number + seed, quality=quality, num_classes=num_classes)
             figures, matches = evaluate_coco(evaluation, found)
             rows.append({"arm": arm, "seed": seed, "figures": figures.to_dict()})
             found = resampled_figures(matches, weights, evaluation.class_names)
             replicates |= {f"{arm}/seed-{seed}/{name}": values for name, values in found.items()}
-    inputs = {"pool": digest(output / "pool"), "ensemble": digest(output / "ensemble")}
-    inputs["manifest"] = read_marker(output / "manifest")["outputs"]["subset.json"]["sha256"]
+    inputs = {"pool": digest(output / "pool"), "ensemble": digest(output / "train")}
+    inputs["manifest"] = read_stage_metadata(output / "manifest")["outputs"]["subset.json"]["sha256"]
     finish(retrain, inputs=inputs, settings={"CURATE.RETRAIN": {"equal": "iterations"}}, facts={"models": models})
     write_json(directory / "figures.json", rows)
     write_columns(directory / "replicates.parquet", replicates)

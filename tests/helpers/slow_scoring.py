@@ -58,8 +58,8 @@ def posterior(detections, row):
     return list(probs if detections.posterior_form == "sigmoid" else probs / probs.sum())
 
 
-def consensus(detections, answers):
-    mean = np.mean(answers, axis=0)
+def consensus(detections, predictions):
+    mean = np.mean(predictions, axis=0)
     if detections.posterior_form == "sigmoid":
         mean[-1] = 1 - max(mean[:-1])
     return mean
@@ -68,16 +68,18 @@ def consensus(detections, answers):
 def measure_cluster(detections, votes, box, missing="background"):
     """All of MEASURES, and the consensus posterior, of one cluster."""
     fired = [row for row in votes if row >= 0]
-    asked = list(votes) if missing == "background" else fired
-    answers = [posterior(detections, row) for row in asked]
-    favourites = [int(np.argmax(detections.class_probs[row])) if row >= 0 else detections.num_classes for row in asked]
+    requested = list(votes) if missing == "background" else fired
+    predictions = [posterior(detections, row) for row in requested]
+    favourites = [
+        int(np.argmax(detections.class_probs[row])) if row >= 0 else detections.num_classes for row in requested
+    ]
     counts = [favourites.count(k) for k in range(detections.num_classes + 1)]
-    mean = consensus(detections, answers)
+    mean = consensus(detections, predictions)
     if detections.posterior_form == "sigmoid":
         total = [h(p) for p in mean[:-1]]
-        own = [np.mean([h(answer[k]) for answer in answers]) for k in range(detections.num_classes)]
+        own = [np.mean([h(prediction[k]) for prediction in predictions]) for k in range(detections.num_classes)]
     else:
-        total, own = [entropy(mean)], [np.mean([entropy(answer) for answer in answers])]
+        total, own = [entropy(mean)], [np.mean([entropy(prediction) for prediction in predictions])]
     first, second = sorted(mean, reverse=True)[:2]
     boxes = detections.boxes[fired].astype(np.float64)
     sizes = boxes[:, 2:] - boxes[:, :2]
@@ -87,8 +89,8 @@ def measure_cluster(detections, votes, box, missing="background"):
         "mutual_information": max(t - o for t, o in zip(total, own, strict=True)),
         "entropy": max(total),
         "expected_entropy": max(own),
-        "variation_ratio": 1 - max(counts) / len(asked),
-        "vote_entropy": entropy([count / len(asked) for count in counts]),
+        "variation_ratio": 1 - max(counts) / len(requested),
+        "vote_entropy": entropy([count / len(requested) for count in counts]),
         "margin": 1 - (first - second),
         "iou_dispersion": 1 - overlap,
         "box_std": math.sqrt(numbers.var(axis=0).mean()),
@@ -114,21 +116,21 @@ def answers_slowly(detections, labels, num_members, iou_threshold):
 
 def measure_label(detections, label_class, votes, overlaps, trajectories):
     """All of LABEL_MEASURES, and the consensus posterior, of one label."""
-    answers = [posterior(detections, row) for row in votes]
+    predictions = [posterior(detections, row) for row in votes]
     right = [row >= 0 and int(np.argmax(detections.class_probs[row])) == label_class for row in votes]
-    q = [0.0 if row < 0 else answer[label_class] for row, answer in zip(votes, answers, strict=True)]
+    q = [0.0 if row < 0 else prediction[label_class] for row, prediction in zip(votes, predictions, strict=True)]
     last = detections.num_classes + (detections.posterior_form == "softmax")
     target = np.eye(detections.num_classes + 1)[label_class]
     return {
         "error_count": 1 - sum(right) / len(votes),
-        "el2n": np.mean([math.dist(answer[:last], target[:last]) for answer in answers]),
+        "el2n": np.mean([math.dist(prediction[:last], target[:last]) for prediction in predictions]),
         "forgetting": sum(
             right[a] and not right[b] for run in trajectories for a, b in zip(run, run[1:], strict=False)
         ),
         "low_confidence": 1 - np.mean(q),
         "variability": np.std(q),
         "prediction_variance": np.var(q) + np.var(overlaps),
-    }, consensus(detections, answers)
+    }, consensus(detections, predictions)
 
 
 def share_inside(box, region):
@@ -136,25 +138,27 @@ def share_inside(box, region):
     return max(width, 0.0) * max(height, 0.0) / float(np.prod(np.asarray(box[2:]) - box[:2]))
 
 
-def suspect(clusters, labels, label_means, iou_threshold):
+def label_error(clusters, labels, label_means, iou_threshold):
     """The three suspicions; ``clusters`` are dicts of image_id, box, confidence and agreement."""
     objects = np.flatnonzero(~labels.iscrowd)
-    overlooked, nearest, excess = [], [], np.zeros(len(objects))
+    missing_label, nearest, excess = [], [], np.zeros(len(objects))
     weights = np.zeros(len(objects))
     for c in clusters:
         here = labels.image_ids == c["image_id"]
         crowds = [share_inside(c["box"], labels.boxes[j]) for j in np.flatnonzero(here & labels.iscrowd)]
         overlaps = [iou_of(c["box"], labels.boxes[j].astype(np.float32)) if here[j] else 0.0 for j in objects]
         best = max(overlaps, default=0.0)
-        overlooked.append(0.0 if max(crowds, default=0) >= 0.5 else c["confidence"] * max(1 - best / iou_threshold, 0))
+        missing_label.append(
+            0.0 if max(crowds, default=0) >= 0.5 else c["confidence"] * max(1 - best / iou_threshold, 0)
+        )
         nearest.append(overlaps.index(best) if best > 0 else -1)
         for k, overlap in enumerate(overlaps):
             speaks = overlap >= 0.05 and (k == nearest[-1] or best < iou_threshold)
             if speaks and c["confidence"] * overlap > weights[k]:
                 weights[k] = c["confidence"] * overlap
                 excess[k] = c["confidence"] * max(c["agreement"] - overlap, 0.0)
-    swapped = [
+    wrong_class = [
         max(max(p for k, p in enumerate(mean[:-1]) if k != y) - mean[y], 0.0) if len(mean) > 2 else 0.0
         for mean, y in zip(label_means, labels.class_index[objects], strict=True)
     ]
-    return {"overlooked": overlooked, "swapped": swapped, "badly_located": excess}, nearest
+    return {"missing_label": missing_label, "wrong_class": wrong_class, "inaccurate_box": excess}, nearest

@@ -83,12 +83,12 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in self.headers.items():
             connection.putheader(name, value)
         connection.endheaders(body)
-        answer = connection.getresponse()
-        content = answer.read()
+        prediction = connection.getresponse()
+        content = prediction.read()
         skipped = ("content-length", "connection", "transfer-encoding", "date", "server")
-        headers = {name: value for name, value in answer.getheaders() if name.lower() not in skipped}
+        headers = {name: value for name, value in prediction.getheaders() if name.lower() not in skipped}
         connection.close()
-        length = int(answer.headers.get("Content-Length") or len(content))
+        length = int(prediction.headers.get("Content-Length") or len(content))
         if fault in ("half", "hang", "short"):
             content = content[: len(content) // 2]
             headers = {name: value for name, value in headers.items() if not name.lower().startswith("x-amz-checksum")}
@@ -96,12 +96,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         if fault == "drip":
             piece = len(content) // 3 + 1
-            self._answer(answer.status, headers, content[:piece], length)
+            self._answer(prediction.status, headers, content[:piece], length)
             for start in range(piece, len(content), piece):
                 time.sleep(faults.stall_s / 8)
                 self.wfile.write(content[start : start + piece])
             return
-        self._answer(answer.status, headers, content, length)
+        self._answer(prediction.status, headers, content, length)
         if fault == "hang":
             self.wfile.flush()
             time.sleep(faults.stall_s)

@@ -183,7 +183,7 @@ def own_data(tiny_config, tmp_path):
     ("key", "value", "message"),
     [
         ("SEQUENCE_GAP", "5", "`sequence` must be known of some images where a gap of 5 frames is asked, got none"),
-        ("CLASS_FLOORS", "('tram=3',)", "must be of a class of the pool, got 'tram=3'; known are car"),
+        ("CLASS_MINIMUMS", "('tram=3',)", "must be of a class of the pool, got 'tram=3'; known are car"),
         ("NUM_BOXES", "7", "num_boxes must be at most the pool's 0 boxes, got 7"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from detcurate.cli import main
-from detcurate.ensemble.index import ensemble_members, read_ledger
+from detcurate.ensemble.index import ensemble_members, read_index
 from detcurate.io.files import sha256_file
 from detcurate.io.workers import assign_gpus
 
@@ -45,7 +45,7 @@ from safetensors.torch import load_file
             "WARMUP_ITERS must be less than the 2 iterations of the first cycle, got 2",
         ),
         (("SOLVER.LR_SCHEDULER_NAME", "Cosine"), "SOLVER.LR_SCHEDULER_NAME must be one of"),
-        (("CURATE.ENSEMBLE.STORAGE", "int8"), "the storage must be one of bf16, fp16, fp32, got 'int8'"),
+        (("CURATE.ENSEMBLE.DTYPE", "int8"), "the dtype must be one of bf16, fp16, fp32, got 'int8'"),
         (("CURATE.ENSEMBLE.AVERAGE_LAST", "2"), "AVERAGE_LAST must be at most the 1 windows between 2 members"),
         (("CURATE.ENSEMBLE.AVERAGE_LAST", "1"), "AVERAGE_EVERY must be less than the 1 iterations between"),
         (("CURATE.ENSEMBLE.MAX_GB", "-1"), "greater than or equal to 0, got -1.0"),
@@ -113,14 +113,14 @@ def test_checkpoints_become_members_that_are_predicted_with(theirs, tiny_config,
     text = done("ensemble", "add", theirs, "--config-file", config, *ALONE)
     assert "model_final.pth holds run 0, iteration 299 once more; it is added once" in text
     assert "3 members added as run 0" in text
-    members = read_ledger(output / "ensemble" / "ensemble.jsonl")
+    members = read_index(output / "train" / "ensemble.jsonl")
     assert [(m.run, m.iteration, m.seed, m.lr, m.kind) for m in members] == [
         (0, i, None, None, "checkpoint") for i in (99, 199, 299)
     ]
     for member in members:
-        assert sha256_file(output / "ensemble" / member.file) == member.sha256
+        assert sha256_file(output / "train" / member.file) == member.sha256
         original = torch.load(theirs / f"model_{member.iteration:07d}.pth", weights_only=True)["model"]
-        found = load_file(output / "ensemble" / member.file)
+        found = load_file(output / "train" / member.file)
         assert all(torch.equal(found[name], original[name]) for name in found)
     done("--config-file", config, "--only", "pool")
     assert "26 images by 3 members" in done("--config-file", config, "--only", "predict")
@@ -138,19 +138,19 @@ def test_checkpoints_become_members_that_are_predicted_with(theirs, tiny_config,
 def test_added_members_stand_beside_trained_runs_which_are_not_trained_again(theirs, tiny_config, done, refused):
     config, output = tiny_config()
     done("--config-file", config, "--until", "train")
-    log = (output / "ensemble" / "run-0" / "log.txt").read_text()
+    log = (output / "train" / "run-0" / "log.txt").read_text()
     assert "--run must be at least 2" in refused("ensemble", "add", theirs, "--config-file", config, "--run", "1")
     assert "added as run 2" in done("ensemble", "add", theirs, "--config-file", config)
-    runs = [member.run for member in read_ledger(output / "ensemble" / "ensemble.jsonl")]
+    runs = [member.run for member in read_index(output / "train" / "ensemble.jsonl")]
     assert runs == [0, 0, 1, 1, 2, 2, 2]
-    assert (output / "ensemble" / "run-0" / "log.txt").read_text() == log
+    assert (output / "train" / "run-0" / "log.txt").read_text() == log
     assert "26 images by 7 members" in done("--config-file", config, "--until", "predict")
     text = done("--config-file", config, "--until", "train", "SOLVER.BASE_LR", "0.003")
     assert "train     is done again: SOLVER.BASE_LR" in text  # the trained runs are; the added members stay
-    assert [m.run for m in read_ledger(output / "ensemble" / "ensemble.jsonl")] == runs
+    assert [m.run for m in read_index(output / "train" / "ensemble.jsonl")] == runs
     shutil.rmtree(output / "added")
     assert "4 members from 2 runs" in done("--config-file", config, "--until", "train", "SOLVER.BASE_LR", "0.003")
-    assert not list((output / "ensemble" / "run-2").glob("*.safetensors"))
+    assert not list((output / "train" / "run-2").glob("*.safetensors"))
 
 
 def test_members_of_the_hook_in_a_trainer_of_ones_own_are_added_as_they_are(checkpoints, tmp_path, tiny_config, done):
@@ -164,10 +164,10 @@ def test_members_of_the_hook_in_a_trainer_of_ones_own_are_added_as_they_are(chec
     for run in (0, 1):
         with torch.no_grad():
             next(iter(model.parameters())).add_(0.01)
-        save_member(model, tmp_path / "hook", 9, run=run, seed=5 + run, lr=0.25, storage="bf16")
+        save_member(model, tmp_path / "hook", 9, run=run, seed=5 + run, lr=0.25, dtype="bf16")
     done("ensemble", "add", tmp_path / "hook", "--config-file", config, "--run", "3", *ALONE)
-    (first, second) = read_ledger(output / "ensemble" / "ensemble.jsonl")
-    assert (first.run, first.seed, first.lr, first.storage, second.run) == (3, 5, 0.25, "bf16", 4)
+    (first, second) = read_index(output / "train" / "ensemble.jsonl")
+    assert (first.run, first.seed, first.lr, first.dtype, second.run) == (3, 5, 0.25, "bf16", 4)
     assert first.sha256 == ensemble_members(tmp_path / "hook")[0].sha256
 
 
@@ -219,7 +219,7 @@ def test_a_checkpoint_that_cannot_be_a_member_is_named_and_none_is_added(
     for message in (*messages, "model_0000199.pth"):
         assert message in text
     assert not (output / "added").exists()
-    assert not (output / "ensemble").exists()
+    assert not (output / "train").exists()
 
 
 def test_a_pickle_that_would_run_code_is_refused_until_it_is_allowed(theirs, tmp_path, tiny_config, refused, done):
@@ -253,7 +253,7 @@ def test_the_iteration_is_the_files_own_else_its_names(theirs, tiny_config, done
     change(theirs / "model_0000099.pth", lambda c: c.pop("iteration"))
     change(theirs / "model_0000199.pth", lambda c: c.update(iteration=150))
     done("ensemble", "add", theirs, "--config-file", config, *ALONE)
-    assert [m.iteration for m in read_ledger(output / "ensemble" / "ensemble.jsonl")] == [99, 150, 299]
+    assert [m.iteration for m in read_index(output / "train" / "ensemble.jsonl")] == [99, 150, 299]
 
     def anonymous(checkpoint):
         checkpoint.pop("iteration")
@@ -278,17 +278,17 @@ def test_commands_that_are_unknown(refused, capsys):
 def test_half_precision_members_averages_augmentations_and_a_full_arm_in_fp32(tiny_config, done):
     config, output = tiny_config()
     done(
-        "--config-file", config, "CURATE.ENSEMBLE.STORAGE", "bf16", "CURATE.ENSEMBLE.ITERATIONS", "(0, 2)",
+        "--config-file", config, "CURATE.ENSEMBLE.DTYPE", "bf16", "CURATE.ENSEMBLE.ITERATIONS", "(0, 2)",
         "CURATE.ENSEMBLE.AVERAGE_LAST", "1", "CURATE.ENSEMBLE.AUGMENTATIONS", "('default', 'crop')",
         "CURATE.RETRAIN.ARMS", "('full',)",
     )  # fmt: skip
-    members = read_ledger(output / "ensemble" / "ensemble.jsonl")
+    members = read_index(output / "train" / "ensemble.jsonl")
     assert [(m.run, m.iteration, m.kind) for m in members] == [
         (run, *key) for run in (0, 1) for key in ((0, "checkpoint"), (2, "average"), (2, "checkpoint"))
     ]
-    assert {m.storage for m in members} == {"bf16"}
+    assert {m.dtype for m in members} == {"bf16"}
     full = {seed: output / "retrain" / "full" / f"seed-{seed}" for seed in (0, 1)}
-    last = output / "ensemble" / "run-0" / "last" / "iter-0000003.safetensors"
+    last = output / "train" / "run-0" / "last" / "iter-0000003.safetensors"
     assert (full[0] / "iter-0000003.safetensors").read_bytes() == last.read_bytes()
     assert all(t.dtype != torch.bfloat16 for t in load_file(last).values())
     assert (full[0] / "reused.txt").exists()
@@ -307,7 +307,7 @@ def test_the_reused_full_arm_is_what_training_it_gives(tiny_config, done, tmp_pa
     done(
         "--config-file",
         config,
-        "CURATE.ENSEMBLE.STORAGE",
+        "CURATE.ENSEMBLE.DTYPE",
         "bf16",
         "CURATE.RETRAIN.ARMS",
         "('full',)",
@@ -317,4 +317,4 @@ def test_the_reused_full_arm_is_what_training_it_gives(tiny_config, done, tmp_pa
     reused = (output / "retrain" / "full" / "seed-0" / "iter-0000003.safetensors").read_bytes()
     other = ["OUTPUT_DIR", tmp_path / "plain", "CURATE.RETRAIN.ARMS", "('full',)"]
     done("--config-file", config, "--until", "train", *other)
-    assert (tmp_path / "plain" / "ensemble" / "run-0" / "iter-0000003.safetensors").read_bytes() == reused
+    assert (tmp_path / "plain" / "train" / "run-0" / "iter-0000003.safetensors").read_bytes() == reused

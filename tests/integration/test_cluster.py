@@ -21,13 +21,13 @@ from detcurate.coco.dataset import read_coco
 from detcurate.config.declaration import load_config, load_config_text
 from detcurate.d2.checkpoints import model_for_weights
 from detcurate.d2.infer import cluster as runner
-from detcurate.d2.infer.cluster import run_pass
+from detcurate.d2.infer.cluster import predict_cluster
 from detcurate.d2.infer.models import MemberModels
 from detcurate.d2.infer.posteriors import predict_posteriors
-from detcurate.d2.infer.worker import PredictionPass
+from detcurate.d2.infer.worker import PredictionJob
 from detcurate.d2.train.hooks import save_weights
 from detcurate.errors import DatasetError, EnsembleError, PredictionError
-from detcurate.io.leases import Claims
+from detcurate.io.leases import ShardLeases
 from detcurate.predictions.shards import read_shard, shard_path
 from detcurate.structures import Detections
 from detcurate.synthetic import SyntheticConfig, write_dataset
@@ -61,7 +61,7 @@ def job(tmp_path_factory, write_tiny_config):
             model.roi_heads.box_predictor.bbox_pred.weight.mul_(100)
         save_weights(model, folder / f"{seed}.safetensors")
         members.append((folder / f"{seed}.safetensors", digest(folder / f"{seed}.safetensors")))
-    job = PredictionPass(
+    job = PredictionJob(
         config=cfg.dump(),
         members=tuple(members),
         image_ids=np.zeros(0, np.int64),
@@ -98,7 +98,7 @@ def predict(job, directory, **changes: object):
     """Run a changed job in a directory; return the detections, the images covered, and the progress that was told."""
     told = []
     changed = dataclasses.replace(job, directory=directory, **changes)
-    run_pass(changed, told.append)
+    predict_cluster(changed, told.append)
     shards = [read_shard(path) for path in changed.shards]
     assert sorted(path.name for path in directory.iterdir()) == [path.name for path in changed.shards]
     return Detections.concatenate([shard[0] for shard in shards]), np.concatenate([shard[1] for shard in shards]), told
@@ -187,14 +187,14 @@ def test_shards_that_are_there_are_left_as_they_are(job, tmp_path):
     shard_path(tmp_path, 0).write_bytes(b"not even a shard")
     told = []
     gone = tuple((tmp_path / "gone.safetensors", sha256) for _, sha256 in job.members)
-    run_pass(dataclasses.replace(job, directory=tmp_path, members=gone), told.append)
+    predict_cluster(dataclasses.replace(job, directory=tmp_path, members=gone), told.append)
     assert shard_path(tmp_path, 0).read_bytes() == b"not even a shard"
     assert told == []
 
 
 def test_a_shard_that_another_process_is_at_is_waited_for(job, whole, tmp_path):
     """The other one gives up after a second without having made it; then it is made here."""
-    other = Claims(tmp_path / "x")
+    other = ShardLeases(tmp_path / "x")
     with other:
         assert other.take(shard_path(tmp_path, 1).name)
         release = threading.Timer(1.0, other.release, [shard_path(tmp_path, 1).name])

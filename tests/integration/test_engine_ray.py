@@ -246,7 +246,7 @@ def test_predictions_and_scores_are_the_bytes_of_the_local_engine(request, clust
         found[engine] = files_of(tmp_path / engine)
     assert found["ray"].keys() == found["local"].keys()
     assert [name for name in found["local"] if found["local"][name] != found["ray"][name]] == []
-    shards = f"predictions/{'dense' if mode == 'dense' else 'pass-00'}/shard-"
+    shards = f"predict/{'dense' if mode == 'dense' else 'set-00'}/shard-"
     assert sum(name.startswith(shards) for name in found["ray"]) == 6
 
 
@@ -256,14 +256,14 @@ def test_only_missing_shards_are_handed_out(trained, cluster, tmp_path):
     shutil.copytree(output, tmp_path / "x")
     command = ["--config-file", str(config), "--until", "predict", *words, "OUTPUT_DIR", str(tmp_path / "x")]
     assert main(command) == 0
-    folder = tmp_path / "x" / "predictions"
+    folder = tmp_path / "x" / "predict"
     whole = files_of(folder)
-    times = {path.name: path.stat().st_mtime_ns for path in (folder / "pass-00").glob("shard-*")}
+    times = {path.name: path.stat().st_mtime_ns for path in (folder / "set-00").glob("shard-*")}
     for number in (1, 2, 4):
-        (folder / "pass-00" / f"shard-0000{number}.parquet").unlink()
+        (folder / "set-00" / f"shard-0000{number}.parquet").unlink()
     assert main([*command, "--engine", "ray", "--ray-address", cluster.address]) == 0
     assert files_of(folder) == whole
-    again = {path.name: path.stat().st_mtime_ns for path in (folder / "pass-00").glob("shard-*")}
+    again = {path.name: path.stat().st_mtime_ns for path in (folder / "set-00").glob("shard-*")}
     assert [int(name[8:11]) for name in sorted(times) if times[name] != again[name]] == [1, 2, 4]
 
 
@@ -276,7 +276,7 @@ def test_a_gpu_is_asked_of_the_cluster_and_not_of_this_machine(trained, tmp_path
             *(*words, "OUTPUT_DIR", tmp_path / "x", "MODEL.DEVICE", "cuda"),
         )
     assert "MODEL.DEVICE must be one that the Ray cluster has, got cuda and no GPU in 1 nodes" in message
-    assert not list((tmp_path / "x" / "predictions").rglob("shard-*"))
+    assert not list((tmp_path / "x" / "predict").rglob("shard-*"))
 
 
 def test_a_signal_ends_the_command_and_not_the_cluster(trained, cluster, tmp_path):
@@ -295,7 +295,7 @@ def test_a_signal_ends_the_command_and_not_the_cluster(trained, cluster, tmp_pat
     assert said.splitlines()[-1].endswith("stopped; give the same command again to go on: finished work is kept")
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "x" / "predictions").rglob("shard-*"))) == 6
+    assert len(list((tmp_path / "x" / "predict").rglob("shard-*"))) == 6
 
 
 def test_a_driver_that_dies_is_told_and_another_takes_its_place(engine):

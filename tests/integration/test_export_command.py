@@ -5,12 +5,12 @@ import shutil
 
 import pyarrow.parquet as pq
 import pytest
-from helpers.handed_over import curate_played_members, rendered_truth
+from helpers.export_content import curate_played_members, rendered_truth
 
 from detcurate.coco.dataset import read_coco
 from detcurate.interop.export.formats import FORMATS
 
-KINDS = ("overlooked", "swapped", "badly_located")
+KINDS = ("missing_label", "wrong_class", "inaccurate_box")
 
 
 @pytest.fixture(scope="module")
@@ -34,34 +34,34 @@ def again(finished, output, *words: object):
 
 def test_the_manifest_has_the_suspicions_of_the_table_of_objects(finished):
     value = queue(finished)
-    table = pq.read_table(finished / "scores" / "objects.parquet").to_pydict()
+    table = pq.read_table(finished / "score" / "objects.parquet").to_pydict()
     above = [score for kind in KINDS for score in table[kind] if score]
-    listed = [record["suspicion"] for record in value["suspicions"]]
+    listed = [record["label_error_score"] for record in value["errors"]]
     assert listed == sorted(listed, reverse=True)
     assert set(listed) <= set(above)
     assert sum(value["relabel"]["found"].values()) == len(above)
     assert len(listed) == sum(value["relabel"]["listed"].values()) <= len(above)
-    assert {record["kind"] for record in value["suspicions"]} == set(KINDS)
-    assert {image["id"] for image in value["images"]} == {record["image_id"] for record in value["suspicions"]}
-    selected = set(pq.read_table(finished / "selection" / "selection.parquet")["image_id"].to_pylist())
-    assert all(record["selected"] == (record["image_id"] in selected) for record in value["suspicions"])
+    assert {record["kind"] for record in value["errors"]} == set(KINDS)
+    assert {image["id"] for image in value["images"]} == {record["image_id"] for record in value["errors"]}
+    selected = set(pq.read_table(finished / "select" / "selection.parquet")["image_id"].to_pylist())
+    assert all(record["selected"] == (record["image_id"] in selected) for record in value["errors"])
 
 
 def test_the_worst_are_the_planted_errors(finished):
-    """Above 0.4 nearly every swapped or misplaced label is one that the renderer spoiled, with the true class."""
+    """Above 0.4 nearly every wrong_class or misplaced label is one that the renderer spoiled, with the true class."""
     wrong = json.loads((finished / "pool" / "train-defects.json").read_text())
     true_class = {found["annotation_id"]: found["true_category_id"] for found in wrong["wrong_class"]}
-    strong = [record for record in queue(finished)["suspicions"] if record["suspicion"] > 0.4]
-    swapped = [record for record in strong if record["kind"] == "swapped"]
-    assert len(swapped) >= 3
-    right = sum(true_class.get(record["annotation_id"]) == record["category_id"] for record in swapped)
-    assert right / len(swapped) > 0.7
+    strong = [record for record in queue(finished)["errors"] if record["label_error_score"] > 0.4]
+    wrong_class = [record for record in strong if record["kind"] == "wrong_class"]
+    assert len(wrong_class) >= 3
+    right = sum(true_class.get(record["annotation_id"]) == record["category_id"] for record in wrong_class)
+    assert right / len(wrong_class) > 0.7
 
 
 def test_the_limit_and_none(finished, output, done):
-    everything = queue(output)["suspicions"]
+    everything = queue(output)["errors"]
     done(*again(finished, output, "CURATE.MANIFEST.RELABEL_LIMIT", 4))
-    records = queue(output)["suspicions"]
+    records = queue(output)["errors"]
     assert [{**record, "id": 0} for record in records] == [{**record, "id": 0} for record in everything[:4]]
     text = done(*again(finished, output, "CURATE.MANIFEST.RELABEL_LIMIT", 0))
     assert "suspected" not in text.splitlines()[-1]
@@ -77,7 +77,7 @@ def test_every_format_of_both(output, tmp_path, done, name, what):
     found = json.loads(done("export", name, output, "-o", tmp_path / "out", "--what", what, "--json"))
     images = {"relabel": len(queue(output)["images"]), "subset": 13}
     assert found["images"] == images[what]
-    assert found["suspicions"] > 0
+    assert found["errors"] > 0
     for path in found["files"]:
         assert (tmp_path / "out" / path.rpartition("/")[2]).is_file()
     if name == "yolo":

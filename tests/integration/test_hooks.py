@@ -135,10 +135,10 @@ def test_no_iteration_is_saved_twice_when_training_is_run_again(writer, tmp_path
     assert schedule[-1] == MAX_ITER - 1
     train(writer, schedule)
     before = {name: (tmp_path / "run-2" / name).stat().st_mtime_ns for name in names(tmp_path)}
-    ledger = writer.members()
+    member_index = writer.members()
     train(writer, schedule)
     train(MemberWriter(tmp_path, run=2, seed=19), schedule, start=8)
-    assert writer.members() == ledger
+    assert writer.members() == member_index
     assert {name: (tmp_path / "run-2" / name).stat().st_mtime_ns for name in names(tmp_path)} == before
 
 

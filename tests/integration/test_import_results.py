@@ -99,14 +99,14 @@ def test_three_members_are_imported_and_curated_to_a_manifest_that_verifies(pool
     assert [(m["run"], m["iteration"], m["results"], m["sha256"]) for m in provenance["ensemble"]] == [
         (0, number, f"epoch{number}.json", sha256_file(root / f"epoch{number}.json")) for number in range(3)
     ]
-    assert provenance["settings"]["predict"]["import-results"]["score_floor"] == 0.05
+    assert provenance["settings"]["predict"]["import-results"]["score_threshold"] == 0.05
     assert str(root) not in json.dumps([provenance["ensemble"], provenance["settings"]])
     checks = json.loads(done("manifest", "verify", output / "manifest", "--json"))
     assert {check["status"] for check in checks} == {"ok"}, checks
     assert len(read_coco(output / "manifest" / "subset.json")) == 3
     assert done(*curate(config)).count("up to date") == 6
     assert "results" in done("ensemble", "list", output)
-    trajectories = pq.read_table(output / "scores" / "objects.parquet").column_names
+    trajectories = pq.read_table(output / "score" / "objects.parquet").column_names
     assert "forgetting" in trajectories
 
 
@@ -114,11 +114,11 @@ def test_a_ledger_that_lost_lines_does_not_pass_for_a_smaller_ensemble(pool, thr
     config, output, _ = pool
     done(*three)
     done(*curate(config))
-    ledger = output / "ensemble" / "ensemble.jsonl"
-    lines = ledger.read_text().splitlines(keepends=True)
+    member_index = output / "train" / "ensemble.jsonl"
+    lines = member_index.read_text().splitlines(keepends=True)
     assert len(lines) == 3
-    ledger.write_text("".join(lines[:2]))
-    assert f"the ledger must be as its stage wrote it, but {ledger} is damaged; run" in refused(
+    member_index.write_text("".join(lines[:2]))
+    assert f"the ledger must be as its stage wrote it, but {member_index} is damaged; run" in refused(
         "ensemble", "list", output
     )
 
@@ -186,20 +186,20 @@ def test_what_a_detectron2_run_answered_gives_the_same_scores_when_it_is_importe
         (tmp_path / name).mkdir()
     config, whole = write_tiny_config(tmp_path / "theirs")
     done("--config-file", config, "--until", "score")
-    members = read_members(whole / "predictions")
+    members = read_members(whole / "predict")
     dataset = read_coco(whole / "pool" / "train.json")
     words = []
     for number, name in enumerate(members):
         run, iteration = (int(part.split("-")[1].split(".")[0]) for part in name.split("@")[0].split("/"))
         path = tmp_path / f"{number}.json"
-        path.write_text(json.dumps(export(read_predictions(whole / "predictions", members), number, dataset)))
+        path.write_text(json.dumps(export(read_predictions(whole / "predict", members), number, dataset)))
         words += ["--member", f"{path}@{run}:{iteration}"]
     config, output = write_tiny_config(tmp_path / "ours")
     keep_all = ["--score-floor", "0", "--max-per-image", "0"]
     done("import-results", "same", "--config-file", config, *keep_all, *words)
     done("--config-file", config, "--until", "score", "CURATE.PREDICT.RESULTS", "same")
     for name in ("images.parquet", "objects.parquet"):
-        expected, found = (pq.read_table(folder / "scores" / name) for folder in (whole, output))
+        expected, found = (pq.read_table(folder / "score" / name) for folder in (whole, output))
         assert found.equals(expected), name
     assert expected.num_rows > 0
 
@@ -296,7 +296,7 @@ def test_an_empty_file_goes_with_files_of_any_form(pool, done):
     words = ["import-results", "yolo", "--config-file", config, "--member", root / "empty.json", "--member", probs]
     assert "0 of 0 detections" in done(*words)
     done(*curate(config))
-    shard = next(iter(read_predictions(output / "predictions", read_members(output / "predictions"))))[0]
+    shard = next(iter(read_predictions(output / "predict", read_members(output / "predict"))))[0]
     assert shard.posterior_form == "sigmoid"
     assert set(shard.member.tolist()) == {1}
     assert done(*words).count("there already") == 1
@@ -344,11 +344,11 @@ def test_runs_and_iterations():
 
 def test_an_ensemble_of_detectron2_is_not_replaced(pool, three, refused):
     _, output, _ = pool
-    (output / "ensemble").mkdir(parents=True)
-    marker = {"status": "complete", "digest": "", "settings": {"CURATE.ENSEMBLE": {"num_runs": 2}}}
-    (output / "ensemble" / "stage.json").write_text(json.dumps(marker))
+    (output / "train").mkdir(parents=True)
+    stage_metadata = {"status": "complete", "digest": "", "settings": {"CURATE.ENSEMBLE": {"num_runs": 2}}}
+    (output / "train" / "stage.json").write_text(json.dumps(stage_metadata))
     assert "must not hold an ensemble of its own beside imported results" in refused(*three)
-    assert (output / "ensemble" / "stage.json").exists()
+    assert (output / "train" / "stage.json").exists()
 
 
 def test_a_fresh_start_keeps_what_it_starts_from(pool, three, done):
@@ -365,7 +365,7 @@ def test_a_dry_run_tells_what_was_imported(pool, three, done):
     done(*three)
     text = done(*curate(config, "--dry-run"))
     assert "3 members, imported as yolo" in text
-    assert not (output / "ensemble").exists()
+    assert not (output / "train").exists()
 
 
 def test_a_damaged_copy_is_found(pool, three, done, refused):

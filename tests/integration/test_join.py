@@ -64,7 +64,7 @@ def wait_for(condition, seconds=60):
 
 
 def shards_of(output, folder):
-    return {path.name: path.read_bytes() for path in (output / "predictions" / folder).glob("shard-*")}
+    return {path.name: path.read_bytes() for path in (output / "predict" / folder).glob("shard-*")}
 
 
 @pytest.mark.parametrize("mode", ["reference", "dense"])
@@ -76,11 +76,11 @@ def test_a_helper_does_what_the_run_does_not(request, copied_to, tmp_path, mode)
     begun = request.getfixturevalue("trained_densely" if mode == "dense" else "trained")
     words, output = copied_to("x", begun)
     words = [*words, "CURATE.PREDICT.MODE", mode]
-    folders = ("pass-00", "reference") if mode == "reference" else ("dense",)
+    folders = ("set-00", "reference") if mode == "reference" else ("dense",)
     helper = start(words, "--join")
     run = start(words, "--until", "predict")
     try:
-        wait_for(lambda: list((output / "predictions" / folders[0]).glob(".*.claim")))
+        wait_for(lambda: list((output / "predict" / folders[0]).glob(".*.claim")))
         os.kill(run.pid, signal.SIGSTOP)
         held = len(shards_of(output, folders[0])) + 1
         wait_for(lambda: len(shards_of(output, folders[0])) >= NUM_SHARDS - 1)
@@ -99,7 +99,7 @@ def test_a_helper_does_what_the_run_does_not(request, copied_to, tmp_path, mode)
     for folder in folders:
         assert shards_of(output, folder) == shards_of(alone, folder)
         assert len(shards_of(alone, folder)) == NUM_SHARDS
-    leftover = [path.name for path in (output / "predictions").rglob(".*")]
+    leftover = [path.name for path in (output / "predict").rglob(".*")]
     assert leftover == []
 
 

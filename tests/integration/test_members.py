@@ -108,7 +108,7 @@ def test_loading_casts_back_to_the_models_dtype(pool, tmp_path, storage):
     _, config = pool
     cfg = config()
     model = build_model(cfg)
-    save_member(model, tmp_path, 0, storage=storage)
+    save_member(model, tmp_path, 0, dtype=storage)
     (member,) = ensemble_members(tmp_path)
     found = model_for_weights(cfg, tmp_path / member.file).state_dict()
     for name, tensor in model.state_dict().items():
@@ -149,9 +149,7 @@ def default_trainer(cfg, dataset, directory, hook=None):
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, cfg.OUTPUT_DIR = (dataset,), (), str(directory)
     directory.mkdir(exist_ok=True)
     trainer = DefaultTrainer(cfg)
-    trainer.register_hooks(
-        [hook or ensemble_checkpointer(directory / "ensemble", cfg.SOLVER.MAX_ITER, members_per_run=2)]
-    )
+    trainer.register_hooks([hook or ensemble_checkpointer(directory / "train", cfg.SOLVER.MAX_ITER, members_per_run=2)])
     return trainer
 
 
@@ -162,14 +160,14 @@ def test_an_unmodified_default_trainer(pool, dataset, tmp_path):
     trainer.register_hooks([recorder])
     trainer.resume_or_load(resume=False)
     trainer.train()
-    members = ensemble_members(tmp_path / "ensemble")
+    members = ensemble_members(tmp_path / "train")
     assert [(m.run, m.iteration, m.seed, m.kind) for m in members] == [
         (0, 5, None, CHECKPOINT),
         (0, 7, None, CHECKPOINT),
     ]
     for member in members:
-        verify_member(tmp_path / "ensemble" / member.file, member.sha256)
-        assert_equal(load_file(tmp_path / "ensemble" / member.file), recorder.states[member.iteration])
+        verify_member(tmp_path / "train" / member.file, member.sha256)
+        assert_equal(load_file(tmp_path / "train" / member.file), recorder.states[member.iteration])
         assert member.lr == recorder.rates[member.iteration]
     assert (tmp_path / "model_final.pth").exists()
 
@@ -179,7 +177,7 @@ def test_an_average_goes_on_in_a_default_trainer_that_is_resumed(pool, dataset, 
     _, config = pool
 
     def hook():
-        return ensemble_checkpointer(tmp_path / "ensemble", 8, explicit=(2, 7), average_last=1)
+        return ensemble_checkpointer(tmp_path / "train", 8, explicit=(2, 7), average_last=1)
 
     class Stop(HookBase):
         def after_step(self):
@@ -201,8 +199,8 @@ def test_an_average_goes_on_in_a_default_trainer_that_is_resumed(pool, dataset, 
     assert resumed.start_iter == 6
     fifth = state_of(resumed.model)
     resumed.train()
-    average = next(m for m in ensemble_members(tmp_path / "ensemble") if m.kind == AVERAGE)
-    found = load_file(tmp_path / "ensemble" / average.file)
+    average = next(m for m in ensemble_members(tmp_path / "train") if m.kind == AVERAGE)
+    found = load_file(tmp_path / "train" / average.file)
     samples = [states.states[3], states.states[4], fifth, recorder.states[6], recorder.states[7]]
     for name, tensor in found.items():
         if tensor.is_floating_point():
@@ -211,11 +209,11 @@ def test_an_average_goes_on_in_a_default_trainer_that_is_resumed(pool, dataset, 
 
 def test_a_window_of_which_samples_are_missing_is_not_saved(pool, dataset, tmp_path, caplog):
     _, config = pool
-    hook = ensemble_checkpointer(tmp_path / "ensemble", 8, explicit=(2, 7), average_last=1)
+    hook = ensemble_checkpointer(tmp_path / "train", 8, explicit=(2, 7), average_last=1)
     trainer = default_trainer(config(), dataset, tmp_path, hook)
     trainer.start_iter = 6
     trainer.train()
-    assert [(m.iteration, m.kind) for m in ensemble_members(tmp_path / "ensemble")] == [(7, CHECKPOINT)]
+    assert [(m.iteration, m.kind) for m in ensemble_members(tmp_path / "train")] == [(7, CHECKPOINT)]
 
 
 def test_a_loop_written_by_hand(pool, dataset, tmp_path):
@@ -360,11 +358,11 @@ def test_averages_are_the_mean_of_their_window_and_a_killed_training_has_the_sam
 
 
 def test_the_last_weights_are_kept_in_fp32_beside_members_in_bf16(pool, tmp_path):
-    plain, half = job(pool, tmp_path / "plain"), job(pool, tmp_path / "half", storage="bf16", keep_last=True)
+    plain, half = job(pool, tmp_path / "plain"), job(pool, tmp_path / "half", dtype="bf16", keep_last=True)
     train(plain)
     train(half)
     last, member = half.last_writer.members()[0], half.writer.members()[-1]
-    assert (last.iteration, last.storage, member.storage) == (7, "fp32", "bf16")
+    assert (last.iteration, last.dtype, member.dtype) == (7, "fp32", "bf16")
     assert (half.directory / last.file).read_bytes() == content(plain)[7, CHECKPOINT]
     assert half.is_complete
     (half.directory / last.file).unlink()

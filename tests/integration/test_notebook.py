@@ -7,7 +7,7 @@ import sys
 import matplotlib
 import pytest
 from helpers import REPOSITORY
-from helpers.handed_over import curate_played_members
+from helpers.export_content import curate_played_members
 
 from detcurate.api import Manifest, Pool, Scores, Selection
 from detcurate.errors import ConfigError, DatasetError, PredictionError
@@ -81,15 +81,15 @@ def test_frames(output):
     assert rows["rank"].isna().sum() == 17
     gaps = rows[rows["reason"] == "sequence_gap"]
     assert len(gaps)
-    assert set(gaps["because"]) <= set(images["image_id"])
-    assert rows[rows["reason"] == "budget"]["because"].isna().all()
+    assert set(gaps["replaced_by"]) <= set(images["image_id"])
+    assert rows[rows["reason"] == "budget"]["replaced_by"].isna().all()
     assert set(manifest.to_pandas()["image_id"]) == set(rows["image_id"][:9])
-    suspicions = manifest.suspicions_to_pandas()
-    assert suspicions["suspicion"].is_monotonic_decreasing
-    assert suspicions[suspicions["kind"] == "overlooked"]["labelled"].isna().all()
-    swapped = suspicions[suspicions["kind"] == "swapped"]
-    assert (swapped["labelled"] != swapped["consensus"]).all()
-    first = suspicions["image_id"].iloc[0]
+    label_errors = manifest.label_errors_to_pandas()
+    assert label_errors["label_error_score"].is_monotonic_decreasing
+    assert label_errors[label_errors["kind"] == "missing_label"]["labelled"].isna().all()
+    wrong_class = label_errors[label_errors["kind"] == "wrong_class"]
+    assert (wrong_class["labelled"] != wrong_class["consensus"]).all()
+    first = label_errors["image_id"].iloc[0]
     objects = scores.objects_to_pandas(first)
     assert set(objects["image_id"]) == {first}
     assert len(scores.objects_to_pandas()) > len(objects)
@@ -101,8 +101,8 @@ def test_plots_draw_on_the_axes_they_are_given(output, ax):
     assert pool.plot_classes(ax) is ax
     assert sorted(bar.get_width() for bar in ax.patches) == sorted(counts.tolist())
     ax.clear()
-    assert sum(bar.get_height() for bar in scores.plot_distribution(ax, "swapped").patches) == 26
-    assert ax.get_xlabel() == "swapped"
+    assert sum(bar.get_height() for bar in scores.plot_distribution(ax, "wrong_class").patches) == 26
+    assert ax.get_xlabel() == "wrong_class"
     ax.clear()
     assert len(scores.plot_against(ax).collections[0].get_offsets()) == 26
     ax.clear()
@@ -118,16 +118,16 @@ def test_plots_draw_on_the_axes_they_are_given(output, ax):
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["pool", "subset"]
     assert sum(bar.get_width() for bar in ax.containers[0]) == pytest.approx(100)
     ax.clear()
-    worst = manifest.suspects[0]
+    worst = manifest.label_errors[0]
     image_id = pool.dataset.original_id(worst.image_row)
-    pool.plot_image(image_id, ax, manifest.suspects)
-    about = [suspect for suspect in manifest.suspects if suspect.image_row == worst.image_row]
+    pool.plot_image(image_id, ax, manifest.label_errors)
+    about = [label_error for label_error in manifest.label_errors if label_error.image_row == worst.image_row]
     assert len(ax.lines) == len(about) + pool.dataset.boxes_per_image[worst.image_row]
     ax.figure.canvas.draw()
 
 
 def test_names_are_shown_and_not_read_as_mathematics(tmp_path, ax):
-    from helpers.handed_over import write_pool
+    from helpers.export_content import write_pool
 
     pool = Pool.read(write_pool(tmp_path, names={9: "a $x^$ <b>", 2: "$_$", 5: "b", 11: "c"}).path, tmp_path / "images")
     cbook = pytest.importorskip("matplotlib.cbook")

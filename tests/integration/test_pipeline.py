@@ -15,7 +15,7 @@ from helpers import REPOSITORY
 
 from detcurate.cli import main
 from detcurate.coco.dataset import read_coco
-from detcurate.ensemble.index import read_ledger
+from detcurate.ensemble.index import read_index
 from detcurate.evaluate.coco_eval import FIGURES
 from detcurate.io.files import sha256_file
 
@@ -51,17 +51,17 @@ def test_it_ends_with_the_table_and_the_places(finished):
 
 def test_members_are_two_a_run_and_none_twice(finished):
     _, output, _ = finished
-    members = read_ledger(output / "ensemble" / "ensemble.jsonl")
+    members = read_index(output / "train" / "ensemble.jsonl")
     assert [(member.run, member.iteration, member.seed) for member in members] == [
         (0, 2, 0), (0, 3, 0), (1, 2, 1), (1, 3, 1),
     ]  # fmt: skip
     for member in members:
-        assert sha256_file(output / "ensemble" / member.file) == member.sha256
+        assert sha256_file(output / "train" / member.file) == member.sha256
 
 
 def test_every_image_has_a_score_and_every_component(finished):
     _, output, _ = finished
-    table = pq.read_table(output / "scores" / "images.parquet")
+    table = pq.read_table(output / "score" / "images.parquet")
     assert table.num_rows == 26
     assert {"image_id", "image_score", "mutual_information", "iou_dispersion", "existence_entropy"} <= set(
         table.column_names
@@ -78,7 +78,7 @@ def test_the_manifest_is_a_verbatim_subset_with_true_digests(finished):
     assert subset["images"] == [image for image in pool["images"] if image["id"] in kept]
     assert subset["annotations"] == [box for box in pool["annotations"] if box["image_id"] in kept]
     assert provenance["source"]["sha256"] == sha256_file(output / "pool" / "train.json")
-    assert provenance["scores_sha256"] == sha256_file(output / "scores" / "images.parquet")
+    assert provenance["scores_sha256"] == sha256_file(output / "score" / "images.parquet")
     assert [member["iteration"] for member in provenance["ensemble"]] == [2, 3, 2, 3]
     assert str(output) not in json.dumps(provenance)
     assert (output / "manifest" / "images.txt").read_text().splitlines() == [
@@ -124,9 +124,9 @@ def test_the_run_verifies_with_nothing_absent(finished, capsys):
 def test_a_changed_score_or_member_of_the_run_is_found_by_the_command(finished, tmp_path, capsys):
     _, whole, _ = finished
     output = tmp_path / "copy"
-    for name in ("manifest", "pool", "scores", "ensemble"):
+    for name in ("manifest", "pool", "score", "train"):
         shutil.copytree(whole / name, output / name, ignore=shutil.ignore_patterns("images-*", "*.pth"))
-    for name, check in (("scores/images.parquet", "scores"), ("ensemble/run-1/iter-0000003.safetensors", "members")):
+    for name, check in (("score/images.parquet", "scores"), ("train/run-1/iter-0000003.safetensors", "members")):
         path = output / name
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -183,7 +183,7 @@ def test_the_manifest_says_what_was_done_and_not_what_the_config_says_by_now(
     assert main(["--config-file", str(config), "--only", "manifest", *changed]) == 0
     provenance = json.loads((output / "manifest" / "provenance.json").read_text())
     assert (provenance["strategy"], provenance["seed"]) == ("top_n", 0)
-    assert provenance["budget"]["asked"] == {"fraction": 0.5}
+    assert provenance["budget"]["requested"] == {"fraction": 0.5}
     assert main(["manifest", "verify", str(output / "manifest")]) == 0
 
 
@@ -191,7 +191,7 @@ def test_the_full_arm_is_the_ensembles_own_runs(finished):
     _, output, _ = finished
     for seed in (0, 1):
         full = output / "retrain" / "full" / f"seed-{seed}" / "iter-0000003.safetensors"
-        assert sha256_file(full) == sha256_file(output / "ensemble" / f"run-{seed}" / "iter-0000003.safetensors")
+        assert sha256_file(full) == sha256_file(output / "train" / f"run-{seed}" / "iter-0000003.safetensors")
 
 
 def test_one_more_arm_or_seed_trains_nothing_anew_and_another_setting_all(finished, write_tiny_config, tmp_path):
@@ -252,9 +252,9 @@ def wait_for(path, process, seconds=90):
 
 MOMENTS = (
     "pool/images-train/*",
-    "ensemble/run-*/resume.pth",
-    "ensemble/run-*/members.jsonl",
-    "predictions/pass-*/shard-*",
+    "train/run-*/resume.pth",
+    "train/run-*/members.jsonl",
+    "predict/set-*/shard-*",
 )
 
 
@@ -279,7 +279,7 @@ def test_a_damaged_member_is_refused_by_name(finished, write_tiny_config, tmp_pa
     _, whole, _ = finished
     config, output = write_tiny_config(tmp_path)
     shutil.copytree(whole, output)
-    member = output / "ensemble" / "run-1" / "iter-0000002.safetensors"
+    member = output / "train" / "run-1" / "iter-0000002.safetensors"
     damaged = bytearray(member.read_bytes())
     damaged[-1] ^= 1
     member.write_bytes(damaged)
@@ -308,14 +308,14 @@ def test_a_run_that_is_added_is_asked_alone(finished, write_tiny_config, tmp_pat
     _, whole, _ = finished
     config, output = write_tiny_config(tmp_path)
     shutil.copytree(whole, output)
-    shards = sorted((output / "predictions").glob("pass-00/shard-*.parquet"))
+    shards = sorted((output / "predict").glob("set-00/shard-*.parquet"))
     before = [(path.stat().st_mtime_ns, sha256_file(path)) for path in shards]
     status = main(["--config-file", str(config), "--until", "predict", "CURATE.ENSEMBLE.NUM_RUNS", "3"])
     assert status == 0
     assert [(path.stat().st_mtime_ns, sha256_file(path)) for path in shards] == before
-    added = json.loads((output / "predictions" / "pass-01" / "pass.json").read_text())["members"]
+    added = json.loads((output / "predict" / "set-01" / "set.json").read_text())["members"]
     assert [name.split("/")[0] for name in added] == ["run-2", "run-2"]
-    assert len(json.loads((output / "predictions" / "members.json").read_text())) == 6
+    assert len(json.loads((output / "predict" / "members.json").read_text())) == 6
 
 
 def test_arms_at_equal_epochs_are_trained_in_proportion_to_their_images(finished, tmp_path):
@@ -335,7 +335,7 @@ def test_arms_at_equal_epochs_are_trained_in_proportion_to_their_images(finished
 
 def test_the_evaluation_images_are_resampled_for_every_detector(finished):
     _, output, _ = finished
-    table = pq.read_table(output / "evaluation" / "replicates.parquet")
+    table = pq.read_table(output / "evaluate" / "replicates.parquet")
     assert table.num_rows == 1000
     named = [name.split("/", 3) for name in table.column_names]
     models = dict.fromkeys((arm, seed) for arm, seed, *_ in named)

@@ -20,8 +20,8 @@ from detcurate.coco.dataset import read_coco
 from detcurate.config.declaration import load_config
 from detcurate.d2.checkpoints import model_for_weights
 from detcurate.d2.infer.posteriors.dense_heads import dense_outputs
-from detcurate.d2.infer.reference import reference_answers
-from detcurate.ensemble.index import read_ledger
+from detcurate.d2.infer.reference import reference_predictions
+from detcurate.ensemble.index import read_index
 from detcurate.io.files import sha256_file
 from detcurate.predictions.shards import (
     DENSE_AGGREGATIONS,
@@ -63,7 +63,7 @@ def digests(folder):
 
 
 def all_references(output):
-    parts = [read_references(shard_path(output / "predictions" / "reference", n)) for n in range(NUM_SHARDS)]
+    parts = [read_references(shard_path(output / "predict" / "reference", n)) for n in range(NUM_SHARDS)]
     columns = {name: np.concatenate([getattr(one, name) for one, _ in parts]) for name in References.__annotations__}
     return References(**columns), np.concatenate([image_ids for _, image_ids in parts])
 
@@ -96,11 +96,11 @@ def densely(tmp_path_factory, write_tiny_config):
 
 
 def test_the_default_mode_leaves_no_trace(clusters):
-    settings = json.loads((clusters / "predictions" / "stage.json").read_text())["settings"]
+    settings = json.loads((clusters / "predict" / "stage.json").read_text())["settings"]
     assert not [key for key in settings if "MODE" in key.split(".")]
     assert "mode" not in settings["CURATE.PREDICT"]
-    assert sorted(path.name for path in (clusters / "predictions").iterdir()) == [
-        "members.json", "pass-00", "stage.json",
+    assert sorted(path.name for path in (clusters / "predict").iterdir()) == [
+        "members.json", "set-00", "stage.json",
     ]  # fmt: skip
 
 
@@ -114,27 +114,27 @@ def test_every_label_is_an_object_and_every_member_has_answered(references):
     assert found.class_probs.shape[1:] == (4, C + 1)
     kept = ~pool.iscrowd
     for row, image_id in enumerate(pool.image_ids.tolist()):
-        asked = found.given[(found.image_ids == image_id) & found.is_truth]
-        np.testing.assert_allclose(asked, pool.boxes[kept & (pool.image_index == row)], rtol=0, atol=1e-4)
+        requested = found.given[(found.image_ids == image_id) & found.is_truth]
+        np.testing.assert_allclose(requested, pool.boxes[kept & (pool.image_index == row)], rtol=0, atol=1e-4)
     assert found.is_truth.sum() == kept.sum()
-    objects = pq.read_table(references / "scores" / "objects.parquet")
+    objects = pq.read_table(references / "score" / "objects.parquet")
     np.testing.assert_array_equal(objects["image_id"].to_numpy(), found.image_ids)
-    images = pq.read_table(references / "scores" / "images.parquet")
+    images = pq.read_table(references / "score" / "images.parquet")
     assert images["num_objects"].to_numpy().sum() == len(found)
 
 
 def test_consensus_boxes_are_those_of_the_clusters_that_no_label_covers(references):
     found, _ = all_references(references)
-    pool, directory = read_coco(references / "pool" / "train.json"), references / "predictions"
+    pool, directory = read_coco(references / "pool" / "train.json"), references / "predict"
     members = read_members(directory)
     detections = Detections.concatenate([part for part, _ in read_predictions(directory, members)])
     clusters = associate(detections, num_members=4)
     num_left_out = 0
     for row, image_id in enumerate(pool.image_ids.tolist()):
         of_image = found.image_ids == image_id
-        asked, consensus = found.given[of_image & ~found.is_truth], clusters.boxes[clusters.image_ids == image_id]
+        requested, consensus = found.given[of_image & ~found.is_truth], clusters.boxes[clusters.image_ids == image_id]
         covered = box_iou(consensus, pool.boxes[pool.image_index == row]).max(axis=1, initial=0) >= 0.5
-        np.testing.assert_array_equal(asked, consensus[~covered])
+        np.testing.assert_array_equal(requested, consensus[~covered])
         num_left_out += covered.sum()
     assert num_left_out > 0
 
@@ -152,33 +152,33 @@ def test_the_answers_are_those_of_each_member_alone(references):
         }  # fmt: skip
     )
     rows = found.image_ids == pool.image_ids[3]
-    for number, member in enumerate(read_ledger(references / "ensemble" / "ensemble.jsonl")):
-        model = model_for_weights(cfg, references / "ensemble" / member.file)
+    for number, member in enumerate(read_index(references / "train" / "ensemble.jsonl")):
+        model = model_for_weights(cfg, references / "train" / member.file)
         with torch.inference_mode():
-            (answer,) = reference_answers(model, [sample], [found.given[rows]])
-        np.testing.assert_allclose(found.class_probs[rows, number], answer.class_probs, atol=1e-5)
-        np.testing.assert_allclose(found.boxes[rows, number], answer.boxes, atol=1e-3)
+            (prediction,) = reference_predictions(model, [sample], [found.given[rows]])
+        np.testing.assert_allclose(found.class_probs[rows, number], prediction.class_probs, atol=1e-5)
+        np.testing.assert_allclose(found.boxes[rows, number], prediction.boxes, atol=1e-3)
 
 
 def test_the_passes_stay_and_back_in_the_default_mode_all_is_as_it_was(
     clusters, references, write_tiny_config, tmp_path
 ):
-    assert files(references / "predictions" / "pass-00") == files(clusters / "predictions" / "pass-00")
+    assert files(references / "predict" / "set-00") == files(clusters / "predict" / "set-00")
     config, output = copy_of(references, write_tiny_config, tmp_path)
-    before = files(output / "predictions" / "reference")
+    before = files(output / "predict" / "reference")
     assert run(config, "score") == 0
     for name in ("images.parquet", "objects.parquet"):
-        assert (output / "scores" / name).read_bytes() == (clusters / "scores" / name).read_bytes()
+        assert (output / "score" / name).read_bytes() == (clusters / "score" / name).read_bytes()
     assert run(config, "score", *REFERENCE) == 0
-    assert files(output / "predictions" / "reference") == before
+    assert files(output / "predict" / "reference") == before
     for name in ("images.parquet", "objects.parquet"):
-        assert (output / "scores" / name).read_bytes() == (references / "scores" / name).read_bytes()
-        assert (output / "scores" / name).read_bytes() != (clusters / "scores" / name).read_bytes()
+        assert (output / "score" / name).read_bytes() == (references / "score" / name).read_bytes()
+        assert (output / "score" / name).read_bytes() != (clusters / "score" / name).read_bytes()
 
 
 def test_a_shard_that_is_gone_is_asked_again_alone_with_the_same_bytes(references, write_tiny_config, tmp_path, capsys):
     config, output = copy_of(references, write_tiny_config, tmp_path)
-    folder = output / "predictions" / "reference"
+    folder = output / "predict" / "reference"
     before = files(folder)
     shard_path(folder, 2).unlink()
     assert run(config, "manifest", *REFERENCE) == 0
@@ -187,21 +187,21 @@ def test_a_shard_that_is_gone_is_asked_again_alone_with_the_same_bytes(reference
     assert text.count("up to date") == 5
     after = files(folder)
     assert [name for name in after if after[name] != before[name]] == ["shard-00002.parquet"]
-    assert digests(folder) == digests(references / "predictions" / "reference")
+    assert digests(folder) == digests(references / "predict" / "reference")
 
 
 def test_two_processes_and_members_in_groups_give_the_same_bytes(references, write_tiny_config, tmp_path):
     config, output = copy_of(references, write_tiny_config, tmp_path)
-    shutil.rmtree(output / "predictions" / "reference")
+    shutil.rmtree(output / "predict" / "reference")
     assert run(config, "predict", *REFERENCE, "CURATE.PREDICT.MEMORY_GB", "1e-9", *TWO) == 0
-    assert digests(output / "predictions" / "reference") == digests(references / "predictions" / "reference")
+    assert digests(output / "predict" / "reference") == digests(references / "predict" / "reference")
 
 
 def test_a_run_that_is_added_is_asked_alone_and_then_all_about_the_boxes(references, write_tiny_config, tmp_path):
     config, output = copy_of(references, write_tiny_config, tmp_path)
-    before = files(output / "predictions" / "pass-00")
+    before = files(output / "predict" / "set-00")
     assert run(config, "score", *REFERENCE, "CURATE.ENSEMBLE.NUM_RUNS", "3") == 0
-    assert files(output / "predictions" / "pass-00") == before
+    assert files(output / "predict" / "set-00") == before
     found, _ = all_references(output)
     assert found.class_probs.shape[1:] == (6, C + 1)
     old, _ = all_references(references)
@@ -214,7 +214,7 @@ def test_another_threshold_of_the_association_asks_again(references, write_tiny_
     assert run(config, "predict", *REFERENCE, "CURATE.SCORE.IOU_THRESHOLD", "0.9") == 0
     found, _ = all_references(output)
     assert len(found) > len(all_references(references)[0])
-    assert files(output / "predictions" / "pass-00") == files(references / "predictions" / "pass-00")
+    assert files(output / "predict" / "set-00") == files(references / "predict" / "set-00")
 
 
 def test_members_that_are_the_same_disagree_on_nothing(write_tiny_config, tmp_path):
@@ -225,8 +225,8 @@ def test_members_that_are_the_same_disagree_on_nothing(write_tiny_config, tmp_pa
         "MODEL.RESNETS.NORM", "FrozenBN", "CURATE.ENSEMBLE.NUM_RUNS", "1",
     ]  # fmt: skip
     assert run(config, "score", *REFERENCE, *same) == 0
-    assert len({member.sha256 for member in read_ledger(output / "ensemble" / "ensemble.jsonl")}) == 1
-    table = pq.read_table(output / "scores" / "objects.parquet")
+    assert len({member.sha256 for member in read_index(output / "train" / "ensemble.jsonl")}) == 1
+    table = pq.read_table(output / "score" / "objects.parquet")
     assert table.num_rows > 26
     for name in ("mutual_information", "iou_dispersion", "existence_entropy"):
         np.testing.assert_allclose(table[name].to_numpy(), 0, atol=1e-9)
@@ -234,14 +234,14 @@ def test_members_that_are_the_same_disagree_on_nothing(write_tiny_config, tmp_pa
 
 def test_a_damaged_shard_is_named(references, write_tiny_config, tmp_path, capsys):
     config, output = copy_of(references, write_tiny_config, tmp_path)
-    path = shard_path(output / "predictions" / "reference", 4)
+    path = shard_path(output / "predict" / "reference", 4)
     path.write_bytes(path.read_bytes()[:-9])
     words = ["--config-file", str(config), "--only", "score", *REFERENCE, "CURATE.SCORE.AGGREGATION", "max"]
     assert main(words) == 2
-    assert "predictions/reference/shard-00004.parquet is damaged" in capsys.readouterr().err
+    assert "predict/reference/shard-00004.parquet is damaged" in capsys.readouterr().err
     shutil.rmtree(path.parent)
     assert main(words) == 2
-    assert "predictions/reference/shard-00000.parquet is not there any more" in capsys.readouterr().err
+    assert "predict/reference/shard-00000.parquet is not there any more" in capsys.readouterr().err
 
 
 # dense
@@ -256,7 +256,7 @@ def test_dense_rows_against_all_members_at_once(densely):
     """One image, its members' maps stacked in float64."""
     pool = read_coco(densely / "pool" / "train.json")
     cfg = load_config(densely / "config.yaml", ["MODEL.RETINANET.NUM_CLASSES", str(C)])
-    image_ids, scores = read_dense(shard_path(densely / "predictions" / "dense", 0))
+    image_ids, scores = read_dense(shard_path(densely / "predict" / "dense", 0))
     assert image_ids.tolist() == pool.image_ids[:5].tolist()
     sample = DatasetMapper(cfg, is_train=False)(
         {
@@ -267,8 +267,8 @@ def test_dense_rows_against_all_members_at_once(densely):
         }  # fmt: skip
     )
     probs = []
-    for member in read_ledger(densely / "ensemble" / "ensemble.jsonl"):
-        model = model_for_weights(cfg, densely / "ensemble" / member.file)
+    for member in read_index(densely / "train" / "ensemble.jsonl"):
+        model = model_for_weights(cfg, densely / "train" / member.file)
         with torch.inference_mode():
             features = model.backbone(model.preprocess_image([sample]).tensor)
             outputs = dense_outputs(model, features, [sample])
@@ -283,23 +283,23 @@ def test_dense_rows_against_all_members_at_once(densely):
 
 def test_dense_rows_become_the_images_scores_and_the_manifest(densely, capsys):
     pool = read_coco(densely / "pool" / "train.json")
-    table = pq.read_table(densely / "scores" / "images.parquet")
+    table = pq.read_table(densely / "score" / "images.parquet")
     assert table.column_names == ["image_id", "image_score", "mutual_information", "num_objects"]
     assert table["image_id"].to_pylist() == pool.image_ids.tolist()
-    rows = [read_dense(shard_path(densely / "predictions" / "dense", n))[1]["top_k_mean"] for n in range(NUM_SHARDS)]
+    rows = [read_dense(shard_path(densely / "predict" / "dense", n))[1]["top_k_mean"] for n in range(NUM_SHARDS)]
     np.testing.assert_array_equal(table["mutual_information"].to_numpy(), np.concatenate(rows))
     assert table["num_objects"].to_pylist() == pool.boxes_per_image.tolist()
-    assert not (densely / "scores" / "objects.parquet").exists()
-    assert not list((densely / "predictions").glob("pass-*"))
-    marker = json.loads((densely / "scores" / "stage.json").read_text())
-    assert marker["settings"]["measures"] == ["mutual_information"]
-    assert "number of labelled boxes" in marker["summary"]
+    assert not (densely / "score" / "objects.parquet").exists()
+    assert not list((densely / "predict").glob("set-*"))
+    stage_metadata = json.loads((densely / "score" / "stage.json").read_text())
+    assert stage_metadata["settings"]["measures"] == ["mutual_information"]
+    assert "number of labelled boxes" in stage_metadata["summary"]
     assert main(["manifest", "verify", str(densely / "manifest")]) == 0
 
 
 def test_dense_embeddings_lie_beside_the_rows(densely):
     parts = [
-        read_embeddings(shard_path(densely / "predictions" / "dense" / "embeddings", number))
+        read_embeddings(shard_path(densely / "predict" / "dense" / "embeddings", number))
         for number in range(NUM_SHARDS)
     ]
     assert np.concatenate([image_ids for image_ids, _ in parts]).tolist() == list(range(1, 27))
@@ -309,32 +309,32 @@ def test_dense_embeddings_are_selected_by(densely, write_tiny_config, tmp_path):
     config, output = copy_of(densely, write_tiny_config, tmp_path)
     words = [*DENSE, "CURATE.PREDICT.EMBEDDINGS", "True", "CURATE.SELECT.STRATEGY", "k_center"]
     assert run(config, "select", *words) == 0
-    reasons = pq.read_table(output / "selection" / "selection.parquet")["reason"].to_pylist()
+    reasons = pq.read_table(output / "select" / "selection.parquet")["reason"].to_pylist()
     assert set(reasons) == {"k_center"}
 
 
 def test_another_aggregation_asks_nobody_and_a_lost_shard_is_made_again(densely, write_tiny_config, tmp_path):
     config, output = copy_of(densely, write_tiny_config, tmp_path)
     words = [*DENSE, "CURATE.PREDICT.EMBEDDINGS", "True"]
-    folder = output / "predictions" / "dense"
+    folder = output / "predict" / "dense"
     before = files(folder)
     assert run(config, "score", *words, "CURATE.SCORE.AGGREGATION", "sum") == 0
     assert files(folder) == before
-    table = pq.read_table(output / "scores" / "images.parquet")
+    table = pq.read_table(output / "score" / "images.parquet")
     assert table["mutual_information"][2].as_py() == read_dense(shard_path(folder, 0))[1]["sum"][2]
     shard_path(folder, 5).unlink()
     # Members that are not in memory together give the same sums, to the last bit.
     assert run(config, "predict", *words, "CURATE.PREDICT.MEMORY_GB", "1e-9") == 0
     after = files(folder)
     assert [name for name in after if after[name] != before[name]] == ["shard-00005.parquet"]
-    assert digests(folder) == digests(densely / "predictions" / "dense")
+    assert digests(folder) == digests(densely / "predict" / "dense")
 
 
 def test_a_member_that_is_added_has_all_asked_again(densely, write_tiny_config, tmp_path):
     config, output = copy_of(densely, write_tiny_config, tmp_path)
-    before = files(output / "predictions" / "dense")
+    before = files(output / "predict" / "dense")
     assert run(config, "predict", *DENSE, "CURATE.PREDICT.EMBEDDINGS", "True", "CURATE.ENSEMBLE.NUM_RUNS", "3") == 0
-    after = files(output / "predictions" / "dense")
+    after = files(output / "predict" / "dense")
     assert before.keys() == after.keys()
     assert not [name for name in after if after[name][1] == before[name][1]]
 
@@ -387,10 +387,10 @@ def test_one_member_has_nobody_to_disagree_with(write_tiny_config, tmp_path, cap
     one = ["CURATE.ENSEMBLE.NUM_RUNS", "1", "CURATE.ENSEMBLE.MEMBERS_PER_RUN", "1"]
     assert run(config, "score", *DENSE, *one) == 2
     assert "the mode dense must have at least 2 members, got 1" in capsys.readouterr().err
-    assert not (output / "predictions" / "dense").exists()
+    assert not (output / "predict" / "dense").exists()
     entropy = ["CURATE.SCORE.MEASURES", "('entropy',)", "CURATE.SCORE.WEIGHTS", "(1.0,)"]
     assert run(config, "score", *REFERENCE, *one, *entropy) == 0
-    assert pq.read_table(output / "scores" / "objects.parquet")["entropy"].to_numpy().max() > 0
+    assert pq.read_table(output / "score" / "objects.parquet")["entropy"].to_numpy().max() > 0
     assert run(config, "score", *REFERENCE, *one) == 2
     assert "measures of an ensemble of one member must be among entropy" in capsys.readouterr().err
 

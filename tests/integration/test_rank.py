@@ -42,9 +42,9 @@ def test_the_best_are_to_be_labelled_in_the_pools_categories(trained, done):
     assert found["categories"] == pool["categories"]
     records = {record["id"]: record for record in json.loads(images.read_bytes())["images"]}
     assert all(record == records[record["id"]] for record in found["images"])
-    scores = pq.read_table(folder / "scores" / "images.parquet").to_pydict()
+    scores = pq.read_table(folder / "score" / "images.parquet").to_pydict()
     best = sorted(zip([-score for score in scores["image_score"]], scores["image_id"], strict=True))[:4]
-    chosen = pq.read_table(folder / "selection" / "selection.parquet").to_pydict()
+    chosen = pq.read_table(folder / "select" / "selection.parquet").to_pydict()
     assert chosen["image_id"] == [image_id for _, image_id in best]
 
 
@@ -73,7 +73,7 @@ def mixed(trained, tmp_path_factory):
 
 
 def like_labelled(output):
-    table = pq.read_table(output / "candidates" / "mixed" / "selection" / "removed.parquet").to_pydict()
+    table = pq.read_table(output / "candidates" / "mixed" / "select" / "removed.parquet").to_pydict()
     rows = zip(table["image_id"], table["reason"], strict=True)
     return {image_id for image_id, reason in rows if reason == "like_labelled"}
 
@@ -125,7 +125,7 @@ def test_it_is_skipped_when_it_is_done_and_done_again_for_another_ensemble(train
     ("words", "message"),
     [
         (["CURATE.SELECT.NUM_BOXES", "9"], "CURATE.SELECT.NUM_BOXES must be left out to rank candidates, .* got 9"),
-        (["CURATE.SELECT.CLASS_FLOORS", "('bus=1',)"], "CLASS_FLOORS must be left out to rank candidates"),
+        (["CURATE.SELECT.CLASS_MINIMUMS", "('bus=1',)"], "CLASS_MINIMUMS must be left out to rank candidates"),
         (["CURATE.SELECT.STRATEGY", "stratified_random"], "must not be stratified_random to rank candidates"),
         (["CURATE.SELECT.NUM_IMAGES", "10"], "count must be at most the pool's 9 images, got 10"),
         (["CURATE.PREDICT.RESULTS", "yolo"], "CURATE.PREDICT.RESULTS must be empty to rank candidates, got 'yolo'"),

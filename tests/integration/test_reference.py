@@ -17,7 +17,7 @@ from detcurate.config.declaration import load_config
 from detcurate.d2 import registration  # noqa: F401  registers the small backbone
 from detcurate.d2.infer.posteriors import predict_posteriors
 from detcurate.d2.infer.posteriors.softmax import propose
-from detcurate.d2.infer.reference import reference_answers
+from detcurate.d2.infer.reference import reference_predictions
 from detcurate.errors import EnsembleError, PredictionError
 
 CONFIGS = REPOSITORY / "configs"
@@ -53,9 +53,9 @@ def inputs(seed=0, scale=1.0):
     ]
 
 
-def ask(model, batch, boxes, **given: object):
+def predict(model, batch, boxes, **given: object):
     with torch.inference_mode():
-        return reference_answers(model, batch, boxes, **given)
+        return reference_predictions(model, batch, boxes, **given)
 
 
 def own_proposals(model, batch):
@@ -84,18 +84,20 @@ def test_asked_about_its_own_proposals_a_model_answers_with_its_own_rows(kind, s
     """All of Detectron2's detections, at threshold 0, are among the answers: the rows, and boxes of the best class."""
     model, batch = build(kind, seed, "TEST.DETECTIONS_PER_IMAGE", "-1"), inputs(seed)
     proposals, images, features = own_proposals(model, batch)
-    answers = ask(model, batch, [boxes.numpy() for boxes in proposals])
+    predicted = predict(model, batch, [boxes.numpy() for boxes in proposals])
     with torch.inference_mode():
         detections = predict_posteriors(model, batch, C, images=images, features=features)
-    for answer, boxes, found in zip(answers, proposals, detections, strict=True):
-        assert answer.class_probs.shape == (len(boxes), C + 1)
-        assert answer.boxes.shape == (len(boxes), 4)
+    for prediction, boxes, found in zip(predicted, proposals, detections, strict=True):
+        assert prediction.class_probs.shape == (len(boxes), C + 1)
+        assert prediction.boxes.shape == (len(boxes), 4)
         rows = found.class_probs.numpy()
         assert len(rows) > 10
-        known = {row.tobytes() for row in answer.class_probs}
+        known = {row.tobytes() for row in prediction.class_probs}
         assert all(row.tobytes() in known for row in rows)
         best = (found.class_probs[:, :-1].argmax(dim=1) == found.pred_classes).numpy()
-        placed = {(row.tobytes(), box.tobytes()) for row, box in zip(answer.class_probs, answer.boxes, strict=True)}
+        placed = {
+            (row.tobytes(), box.tobytes()) for row, box in zip(prediction.class_probs, prediction.boxes, strict=True)
+        }
         own = found.pred_boxes.tensor.numpy()
         assert best.sum() > 3
         assert all((row.tobytes(), box.tobytes()) in placed for row, box in zip(rows[best], own[best], strict=True))
@@ -112,14 +114,14 @@ def test_rows_and_boxes_against_the_heads_own_methods(kind):
         instances = [holder(one, size) for one, size in zip(proposals, SIZES, strict=True)]
         rows = heads.box_predictor.predict_probs(predictions, instances)
         refined = heads.box_predictor.predict_boxes(predictions, instances)
-    answers = ask(model, batch, [boxes.numpy() for boxes in proposals])
-    for answer, row, box, (height, width) in zip(answers, rows, refined, SIZES, strict=True):
-        np.testing.assert_array_equal(answer.class_probs, row.numpy())
+    predicted = predict(model, batch, [boxes.numpy() for boxes in proposals])
+    for prediction, row, box, (height, width) in zip(predicted, rows, refined, SIZES, strict=True):
+        np.testing.assert_array_equal(prediction.class_probs, row.numpy())
         per_class = box.numpy().reshape(len(row), -1, 4)
-        best = answer.class_probs[:, :-1].argmax(axis=1) if kind == "faster" else np.zeros(len(row), int)
+        best = prediction.class_probs[:, :-1].argmax(axis=1) if kind == "faster" else np.zeros(len(row), int)
         expected = np.clip(per_class[np.arange(len(row)), best], 0, [width, height, width, height])
-        np.testing.assert_allclose(answer.boxes, expected, atol=1e-4)
-        assert (np.abs(answer.boxes - answer.boxes.clip(0)) == 0).all()
+        np.testing.assert_allclose(prediction.boxes, expected, atol=1e-4)
+        assert (np.abs(prediction.boxes - prediction.boxes.clip(0)) == 0).all()
 
 
 def wrap(boxes):
@@ -142,8 +144,8 @@ def test_boxes_of_a_larger_original_are_scaled_to_the_networks_input_and_back(ki
     model = build(kind, 2)
     boxes = random_boxes(2)
     scaled = [one * np.tile([4, 2], 2) for one in boxes]
-    expected = ask(model, inputs(2), boxes)
-    found = ask(model, inputs(2, scale=4), scaled)
+    expected = predict(model, inputs(2), boxes)
+    found = predict(model, inputs(2, scale=4), scaled)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one.class_probs, other.class_probs, atol=1e-5)
         np.testing.assert_allclose(one.boxes, other.boxes * np.tile([4, 2], 2), atol=1e-2)
@@ -151,34 +153,34 @@ def test_boxes_of_a_larger_original_are_scaled_to_the_networks_input_and_back(ki
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_are_posteriors_and_boxes_lie_in_the_image(kind):
-    answers = ask(build(kind, 1), inputs(1), random_boxes(1))
-    assert [len(answer) for answer in answers] == [4, 0, 7]
-    for answer, (height, width) in zip(answers, SIZES, strict=True):
-        assert answer.class_probs.dtype == answer.boxes.dtype == np.float32
-        assert answer.class_probs.shape == (len(answer), C + 1)
-        np.testing.assert_allclose(answer.class_probs.sum(axis=1), 1, atol=1e-5)
-        assert (answer.boxes >= 0).all() and (answer.boxes <= [width, height, width, height]).all()
+    predicted = predict(build(kind, 1), inputs(1), random_boxes(1))
+    assert [len(prediction) for prediction in predicted] == [4, 0, 7]
+    for prediction, (height, width) in zip(predicted, SIZES, strict=True):
+        assert prediction.class_probs.dtype == prediction.boxes.dtype == np.float32
+        assert prediction.class_probs.shape == (len(prediction), C + 1)
+        np.testing.assert_allclose(prediction.class_probs.sum(axis=1), 1, atol=1e-5)
+        assert (prediction.boxes >= 0).all() and (prediction.boxes <= [width, height, width, height]).all()
 
 
 def test_a_box_is_clipped_to_the_image():
     model = build("faster", 3)
     beyond = [np.array([[-20.0, 5.0, 500.0, 40.0]]), np.zeros((0, 4)), np.array([[10.0, 10.0, 30.0, 999.0]])]
     inside = [np.array([[0.0, 5.0, 96.0, 40.0]]), np.zeros((0, 4)), np.array([[10.0, 10.0, 30.0, 80.0]])]
-    for one, other in zip(ask(model, inputs(3), beyond), ask(model, inputs(3), inside), strict=True):
+    for one, other in zip(predict(model, inputs(3), beyond), predict(model, inputs(3), inside), strict=True):
         np.testing.assert_array_equal(one.class_probs, other.class_probs)
         np.testing.assert_array_equal(one.boxes, other.boxes)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_box_at_all(kind):
-    answers = ask(build(kind), inputs(), [np.zeros((0, 4))] * 3)
-    assert [(one.class_probs.shape, one.boxes.shape) for one in answers] == [((0, C + 1), (0, 4))] * 3
+    predicted = predict(build(kind), inputs(), [np.zeros((0, 4))] * 3)
+    assert [(one.class_probs.shape, one.boxes.shape) for one in predicted] == [((0, C + 1), (0, 4))] * 3
 
 
 def test_the_answer_does_not_depend_on_the_other_boxes():
     model, boxes = build("cascade", 4), random_boxes(4)
-    whole = ask(model, inputs(4), boxes)
-    turned = ask(model, inputs(4), [one[::-1].copy() for one in boxes])
+    whole = predict(model, inputs(4), boxes)
+    turned = predict(model, inputs(4), [one[::-1].copy() for one in boxes])
     for one, other in zip(turned, whole, strict=True):
         np.testing.assert_allclose(one.class_probs[::-1], other.class_probs, atol=1e-6)
         np.testing.assert_allclose(one.boxes[::-1], other.boxes, atol=1e-3)
@@ -189,11 +191,11 @@ def test_images_and_features_that_are_there_already_are_used():
     with torch.inference_mode():
         images = model.preprocess_image(batch)
         features = model.backbone(images.tensor)
-    expected = ask(model, batch, boxes)
+    expected = predict(model, batch, boxes)
     blind = {name: torch.zeros_like(feature) for name, feature in features.items()}
-    for one, other in zip(ask(model, batch, boxes, images=images, features=features), expected, strict=True):
+    for one, other in zip(predict(model, batch, boxes, images=images, features=features), expected, strict=True):
         np.testing.assert_array_equal(one.class_probs, other.class_probs)
-    assert not np.array_equal(ask(model, batch, boxes, features=blind)[2].class_probs, expected[2].class_probs)
+    assert not np.array_equal(predict(model, batch, boxes, features=blind)[2].class_probs, expected[2].class_probs)
 
 
 # Messages
@@ -202,7 +204,7 @@ def test_images_and_features_that_are_there_already_are_used():
 def test_what_cannot_be_asked_is_named():
     model, boxes = build("faster"), random_boxes()
     with pytest.raises(PredictionError, match="boxes must be one array an image, got 2 for 3 images"):
-        ask(model, inputs(), boxes[:2])
+        predict(model, inputs(), boxes[:2])
     cases = (
         (np.zeros((2, 5)), r"boxes must be a finite floating array of shape \(R, 4\), got float64 of shape \(2, 5\)"),
         (np.array([[0, 0, 4, 4]]), r"got int64 of shape \(1, 4\) \(image_id 71\)"),
@@ -215,18 +217,18 @@ def test_what_cannot_be_asked_is_named():
     )
     for broken, message in cases:
         with pytest.raises(PredictionError, match=message):
-            ask(model, inputs(), [boxes[0], broken, boxes[2]])
+            predict(model, inputs(), [boxes[0], broken, boxes[2]])
     with pytest.raises(PredictionError, match="must be in evaluation mode"):
-        ask(model.train(), inputs(), boxes)
+        predict(model.train(), inputs(), boxes)
 
 
 def test_a_member_that_answers_nan_is_named_with_the_image():
     model, batch = build("cascade"), inputs()
     batch[2]["image"][:] = math.nan
     with pytest.raises(PredictionError, match=r"the predicted class logits must be finite, got .* \(image_id 72\)"):
-        ask(model, batch, random_boxes())
+        predict(model, batch, random_boxes())
 
 
 def test_a_detector_without_a_softmax_box_head_is_refused():
     with pytest.raises(EnsembleError, match="must have a two-stage detector with a softmax box head, got Generalized"):
-        ask(build("faster", 0, "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "True"), inputs(), random_boxes())
+        predict(build("faster", 0, "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "True"), inputs(), random_boxes())

@@ -61,7 +61,7 @@ def browser():
 def report(tmp_path_factory):
     """The page of a run whose class and file names attack it, with floors, near-duplicates and an absent image."""
     folder = tmp_path_factory.mktemp("attack")
-    options = ("CURATE.SELECT.EMPTY_FLOOR", 1, "CURATE.SELECT.DUPLICATE_SIMILARITY", 0.9)
+    options = ("CURATE.SELECT.EMPTY_MINIMUM", 1, "CURATE.SELECT.DUPLICATE_SIMILARITY", 0.9)
     _, output = write_run(folder, classes=NAMES, select=options, file_name="<i>{:03d}</i>&.png")
     assert main(["report", str(output)]) == 0
     return output / "report" / "index.html"
@@ -195,7 +195,7 @@ def test_the_viewer_holds_the_boxes_of_the_data(open_page):
 
 def test_the_keyboard_opens_steps_zooms_and_closes(open_page):
     page, _ = open_page()
-    first = page.locator("#gallery-swapped .shot").first
+    first = page.locator("#gallery-wrong_class .shot").first
     first.focus()
     page.keyboard.press("Enter")
     viewer = page.locator("#viewer")
@@ -289,11 +289,11 @@ def test_no_table_row_is_broken_between_pages(open_page, tmp_path):
 
 def test_the_policy_lets_nothing_out(browser, report, tmp_path):
     """Not even a picture from a server on this machine."""
-    asked = []
+    requested = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):  # noqa: N802
-            asked.append(self.path)
+            requested.append(self.path)
             self.send_error(404)
 
         def log_message(self, *arguments: object):
@@ -308,7 +308,7 @@ def test_the_policy_lets_nothing_out(browser, report, tmp_path):
         page.wait_for_load_state("networkidle")
         page.close()
         server.shutdown()
-    assert asked == []
+    assert requested == []
 
 
 def test_an_absent_image_is_a_sentence_and_its_boxes(open_page, tmp_path):

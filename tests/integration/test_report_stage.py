@@ -20,7 +20,7 @@ from detcurate.evaluate.coco_eval import FIGURES
 from detcurate.pipeline import Run
 from detcurate.pipeline.report_inputs import stage_states
 from detcurate.pipeline.runner import STAGES
-from detcurate.pipeline.stage import read_marker
+from detcurate.pipeline.stage import read_stage_metadata
 
 DOCUMENT = REPOSITORY / "docs" / "report.md"
 
@@ -29,7 +29,7 @@ DOCUMENT = REPOSITORY / "docs" / "report.md"
 def finished(tmp_path_factory):
     """A finished run with floors and a guard, and its report."""
     folder = tmp_path_factory.mktemp("finished")
-    options = ("CURATE.SELECT.EMPTY_FLOOR", 1, "CURATE.SELECT.CLASS_FLOORS", "('cyclist=4',)")
+    options = ("CURATE.SELECT.EMPTY_MINIMUM", 1, "CURATE.SELECT.CLASS_MINIMUMS", "('cyclist=4',)")
     config, output = write_run(folder, select=(*options, "CURATE.SELECT.DUPLICATE_SIMILARITY", 0.9))
     assert main(["report", str(output)]) == 0
     return config, output
@@ -53,8 +53,8 @@ def stage_of(output, name):
 
 def interrupt(output, *directories: str):
     for directory in directories:
-        marker = read_marker(output / directory)
-        (output / directory / "stage.json").write_text(json.dumps({**marker, "status": "started"}))
+        stage_metadata = read_stage_metadata(output / directory)
+        (output / directory / "stage.json").write_text(json.dumps({**stage_metadata, "status": "started"}))
 
 
 class TestFinished:
@@ -62,7 +62,7 @@ class TestFinished:
         _, output = finished
         files = {path.relative_to(output / "report").as_posix() for path in (output / "report").rglob("*.*")}
         assert {"index.html", "results.json", "summary.md", "data/ap.csv", "data/scores.csv"} <= files
-        assert set(read_marker(output / "report")["outputs"]) == {
+        assert set(read_stage_metadata(output / "report")["outputs"]) == {
             file for file in files if file != "stage.json"
         }  # fmt: skip
 
@@ -101,7 +101,7 @@ class TestFinished:
 
     def test_the_reasons_of_the_selection_are_those_of_its_stage(self, finished):
         _, output = finished
-        facts = read_marker(output / "selection")["facts"]
+        facts = read_stage_metadata(output / "select")["facts"]
         expected = {("kept", *pair) for pair in map(tuple, facts["selected"])}
         expected |= {("left out", *pair) for pair in map(tuple, facts["removed"])}
         rows = results_of(output)["selection"]["reasons"]
@@ -147,7 +147,7 @@ class TestFinished:
 
 class TestUnfinished:
     def test_every_stage_may_be_the_last(self, finished, copied):
-        for last in ("evaluation", "retrain", "manifest", "selection", "scores", "predictions", "ensemble"):
+        for last in ("evaluate", "retrain", "manifest", "select", "score", "predict", "train"):
             interrupt(copied, last)
             assert main(["report", str(copied)]) == 0
         found = results_of(copied)
@@ -161,7 +161,7 @@ class TestUnfinished:
         assert "- not finished: the stage train is interrupted" in (copied / "report" / "summary.md").read_text()
 
     def test_without_arms_the_selection_is_shown(self, copied):
-        for directory in ("evaluation", "retrain"):
+        for directory in ("evaluate", "retrain"):
             shutil.rmtree(copied / directory)
         assert main(["report", str(copied)]) == 0
         assert results_of(copied)["verdict"]["headline"] == "The detectors have not been compared yet."
@@ -180,26 +180,26 @@ class TestUnfinished:
         assert results_of(copied)["models"] == []
 
     def test_predictions_may_be_removed_once_the_pool_is_scored(self, copied):
-        shutil.rmtree(copied / "predictions")
+        shutil.rmtree(copied / "predict")
         assert main(["report", str(copied)]) == 0
         states = {stage["name"]: stage["state"] for stage in results_of(copied)["stages"]}
         assert (states["predict"], states["score"], states["evaluate"]) == ("absent", "complete", "complete")
 
     def test_a_file_that_is_gone_makes_its_stage_unfinished(self, copied):
-        (copied / "evaluation" / "figures.json").unlink()
+        (copied / "evaluate" / "figures.json").unlink()
         assert main(["report", str(copied)]) == 0
         assert stage_of(copied, "evaluate") == {
             "name": "evaluate",
             "state": "interrupted",
-            "note": "evaluation/figures.json is not there any more",
+            "note": "evaluate/figures.json is not there any more",
         }
 
     def test_a_damaged_table_is_said_and_the_rest_shown(self, copied):
-        path = copied / "scores" / "images.parquet"
+        path = copied / "score" / "images.parquet"
         path.write_bytes(path.read_bytes()[:200])
         assert main(["report", str(copied)]) == 0
         notes = {stage["name"]: stage["note"] for stage in results_of(copied)["stages"]}
-        assert notes["score"] == "scores/images.parquet is damaged"
+        assert notes["score"] == "score/images.parquet is damaged"
         assert notes["select"] == "'score' has been done again, or not to its end, since"
 
     def test_a_changed_annotation_file_is_not_taken_for_the_pools(self, finished, copied, tmp_path):
@@ -249,13 +249,15 @@ class TestBadInput:
 
     def test_scores_without_objects_have_galleries_without_consensus(self, copied):
         """The mode dense keeps no objects, no boxes of members and no suspicions."""
-        scores = copied / "scores"
+        scores = copied / "score"
         table = pq.read_table(scores / "images.parquet")
-        pq.write_table(table.drop_columns(["overlooked", "swapped", "badly_located"]), scores / "images.parquet")
+        pq.write_table(
+            table.drop_columns(["missing_label", "wrong_class", "inaccurate_box"]), scores / "images.parquet"
+        )
         (scores / "objects.parquet").unlink()
-        marker = read_marker(scores)
-        finish(scores, "images.parquet", inputs=marker["inputs"], settings=marker["settings"])
-        shutil.rmtree(copied / "predictions")
+        stage_metadata = read_stage_metadata(scores)
+        finish(scores, "images.parquet", inputs=stage_metadata["inputs"], settings=stage_metadata["settings"])
+        shutil.rmtree(copied / "predict")
         assert main(["report", str(copied)]) == 0
         found = results_of(copied)
         assert found["missing"] == []
@@ -273,14 +275,14 @@ class TestBadInput:
 
     def test_nothing_selected(self, tmp_path):
         _, output = write_run(tmp_path, evaluated=False)
-        selection = output / "selection"
+        selection = output / "select"
         taken, gone = (pq.read_table(selection / f"{name}.parquet") for name in ("selection", "removed"))
         ids = pa.concat_arrays([taken["image_id"].combine_chunks(), gone["image_id"].combine_chunks()])
         pq.write_table(taken.slice(0, 0), selection / "selection.parquet")
         columns = {"image_id": ids, "image_score": pa.array([0.5] * IMAGES), "reason": pa.array(["budget"] * IMAGES)}
-        columns["because"] = pa.array([None] * IMAGES, pa.int64())
+        columns["replaced_by"] = pa.array([None] * IMAGES, pa.int64())
         pq.write_table(pa.table(columns), selection / "removed.parquet")
-        inputs = {name: digest(output / folder) for name, folder in (("pool", "pool"), ("score", "scores"))}
+        inputs = {name: digest(output / folder) for name, folder in (("pool", "pool"), ("score", "score"))}
         finish(selection, "selection.parquet", "removed.parquet", inputs=inputs)
         assert main(["report", str(output)]) == 0
         found = results_of(output)
@@ -346,13 +348,13 @@ class TestBadInput:
 
 def test_an_evaluation_without_figures_of_a_size_is_shown(copied):
     """COCO's figures are None where no label is of a size."""
-    rows = json.loads((copied / "evaluation" / "figures.json").read_text())
+    rows = json.loads((copied / "evaluate" / "figures.json").read_text())
     for row in rows:
         row["figures"] |= dict.fromkeys(FIGURES)
         row["figures"]["per_class"] = dict.fromkeys(row["figures"]["per_class"])
-    (copied / "evaluation" / "figures.json").write_text(json.dumps(rows))
+    (copied / "evaluate" / "figures.json").write_text(json.dumps(rows))
     names = ("figures.json", "replicates.parquet")
     inputs = {"pool": digest(copied / "pool"), "retrain": digest(copied / "retrain")}
-    finish(copied / "evaluation", *names, inputs=inputs)
+    finish(copied / "evaluate", *names, inputs=inputs)
     assert main(["report", str(copied)]) == 0
     assert results_of(copied)["verdict"]["kind"] == "undefined"

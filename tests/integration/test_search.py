@@ -74,7 +74,7 @@ def images_of(folder):
 
 
 def selection_of(folder):
-    return pq.read_table(folder / "selection" / "selection.parquet").to_pydict()
+    return pq.read_table(folder / "select" / "selection.parquet").to_pydict()
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_each_round_says_where_its_images_come_from(built_up):
         {
             "round": number,
             "images": images,
-            "selection_sha256": sha256_file(output / "search" / f"round-{number}" / "selection" / "selection.parquet"),
+            "selection_sha256": sha256_file(output / "search" / f"round-{number}" / "select" / "selection.parquet"),
         }
         for number, images in enumerate((4, 7))
     ]
@@ -116,7 +116,7 @@ def test_the_best_of_the_rest_by_the_rounds_own_scores_are_bought(built_up):
     _, output, _ = built_up
     for folder, before in ((output / "search" / "round-1", 4), (output, 7)):
         chosen = selection_of(folder)["image_id"]
-        scores = pq.read_table(folder / "scores" / "images.parquet").to_pydict()
+        scores = pq.read_table(folder / "score" / "images.parquet").to_pydict()
         rest = [
             (-score, image_id)
             for image_id, score in zip(scores["image_id"], scores["image_score"], strict=True)
@@ -144,11 +144,11 @@ def test_a_warm_start_begins_with_the_weights_of_the_same_run_in_the_round_befor
     done(*words, "CURATE.SEARCH.WARM_START", "False", "OUTPUT_DIR", output, "--until", "train")
     started = f"initial weights from {name}"
     for run in (0, 1):
-        assert started in (whole / "ensemble" / f"run-{run}" / "log.txt").read_text()
-        assert started not in (output / "ensemble" / f"run-{run}" / "log.txt").read_text()
-        assert started not in (whole / "search" / "round-1" / "ensemble" / f"run-{run}" / "log.txt").read_text()
-        last = load_file(whole / "ensemble" / f"run-{run}" / name)
-        before = [load_file(whole / "search" / "round-1" / "ensemble" / f"run-{number}" / name) for number in (0, 1)]
+        assert started in (whole / "train" / f"run-{run}" / "log.txt").read_text()
+        assert started not in (output / "train" / f"run-{run}" / "log.txt").read_text()
+        assert started not in (whole / "search" / "round-1" / "train" / f"run-{run}" / "log.txt").read_text()
+        last = load_file(whole / "train" / f"run-{run}" / name)
+        before = [load_file(whole / "search" / "round-1" / "train" / f"run-{number}" / name) for number in (0, 1)]
         assert squared_distance(last, before[run]) < squared_distance(last, before[1 - run])
 
 
@@ -172,9 +172,9 @@ def test_killed_in_any_round_it_ends_with_the_same_manifest(built_up, tmp_path):
     output = tmp_path / "killed"
     command = [sys.executable, CURATE, *words, "--until", "manifest", "OUTPUT_DIR", output]
     for moment in (
-        "search/round-1/ensemble/run-*/resume.pth",
-        "search/round-1/selection/*",
-        "ensemble/run-*/resume.pth",
+        "search/round-1/train/run-*/resume.pth",
+        "search/round-1/select/*",
+        "train/run-*/resume.pth",
     ):
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -212,7 +212,7 @@ def test_pretrained_arms_start_from_the_weights_of_the_ensembles_runs(built_up, 
     assert "9 detectors trained at equal iterations, from the weights of the ensemble's runs" in text
     summary = (output / "report" / "summary.md").read_text()
     assert "from the weights of the ensemble's runs" in summary
-    starts = [load_file(output / "ensemble" / f"run-{run}" / "iter-0000003.safetensors") for run in (0, 1)]
+    starts = [load_file(output / "train" / f"run-{run}" / "iter-0000003.safetensors") for run in (0, 1)]
     for seed in range(3):
         ends = load_file(output / "retrain" / "curated" / f"seed-{seed}" / "iter-0000003.safetensors")
         near, far = (squared_distance(ends, starts[run]) for run in (seed % 2, 1 - seed % 2))
@@ -249,7 +249,7 @@ def test_what_cannot_be_searched_is_said_before_anything_is_done(write_tiny_conf
 def test_members_that_were_trained_on_all_are_no_beginning(built_up, done, refused, write_tiny_config, tmp_path):
     _, whole, _ = built_up
     config, output = write_tiny_config(tmp_path)
-    done("ensemble", "add", whole / "ensemble", "--config-file", config, "CURATE.ENSEMBLE.NUM_RUNS", "0")
+    done("ensemble", "add", whole / "train", "--config-file", config, "CURATE.ENSEMBLE.NUM_RUNS", "0")
     message = refused("--config-file", config, *BUILD_UP, "--until", "search")
     assert "no member must have been added with CURATE.SEARCH.SCHEME build_up, got 4" in message
 

@@ -173,18 +173,18 @@ class TestObjects:
         assert list(outgoing.iterdir()) == []
 
     def test_listings_globs_and_removal(self, root, faults):
-        for name in ("pass-00/pass.json", "pass-00/shard-00000.parquet", "pass-00/shard-00002.parquet", "stage.json"):
+        for name in ("set-00/set.json", "set-00/shard-00000.parquet", "set-00/shard-00002.parquet", "stage.json"):
             write_bytes(root / name, b"123")
-        assert [str(path)[len(str(root)) + 1 :] for path in root.glob("pass-*/pass.json")] == ["pass-00/pass.json"]
-        assert [path.name for path in root.glob("pass-*")] == ["pass-00"]
+        assert [str(path)[len(str(root)) + 1 :] for path in root.glob("set-*/set.json")] == ["set-00/set.json"]
+        assert [path.name for path in root.glob("set-*")] == ["set-00"]
         faults.seen.clear()
-        assert missing_shards(root / "pass-00", 4) == [1, 3]
+        assert missing_shards(root / "set-00", 4) == [1, 3]
         assert file_sizes(root, ["stage.json", "absent"]) == {"stage.json": 3}
         assert len(faults.seen) == 2
         assert describe_files(root, [root / "stage.json"]) == {
             "stage.json": {"sha256": hashlib.sha256(b"123").hexdigest(), "bytes": 3}
         }
-        (root / "pass-00").remove_tree()
+        (root / "set-00").remove_tree()
         assert [path.name for path in root.iterdir()] == ["stage.json"]
         (root / "stage.json").unlink()
         assert not root.exists()
@@ -265,15 +265,15 @@ class TestFaults:
             root.read_bytes()
 
     def test_denied_access_is_told_at_once_without_the_secret(self, root, monkeypatch):
-        asked = []
+        requested = []
 
         def deny(_):
-            asked.append(1)
+            requested.append(1)
             raise PermissionError(f"no: {SECRET} at http://me:{KEY_ID}@host")
 
         with pytest.raises(StorageError, match="must be open to read with the environment's credentials") as error:
-            root._ask("read", deny)
-        assert len(asked) == 1
+            root._predict("read", deny)
+        assert len(requested) == 1
         assert SECRET not in str(error.value)
         assert KEY_ID not in str(error.value)
 

@@ -195,14 +195,14 @@ def test_silence_is_bounded_and_not_the_time_that_a_body_takes(root, faults):
 
 def test_denied_access_is_told_at_once(root, faults):
     faults.plan = lambda method, path: "denied"
-    for verb, ask in {
+    for verb, predict in {
         "read": root.read_bytes,
         "list": root.list_files,
         "write": lambda: write_bytes(root, b"1"),
     }.items():
         faults.seen.clear()
         with pytest.raises(StorageError, match=f"{root} must be open to {verb} with the environment's credentials"):
-            ask()
+            predict()
         assert len(faults.seen) <= 3  # gcsfs asks for object and folder at once
 
 
@@ -233,11 +233,11 @@ def test_the_job_gives_the_manifest_and_scores_of_the_job_here(job_here, storage
     for name in ("subset.json", "images.txt", "provenance.json", "relabel.json"):
         assert (tmp_path / "output" / "manifest" / name).read_bytes() == (output / "manifest" / name).read_bytes(), name
     made = locate(f"{scheme}://pool/runs/tiny")
-    shards = [path.relative_to(output).as_posix() for path in output.glob("predictions/*/*.parquet")]
+    shards = [path.relative_to(output).as_posix() for path in output.glob("predict/*/*.parquet")]
     assert len(shards) == 6
-    for name in ("scores/images.parquet", "scores/objects.parquet", *shards):
+    for name in ("score/images.parquet", "score/objects.parquet", *shards):
         assert made.joinpath(name).read_bytes() == (output / name).read_bytes(), name
-    assert not (tmp_path / "output" / "predictions").exists()
+    assert not (tmp_path / "output" / "predict").exists()
     faults.seen.clear()
     assert run(config, *words, *there) == 0
     assert not [path for _, path in faults.seen if path.endswith((".jpg", ".parquet"))]

@@ -72,20 +72,20 @@ def test_the_manifest_and_the_scores_are_those_of_the_run_here(here, there, tmp_
     for name in ("subset.json", "images.txt", "provenance.json", "relabel.json"):
         assert (folder / "output" / "manifest" / name).read_bytes() == (output / "manifest" / name).read_bytes(), name
     for name in ("images.parquet", "objects.parquet"):
-        assert read(storage, f"runs/tiny/scores/{name}") == (output / "scores" / name).read_bytes()
-    shards = sorted(path.relative_to(output).as_posix() for path in output.glob("predictions/*/*.parquet"))
+        assert read(storage, f"runs/tiny/score/{name}") == (output / "score" / name).read_bytes()
+    shards = sorted(path.relative_to(output).as_posix() for path in output.glob("predict/*/*.parquet"))
     assert len(shards) == 6
     for shard in shards:
         assert read(storage, f"runs/tiny/{shard}") == (output / shard).read_bytes()
-    ours = json.loads(read(storage, "runs/tiny/predictions/stage.json"))
-    assert ours["outputs"] == json.loads((output / "predictions" / "stage.json").read_text())["outputs"]
-    assert not (folder / "output" / "predictions").exists()
-    assert not (folder / "output" / "scores").exists()
+    ours = json.loads(read(storage, "runs/tiny/predict/stage.json"))
+    assert ours["outputs"] == json.loads((output / "predict" / "stage.json").read_text())["outputs"]
+    assert not (folder / "output" / "predict").exists()
+    assert not (folder / "output" / "score").exists()
 
 
 def test_a_manifest_is_verified_against_source_and_scores_in_storage(there, tmp_path):
     _, _, folder, environment, storage, *_ = there
-    key = "runs/tiny/scores/images.parquet"
+    key = "runs/tiny/score/images.parquet"
     urls = ("--source", f"s3://{BUCKET}/frames/train.json", "--scores", f"s3://{BUCKET}/{key}")
 
     def verify(*words: str):
@@ -135,8 +135,8 @@ def test_nothing_temporary_is_left(there):
     assert not [path for path in folder.rglob("*.partial*")]
     assert not [path for path in folder.rglob("*.claim")]
     assert sorted(key.removeprefix("runs/tiny/") for key in keys(storage, "runs/") if "shard" not in key) == [
-        "detcurate.json", "predictions/members.json", "predictions/pass-00/pass.json", "predictions/stage.json",
-        "scores/images.parquet", "scores/objects.parquet", "scores/stage.json",
+        "detcurate.json", "predict/members.json", "predict/set-00/set.json", "predict/stage.json",
+        "score/images.parquet", "score/objects.parquet", "score/stage.json",
     ]  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def test_a_run_that_is_done_reads_no_image_and_writes_no_shard(there):
 def test_shards_that_were_deleted_or_cut_are_made_again_and_no_others(here, there):
     config, words, folder, environment, storage, faults, _, _ = there
     _, output, _, _ = here
-    first, second = (f"runs/tiny/predictions/pass-00/shard-0000{number}.parquet" for number in (1, 3))
+    first, second = (f"runs/tiny/predict/set-00/shard-0000{number}.parquet" for number in (1, 3))
     whole = read(storage, second)
     storage.delete_object(Bucket=BUCKET, Key=first)
     storage.put_object(Bucket=BUCKET, Key=second, Body=whole[: len(whole) // 2])
@@ -171,13 +171,13 @@ def test_a_storage_that_stumbles_gives_the_same_manifest(here, there, tmp_path):
     config, words, folder, environment, storage, faults, _, _ = there
     _, output, _, _ = here
     shutil.copytree(folder / "output", tmp_path / "output")  # with the members: what follows them is made anew
-    kinds, asked = ("slow_down", "half", "short", "reset"), {}
+    kinds, requested = ("slow_down", "half", "short", "reset"), {}
 
     def plan(method, path):
         """Fail the first request about every other object and listing, each in another way."""
-        asked[method, path] = asked.get((method, path), 0) + 1
-        is_chosen = asked[method, path] == 1 and len(asked) % 2 and method in ("GET", "PUT")
-        return kinds[len(asked) // 2 % len(kinds)] if is_chosen else None
+        requested[method, path] = requested.get((method, path), 0) + 1
+        is_chosen = requested[method, path] == 1 and len(requested) % 2 and method in ("GET", "PUT")
+        return kinds[len(requested) // 2 % len(kinds)] if is_chosen else None
 
     faults.plan = plan
     try:
@@ -190,7 +190,7 @@ def test_a_storage_that_stumbles_gives_the_same_manifest(here, there, tmp_path):
     assert stumbled.returncode == 0, stumbled.stderr
     for name in ("subset.json", "provenance.json"):
         assert (tmp_path / "output" / "manifest" / name).read_bytes() == (output / "manifest" / name).read_bytes()
-    assert read(storage, "runs/stumbled/scores/objects.parquet") == (output / "scores/objects.parquet").read_bytes()
+    assert read(storage, "runs/stumbled/score/objects.parquet") == (output / "score/objects.parquet").read_bytes()
 
 
 def test_a_root_belongs_to_one_output_folder(there, tmp_path):

@@ -302,7 +302,7 @@ def test_an_unmodified_default_trainer_trains_on_a_manifest_and_is_evaluated(reg
     assert any(key.startswith("roi_heads.box_predictor") for key in changed)
     assert (tmp_path / "out" / "model_final.pth").is_file()
     loader = build_detection_test_loader(cfg, name)
-    evaluator = COCOEvaluator(name, output_dir=str(tmp_path / "evaluation"), use_fast_impl=False)
+    evaluator = COCOEvaluator(name, output_dir=str(tmp_path / "evaluate"), use_fast_impl=False)
     results = inference_on_dataset(trainer.model, loader, evaluator)
     assert {"AP", "AP50", "AP-person", "AP-bike", "AP-car"} <= set(results["bbox"])
 
@@ -349,7 +349,7 @@ def test_detectron2s_evaluator_finds_a_perfect_detector_perfect(dataset, registe
     ]
     name = registered(f"subset.json{suffix}", ids=ids)
     assert hasattr(MetadataCatalog.get(name), "json_file") == (change == "as it is" and not suffix)
-    evaluator = COCOEvaluator(name, output_dir=str(tmp_path / "evaluation"), use_fast_impl=False)
+    evaluator = COCOEvaluator(name, output_dir=str(tmp_path / "evaluate"), use_fast_impl=False)
     evaluator.reset()
     for record, prediction in perfect(DatasetCatalog.get(name)):
         evaluator.process([record], [prediction])

@@ -5,7 +5,7 @@ Its scores are of one detector, so here all members say the same; it scores qual
 
 import numpy as np
 import pytest
-from helpers.label_pools import detections_of, labels_of, suspicion_of
+from helpers.label_pools import detections_of, label_error_scores_of, labels_of
 from scipy.stats import rankdata
 
 E, NUM_CLASSES, NUM_OBJECTS = 3, 2, 7
@@ -47,9 +47,9 @@ NOTHING = np.zeros(NUM_OBJECTS, int)
 def test_badly_located_ranks_the_same(rank):
     shift = np.array([0, 25, 5, 15, 1, 20, 10])[:, None] * [1, 0, 1, 0]
     detections, labels, theirs = scene_of(BOXES + shift, NOTHING, BOXES, NOTHING, np.full(NUM_OBJECTS, 0.97))
-    suspicion, *_ = suspicion_of(detections, labels, num_members=E)
+    label_error_score, *_ = label_error_scores_of(detections, labels, num_members=E)
     quality = np.concatenate(rank.compute_badloc_box_scores(**theirs))
-    assert rankdata(suspicion.badly_located).tolist() == rankdata(-quality.round(9)).tolist()
+    assert rankdata(label_error_score.inaccurate_box).tolist() == rankdata(-quality.round(9)).tolist()
 
 
 def test_swapped_finds_the_same_labels(rank):
@@ -57,9 +57,9 @@ def test_swapped_finds_the_same_labels(rank):
     places = BOXES.copy()
     places[0, 0] += 10  # its scores are cut off at the least similarity of the whole data set
     detections, labels, theirs = scene_of(places, label_class, BOXES, NOTHING, np.full(NUM_OBJECTS, 0.97))
-    suspicion, *_ = suspicion_of(detections, labels, num_members=E)
+    label_error_score, *_ = label_error_scores_of(detections, labels, num_members=E)
     quality = np.concatenate(rank.compute_swap_box_scores(**theirs))
-    assert (suspicion.swapped > 0.5).tolist() == (label_class == 1).tolist()
+    assert (label_error_score.wrong_class > 0.5).tolist() == (label_class == 1).tolist()
     assert (quality < 1).tolist() == (label_class == 1).tolist()
 
 
@@ -67,14 +67,14 @@ def test_overlooked_ranks_the_same(rank):
     probability = np.array([0.93, 0.99, 0.7, 0.95, 0.91, 0.8, 0.97])
     far = BOXES - 90  # of the other class, or cleanlab ranks by the distance to it
     detections, labels, theirs = scene_of(far, NOTHING + 1, BOXES, NOTHING, probability)
-    suspicion, *_ = suspicion_of(detections, labels, num_members=E)
+    label_error_score, *_ = label_error_scores_of(detections, labels, num_members=E)
     quality = np.concatenate(rank.compute_overlooked_box_scores(**theirs, high_probability_threshold=0.5))
-    assert rankdata(suspicion.overlooked).tolist() == rankdata(-quality.round(9)).tolist()
+    assert rankdata(label_error_score.missing_label).tolist() == rankdata(-quality.round(9)).tolist()
 
 
 def test_a_touch_hides_an_overlooked_object_from_objectlab_and_not_from_us(rank):
     touching = BOXES + [39, 0, 39, 0]
     detections, labels, theirs = scene_of(touching, NOTHING, BOXES, NOTHING, np.full(NUM_OBJECTS, 0.97))
-    suspicion, *_ = suspicion_of(detections, labels, num_members=E)
+    label_error_score, *_ = label_error_scores_of(detections, labels, num_members=E)
     assert np.isnan(np.concatenate(rank.compute_overlooked_box_scores(**theirs))).all()
-    assert (suspicion.overlooked > 0.9).all()
+    assert (label_error_score.missing_label > 0.9).all()

@@ -8,7 +8,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers.handed_over import HARD_NAMES, content, file_name
+from helpers.export_content import HARD_NAMES, content, file_name
 
 from detcurate.interop.corrections.apply import apply_corrections
 from detcurate.interop.corrections.readers import read_corrected

@@ -51,7 +51,7 @@ def manifest(tmp_path):
         image_ids=ids,
         strategy="top_n",
         seed=3,
-        budget_asked={"images": 4},
+        requested_budget={"images": 4},
         config_sha256="c" * 64,
         members=[],
         scores_sha256="5" * 64,

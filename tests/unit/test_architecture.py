@@ -10,6 +10,7 @@ PACKAGE = REPOSITORY / "detcurate"
 RANKS = {
     "version": 0,
     "errors": 0,
+    "legacy": 0,
     "structures": 1,
     "io": 2,
     "score": 2,

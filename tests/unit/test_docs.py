@@ -11,7 +11,7 @@ from detcurate.coco.validation.findings import RULES
 from detcurate.config import ARMS, ScoreSettings, SearchSettings, SelectSettings
 from detcurate.pipeline.tables import object_table, write_columns
 from detcurate.score.aggregate import AGGREGATIONS
-from detcurate.score.label_errors import SUSPICIONS
+from detcurate.score.label_errors import LABEL_ERRORS
 from detcurate.score.measures import LABEL_MEASURES, MEASURES, SINGLE_MEMBER_MEASURES, available_measures
 from detcurate.score.scoring import score_images, score_labelled_objects
 from detcurate.select.strategies import STRATEGIES
@@ -26,7 +26,7 @@ def test_every_finding_stands_in_the_table_with_its_policies(code):
     assert row in (REPOSITORY / "docs" / "coco.md").read_text().splitlines()
 
 
-@pytest.mark.parametrize("name", [*MEASURES, *LABEL_MEASURES, *SUSPICIONS, *AGGREGATIONS])
+@pytest.mark.parametrize("name", [*MEASURES, *LABEL_MEASURES, *LABEL_ERRORS, *AGGREGATIONS])
 def test_every_measure_suspicion_and_aggregation_stands_in_the_document(name):
     text = (REPOSITORY / "docs" / "scoring.md").read_text()
     assert f"`{name}`" in text
@@ -66,7 +66,7 @@ def write_scores(folder):
 @pytest.mark.parametrize(("query", "found"), list(zip(QUERIES, ("truck", "car", "shape: (6, "), strict=True)))
 def test_the_queries_run(query, found, tmp_path, monkeypatch, capsys):
     pytest.importorskip(query.split()[1])
-    write_scores(tmp_path / "scores")
+    write_scores(tmp_path / "score")
     monkeypatch.chdir(tmp_path)
     exec(query, {})
     printed = capsys.readouterr().out

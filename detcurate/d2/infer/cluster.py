@@ -16,10 +16,10 @@ from detcurate.d2.infer.worker import (
     Batch,
     Group,
     ModelKeeper,
-    PredictionPass,
-    ask_groups,
+    PredictionJob,
     make_shards,
     naming_member,
+    predict_groups,
     write_shard_embeddings,
 )
 from detcurate.errors import ConfigError, PredictionError
@@ -87,7 +87,7 @@ def embed_images(
     return {sample["image_id"]: row for sample, row in zip(batch, rows, strict=True)}
 
 
-def run_pass(job: PredictionPass, progress: Callable[[int], None], keeper: ModelKeeper | None = None) -> None:
+def predict_cluster(job: PredictionJob, progress: Callable[[int], None], keeper: ModelKeeper | None = None) -> None:
     """Predict every shard that is not there yet and that no other process is at; return when all are there.
 
     Args:
@@ -104,11 +104,11 @@ def run_pass(job: PredictionPass, progress: Callable[[int], None], keeper: Model
 
 
 def _predict_shard(
-    job: PredictionPass, progress: Callable[[int], None], models: MemberModels, number: int, batches: list[Batch]
+    job: PredictionJob, progress: Callable[[int], None], models: MemberModels, number: int, batches: list[Batch]
 ) -> None:
     detections: list[Detections] = []
     embeddings: dict[int, np.ndarray] = {}
-    for found, rows in ask_groups(models, batches, functools.partial(_ask, job, models), job, progress):
+    for found, rows in predict_groups(models, batches, functools.partial(_predict, job, models), job, progress):
         detections += found
         embeddings.update(rows)
     if job.embeddings is not None:  # before the shard, which says that all is there
@@ -116,8 +116,8 @@ def _predict_shard(
     write_shard(job.shards[number], Detections.concatenate(detections), job.image_ids[list(job.rows(number))])
 
 
-def _ask(
-    job: PredictionPass, models: MemberModels, group: Group, batch: Batch
+def _predict(
+    job: PredictionJob, models: MemberModels, group: Group, batch: Batch
 ) -> tuple[list[Detections], dict[int, np.ndarray]]:
     """Return the detections of a group of members, and the embeddings when the first member is among them."""
     found: list[Detections] = []

@@ -22,10 +22,10 @@ from detcurate.d2.infer.posteriors.dense_heads import class_scores, dense_output
 from detcurate.d2.infer.worker import (
     Batch,
     ModelKeeper,
-    PredictionPass,
-    ask_in_parts,
+    PredictionJob,
     make_shards,
     naming_member,
+    predict_in_parts,
     write_shard_embeddings,
 )
 from detcurate.errors import ConfigError, EnsembleError, PredictionError
@@ -224,7 +224,7 @@ _Found = tuple[dict[int, dict[str, float]], dict[int, np.ndarray]]
 """image_id -> its scores, and image_id -> its embedding."""
 
 
-def run_dense_pass(job: PredictionPass, progress: Callable[[int], None], keeper: ModelKeeper | None = None) -> None:
+def predict_dense(job: PredictionJob, progress: Callable[[int], None], keeper: ModelKeeper | None = None) -> None:
     """Score every shard that is not there yet and that no other process is at; return when all are there.
 
     The sums of a batch want all members before the next batch, so members that are not in memory together are loaded
@@ -245,13 +245,13 @@ def run_dense_pass(job: PredictionPass, progress: Callable[[int], None], keeper:
 
 
 def _score_shard(
-    job: PredictionPass, progress: Callable[[int], None], models: MemberModels, number: int, batches: list[Batch]
+    job: PredictionJob, progress: Callable[[int], None], models: MemberModels, number: int, batches: list[Batch]
 ) -> None:
     require_dense(models.any_model)
     scores: dict[int, dict[str, float]] = {}
     embeddings: dict[int, np.ndarray] = {}
     for batch in batches:
-        for found, rows in ask_in_parts(functools.partial(_ask, job, models), batch, job, len(models)):
+        for found, rows in predict_in_parts(functools.partial(_predict, job, models), batch, job, len(models)):
             scores.update(found)
             embeddings.update(rows)
         progress(len(batch))
@@ -264,7 +264,7 @@ def _score_shard(
     write_dense(job.shards[number], image_ids, columns)
 
 
-def _ask(job: PredictionPass, models: MemberModels, batch: Batch) -> _Found:
+def _predict(job: PredictionJob, models: MemberModels, batch: Batch) -> _Found:
     accumulator = DenseAccumulator(len(models))
     embeddings: dict[int, np.ndarray] = {}
     inside: list[Any] | None = None

@@ -17,7 +17,15 @@ from torch import nn
 
 from detcurate.d2.infer.models import MemberModels
 from detcurate.d2.infer.posteriors.softmax import box_head_outputs, is_two_stage
-from detcurate.d2.infer.worker import Batch, Group, ModelKeeper, PredictionPass, ask_groups, make_shards, naming_member
+from detcurate.d2.infer.worker import (
+    Batch,
+    Group,
+    ModelKeeper,
+    PredictionJob,
+    make_shards,
+    naming_member,
+    predict_groups,
+)
 from detcurate.errors import EnsembleError, PredictionError
 from detcurate.io.storage import Location
 from detcurate.predictions.shards import References, write_references
@@ -27,7 +35,7 @@ from detcurate.score.reference_boxes import choose_references
 
 
 @dataclass(frozen=True)
-class ReferenceAnswers:
+class ReferencePredictions:
     """What one member says of the R given boxes of one image, row r of box r.
 
     Args:
@@ -44,14 +52,14 @@ class ReferenceAnswers:
         return len(self.boxes)
 
 
-def reference_answers(
+def reference_predictions(
     model: nn.Module,
     batched_inputs: list[dict[str, Any]],
     boxes: Sequence[np.ndarray],
     *,
     images: ImageList | None = None,
     features: dict[str, torch.Tensor] | None = None,
-) -> list[ReferenceAnswers]:
+) -> list[ReferencePredictions]:
     """Run a member's box head on given boxes, such as the ground truth or the ensemble's consensus.
 
     The region proposals, the score threshold and the suppression have no part in it. A model asked about its own
@@ -98,7 +106,7 @@ def reference_answers(
     outputs = box_head_outputs(model, features, proposals, batched_inputs)
     per_image = zip(outputs.boxes, outputs.class_probs, images.image_sizes, sizes, strict=True)
     return [
-        ReferenceAnswers(
+        ReferencePredictions(
             class_probs=image_rows.float().cpu().numpy(),
             boxes=_refined_box(image_boxes, image_rows, size, original),
         )
@@ -155,12 +163,12 @@ def _refined_box(
 _Boxes = dict[int, tuple[np.ndarray, np.ndarray]]
 """image_id -> (R, 4) float32 boxes and (R,) bool, whether each is labelled."""
 
-_Answers = dict[tuple[int, int], ReferenceAnswers]
+_Predictions = dict[tuple[int, int], ReferencePredictions]
 """image_id and member -> what it says."""
 
 
 @dataclass(frozen=True)
-class ReferencePass:
+class ReferenceJob:
     """All members on the reference boxes of some images, as one process sees it.
 
     Args:
@@ -172,7 +180,7 @@ class ReferencePass:
         iou_threshold: That of the association, in (0, 1].
     """
 
-    images: PredictionPass
+    images: PredictionJob
     predictions: Location
     member_names: tuple[str, ...]
     truth_boxes: np.ndarray
@@ -185,7 +193,7 @@ class ReferencePass:
         return self.images.name
 
 
-def run_reference_pass(job: ReferencePass, progress: Callable[[int], None], keeper: ModelKeeper | None = None) -> None:
+def predict_references(job: ReferenceJob, progress: Callable[[int], None], keeper: ModelKeeper | None = None) -> None:
     """Ask about every shard that is not there yet and that no other process is at; return when all are there.
 
     Args:
@@ -199,18 +207,18 @@ def run_reference_pass(job: ReferencePass, progress: Callable[[int], None], keep
         PredictionError: The detections cannot be read, a member's answer is not finite, or the device's memory does
             not suffice for one image.
     """
-    make_shards(job.images, functools.partial(_ask_shard, job, progress), keeper)
+    make_shards(job.images, functools.partial(_predict_shard, job, progress), keeper)
 
 
-def _ask_shard(
-    job: ReferencePass, progress: Callable[[int], None], models: MemberModels, number: int, batches: list[Batch]
+def _predict_shard(
+    job: ReferenceJob, progress: Callable[[int], None], models: MemberModels, number: int, batches: list[Batch]
 ) -> None:
     boxes = _boxes_of(job, number)
-    answers: _Answers = {}
-    for found in ask_groups(models, batches, functools.partial(_ask, job, models, boxes), job.images, progress):
-        answers.update(found)
+    predictions: _Predictions = {}
+    for found in predict_groups(models, batches, functools.partial(_predict, job, models, boxes), job.images, progress):
+        predictions.update(found)
     image_ids = job.images.image_ids[list(job.images.rows(number))]
-    write_references(job.images.shards[number], _collect(job, image_ids.tolist(), boxes, answers), image_ids)
+    write_references(job.images.shards[number], _collect(job, image_ids.tolist(), boxes, predictions), image_ids)
 
 
 @functools.lru_cache(maxsize=1)
@@ -219,7 +227,7 @@ def _opened(directory: Location, member_names: tuple[str, ...]) -> Predictions:
     return open_predictions(directory, member_names)
 
 
-def _boxes_of(job: ReferencePass, number: int) -> _Boxes:
+def _boxes_of(job: ReferenceJob, number: int) -> _Boxes:
     """Return the reference boxes of one shard's images."""
     detections, _ = _opened(job.predictions, job.member_names).read(job.images.first_shard + number)
     clusters = associate(detections, num_members=len(job.member_names), iou_threshold=job.iou_threshold)
@@ -236,37 +244,37 @@ def _boxes_of(job: ReferencePass, number: int) -> _Boxes:
     return boxes
 
 
-def _ask(job: ReferencePass, models: MemberModels, boxes: _Boxes, group: Group, batch: Batch) -> _Answers:
+def _predict(job: ReferenceJob, models: MemberModels, boxes: _Boxes, group: Group, batch: Batch) -> _Predictions:
     """Return the answers of a group of members about a batch; images without a box are not shown to them."""
     batch = [sample for sample in batch if len(boxes[sample["image_id"]][0])]
     if not batch:
         return {}
     given = [boxes[sample["image_id"]][0] for sample in batch]
-    answers: _Answers = {}
+    predictions: _Predictions = {}
     with models.inference():
         images = models.preprocess(batch)
         for number, model in group:
             with naming_member(job.images, number):
-                found = reference_answers(model, batch, given, images=images)
-            answers.update(((sample["image_id"], number), one) for sample, one in zip(batch, found, strict=True))
-    return answers
+                found = reference_predictions(model, batch, given, images=images)
+            predictions.update(((sample["image_id"], number), one) for sample, one in zip(batch, found, strict=True))
+    return predictions
 
 
-def _collect(job: ReferencePass, image_ids: list[int], boxes: _Boxes, answers: _Answers) -> References:
+def _collect(job: ReferenceJob, image_ids: list[int], boxes: _Boxes, predictions: _Predictions) -> References:
     """Return the answers as columns, by image in the order given."""
     members, num_columns = range(len(job.images.members)), job.images.num_classes + 1
-    asked = [image_id for image_id in image_ids if len(boxes[image_id][0])]
+    requested = [image_id for image_id in image_ids if len(boxes[image_id][0])]
 
     def stack(name: str, width: int) -> np.ndarray:
         """(R, E, width) float32."""
-        parts = [np.stack([getattr(answers[image_id, e], name) for e in members], axis=1) for image_id in asked]
+        parts = [np.stack([getattr(predictions[image_id, e], name) for e in members], axis=1) for image_id in requested]
         return np.concatenate([np.zeros((0, len(members), width), np.float32), *parts])
 
-    counts = [len(boxes[image_id][0]) for image_id in asked]
+    counts = [len(boxes[image_id][0]) for image_id in requested]
     return References(
-        image_ids=np.repeat(np.array(asked, np.int64), counts),
-        is_truth=np.concatenate([np.zeros(0, np.bool_), *(boxes[image_id][1] for image_id in asked)]),
-        given=np.concatenate([np.zeros((0, 4), np.float32), *(boxes[image_id][0] for image_id in asked)]),
+        image_ids=np.repeat(np.array(requested, np.int64), counts),
+        is_truth=np.concatenate([np.zeros(0, np.bool_), *(boxes[image_id][1] for image_id in requested)]),
+        given=np.concatenate([np.zeros((0, 4), np.float32), *(boxes[image_id][0] for image_id in requested)]),
         boxes=stack("boxes", 4),
         class_probs=stack("class_probs", num_columns),
     )

@@ -22,7 +22,7 @@ from detcurate.d2 import registration  # noqa: F401  registers the small backbon
 from detcurate.d2.infer.models import MemberModels
 from detcurate.d2.registration import open_remote_images, storage_options
 from detcurate.errors import DatasetError, PredictionError, StorageError
-from detcurate.io.leases import Claims, NoClaims, claims_folder
+from detcurate.io.leases import NoLeases, ShardLeases, leases_folder
 from detcurate.io.storage import Location, fetch_ahead
 from detcurate.predictions.shards import missing_shards, shard_path, write_embeddings
 
@@ -33,13 +33,13 @@ Group = list[tuple[int, Any]]
 Work = Callable[[MemberModels, int, list[Batch]], None]
 """Makes the shard of a number from its decoded images."""
 
-Answer = TypeVar("Answer")
+Prediction = TypeVar("Prediction")
 
 _POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class PredictionPass:
+class PredictionJob:
     """Some members on some images, as one process sees it; any number of processes may work on one ``directory``.
 
     Args:
@@ -102,7 +102,7 @@ class PredictionPass:
             f"{shards[0]} to {shards[-1].name} (image_id {image_ids[0]} to {image_ids[-1]})" if shards else "no shards"
         )
 
-    def block(self, shards: range) -> PredictionPass:
+    def block(self, shards: range) -> PredictionJob:
         """Return the job of some neighbouring shards alone, which nobody else is given."""
         rows = slice(self.rows(shards[0]).start, self.rows(shards[-1]).stop)
         return replace(
@@ -138,7 +138,7 @@ class ModelKeeper:
         self._models: MemberModels | None = None
         self._of: tuple[Any, ...] = ()
 
-    def models(self, job: PredictionPass, cfg: Any) -> MemberModels:
+    def models(self, job: PredictionJob, cfg: Any) -> MemberModels:
         """Return the models of a job; those of the job before when it has the same members."""
         wanted = (job.config, job.members, job.device, job.memory_gb, job.precision)
         if self._models is None or self._of != wanted:
@@ -151,7 +151,7 @@ class KeepingModels:
     """Work on one job after another by a process that keeps the models in between; picklable before it begins.
 
     Args:
-        work: Such as ``run_pass``.
+        work: Such as ``predict_cluster``.
     """
 
     def __init__(self, work: Callable[..., None]) -> None:
@@ -162,7 +162,7 @@ class KeepingModels:
         self._work(job, progress, self._keeper)
 
 
-def make_shards(job: PredictionPass, work: Work, keeper: ModelKeeper | None = None) -> None:
+def make_shards(job: PredictionJob, work: Work, keeper: ModelKeeper | None = None) -> None:
     """Make every shard that is not there yet and that no other process is at; return when all are there.
 
     Args:
@@ -186,45 +186,47 @@ def make_shards(job: PredictionPass, work: Work, keeper: ModelKeeper | None = No
     def make(number: int, batches: list[Batch]) -> None:
         work(kept.models(job, cfg), number, batches)
 
-    folder = claims_folder(job.directory, Path(cfg.OUTPUT_DIR))
-    with NoClaims() if job.is_handed_out else Claims(folder) as claims:
+    folder = leases_folder(job.directory, Path(cfg.OUTPUT_DIR))
+    with NoLeases() if job.is_handed_out else ShardLeases(folder) as leases:
         while job.missing():
-            if not _sweep(job, claims, cfg, make):
+            if not _sweep(job, leases, cfg, make):
                 time.sleep(_POLL_SECONDS)  # the rest is in others' hands: they finish it, or their claims grow stale
 
 
-def ask_groups(
+def predict_groups(
     models: MemberModels,
     batches: list[Batch],
-    ask: Callable[[Group, Batch], Answer],
-    job: PredictionPass,
+    predict: Callable[[Group, Batch], Prediction],
+    job: PredictionJob,
     progress: Callable[[int], None],
-) -> Iterator[Answer]:
+) -> Iterator[Prediction]:
     """Ask all members about all batches, as many members at a time as are in memory, and yield the answers.
 
     Args:
         models: The members.
         batches: The images of a shard.
-        ask: Asks a group of members about images of one shape.
+        predict: Asks a group of members about images of one shape.
         job: What the shard is of.
         progress: Called with the number of images that all members have answered.
     """
     num_groups = -(-len(models) // models.num_resident)
     for group_number, group in enumerate(models.groups()):
         for batch in batches:
-            yield from ask_in_parts(functools.partial(ask, group), batch, job, len(group))
+            yield from predict_in_parts(functools.partial(predict, group), batch, job, len(group))
             if group_number == num_groups - 1:
                 progress(len(batch))
 
 
-def ask_in_parts(ask: Callable[[Batch], Answer], batch: Batch, job: PredictionPass, num_members: int) -> list[Answer]:
+def predict_in_parts(
+    predict: Callable[[Batch], Prediction], batch: Batch, job: PredictionJob, num_members: int
+) -> list[Prediction]:
     """Ask about a batch; on a GPU without memory for it, about its halves.
 
     Raises:
         PredictionError: The memory does not suffice for one image.
     """
     try:
-        return [ask(batch)]
+        return [predict(batch)]
     except torch.OutOfMemoryError as error:
         torch.cuda.empty_cache()
         if len(batch) == 1:
@@ -233,11 +235,15 @@ def ask_in_parts(ask: Callable[[Batch], Answer], batch: Batch, job: PredictionPa
                 f"({job.device}, image_id {batch[0]['image_id']}); lower CURATE.PREDICT.MEMORY_GB or the test size"
             ) from error
     middle = len(batch) // 2
-    return [answer for half in (batch[:middle], batch[middle:]) for answer in ask_in_parts(ask, half, job, num_members)]
+    return [
+        prediction
+        for half in (batch[:middle], batch[middle:])
+        for prediction in predict_in_parts(predict, half, job, num_members)
+    ]
 
 
 @contextlib.contextmanager
-def naming_member(job: PredictionPass, number: int) -> Iterator[None]:
+def naming_member(job: PredictionJob, number: int) -> Iterator[None]:
     """Name the member's file in an error about its answer."""
     try:
         yield
@@ -245,14 +251,16 @@ def naming_member(job: PredictionPass, number: int) -> Iterator[None]:
         raise PredictionError(f"{error} ({job.members[number][0]})") from error
 
 
-def write_shard_embeddings(job: PredictionPass, number: int, embeddings: dict[int, np.ndarray]) -> None:
+def write_shard_embeddings(job: PredictionJob, number: int, embeddings: dict[int, np.ndarray]) -> None:
     """Write the embeddings, by image_id, of one shard's images; to be done before the shard says that all is there."""
     image_ids = job.image_ids[list(job.rows(number))]
     rows = np.stack([embeddings[image_id] for image_id in image_ids.tolist()])
     write_embeddings(job.embeddings / job.shards[number].name, image_ids, rows)
 
 
-def _sweep(job: PredictionPass, claims: Claims | NoClaims, cfg: Any, make: Callable[[int, list[Batch]], None]) -> int:
+def _sweep(
+    job: PredictionJob, leases: ShardLeases | NoLeases, cfg: Any, make: Callable[[int, list[Batch]], None]
+) -> int:
     """Go over the shards once; return how many were made here. One is decoded ahead when there are decoders."""
     mapper, made = DatasetMapper(cfg, is_train=False), 0
     waiting: deque[tuple[int, list[Callable[[], dict]]]] = deque()
@@ -260,16 +268,16 @@ def _sweep(job: PredictionPass, claims: Claims | NoClaims, cfg: Any, make: Calla
     def finish() -> None:
         number, samples = waiting.popleft()
         make(number, _batches([sample() for sample in samples], job.batch_size))
-        claims.release(job.shards[number].name)
+        leases.release(job.shards[number].name)
 
     with _decoders(max(1, job.num_decoders)) as decoders:
         shards, options = job.shards, storage_options(cfg)
         for number in job.missing():
             path = shards[number]
-            if not claims.take(path.name):
+            if not leases.take(path.name):
                 continue
             if path.is_file():  # made between the two looks
-                claims.release(path.name)
+                leases.release(path.name)
                 continue
             records = job.records(number)
             fetch_ahead((record["file_name"] for record in records), options)
@@ -294,7 +302,7 @@ def _decoders(num_threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _decoding(
-    decoders: ThreadPoolExecutor, job: PredictionPass, mapper: DatasetMapper, record: dict
+    decoders: ThreadPoolExecutor, job: PredictionJob, mapper: DatasetMapper, record: dict
 ) -> Callable[[], dict]:
     """Return what gives the decoded image: at once in the background, or when it is called for."""
     if job.num_decoders:

@@ -144,7 +144,7 @@ def ensemble_checkpointer(
     *,
     run: int = 0,
     seed: int | None = None,
-    storage: str = "fp32",
+    dtype: str = "fp32",
     max_gb: float = 0.0,
     average_last: int = 0,
     average_every: int = 1,
@@ -157,7 +157,7 @@ def ensemble_checkpointer(
         max_iter: ``cfg.SOLVER.MAX_ITER``.
         run: Number of the run, when several trainings make one ensemble.
         seed: Of the run, for the ledger.
-        storage: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        dtype: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         max_gb: What the members of this run may take on disk; 0 for no limit.
         average_last: How many averages are saved besides.
         average_every: Iterations between two samples of an average.
@@ -172,7 +172,7 @@ def ensemble_checkpointer(
         Path(directory),
         run=run,
         seed=seed,
-        storage=storage,
+        dtype=dtype,
         max_bytes=int(max_gb * 1e9),
         plan=[*((iteration, CHECKPOINT) for iteration in iterations), *((end, AVERAGE) for end in windows)],
     )
@@ -187,7 +187,7 @@ def save_member(
     run: int = 0,
     seed: int | None = None,
     lr: float | None = None,
-    storage: str = "fp32",
+    dtype: str = "fp32",
     max_gb: float = 0.0,
 ) -> None:
     """Save a member from a loop of one's own; an iteration that is saved already is not saved again.
@@ -201,14 +201,14 @@ def save_member(
         run: Number of the run.
         seed: Of the run, for the ledger.
         lr: The rate of the update just made, for the ledger.
-        storage: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        dtype: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         max_gb: What the members of this run may take on disk; 0 for no limit.
 
     Raises:
         EnsembleError: A weight is not finite.
     """
     if comm.is_main_process():
-        writer = MemberWriter(Path(directory), run=run, seed=seed, storage=storage, max_bytes=int(max_gb * 1e9))
+        writer = MemberWriter(Path(directory), run=run, seed=seed, dtype=dtype, max_bytes=int(max_gb * 1e9))
         save_with(writer, unwrap(model).state_dict(), iteration, lr, CHECKPOINT)
 
 
@@ -217,7 +217,7 @@ def save_with(
 ) -> None:
     """Save a state as a member with a writer, unless a weight is not finite."""
     what = f"the weights after iteration {iteration}"
-    writer.save(iteration, lr, lambda path: save_state(state, path, writer.storage, what), kind)
+    writer.save(iteration, lr, lambda path: save_state(state, path, writer.dtype, what), kind)
 
 
 class StepSeeder(HookBase):
@@ -304,14 +304,14 @@ def save_weights(model: nn.Module, path: Path) -> None:
     save_state(unwrap(model).state_dict(), path, "fp32", "the weights")
 
 
-def save_state(state: Mapping[str, torch.Tensor], path: Path, storage: str, what: str) -> None:
-    """Write a state as safetensors in a storage.
+def save_state(state: Mapping[str, torch.Tensor], path: Path, dtype: str, what: str) -> None:
+    """Write a state as safetensors in a dtype.
 
     Raises:
-        EnsembleError: A tensor is not finite, or no longer is in that storage; ``what`` begins the message.
+        EnsembleError: A tensor is not finite, or no longer is in that dtype; ``what`` begins the message.
     """
-    tensors = stored(state, storage)
-    require_finite(tensors, state, storage, what, "the training has diverged: lower SOLVER.BASE_LR")
+    tensors = stored(state, dtype)
+    require_finite(tensors, state, dtype, what, "the training has diverged: lower SOLVER.BASE_LR")
     save_file(tensors, path)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from detcurate.config.declaration import load_config_text
 from detcurate.ensemble.index import AVERAGE, CHECKPOINT, MemberWriter
-from detcurate.io.storage import Location
+from detcurate.io.dtype import Location
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TrainingJob:
         seed: Of the weights, the order and the augmentation.
         iterations: After which a member is saved.
         windows: After which an average is saved besides, and of which iterations.
-        storage: What the members are stored as.
+        dtype: What the members are stored as.
         max_bytes: What the members may take on disk; 0 for no limit.
         keep_last: Whether the last weights are kept in fp32 too, beside the members: :attr:`last_writer` has them.
         weights: What it starts from, in place of ``MODEL.WEIGHTS``.
@@ -67,7 +67,7 @@ class TrainingJob:
     seed: int
     iterations: tuple[int, ...]
     windows: Mapping[int, Sequence[int]] = field(default_factory=dict)
-    storage: str = "fp32"
+    dtype: str = "fp32"
     max_bytes: int = 0
     keep_last: bool = False
     weights: Path | None = None
@@ -87,7 +87,7 @@ class TrainingJob:
             run=self.run,
             seed=self.seed,
             folder=self.folder,
-            storage=self.storage,
+            dtype=self.dtype,
             max_bytes=self.max_bytes,
             plan=[*((i, CHECKPOINT) for i in self.iterations), *((end, AVERAGE) for end in self.windows)],
         )

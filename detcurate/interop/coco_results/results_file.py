@@ -80,7 +80,7 @@ def posterior_form_of(form: str | None) -> str | None:
     return SOFTMAX if form == SCORE else form
 
 
-def read_results(path: Path, pool: PoolIndex, *, score_floor: float = 0.05, max_per_image: int = 100) -> Results:
+def read_results(path: Path, pool: PoolIndex, *, score_threshold: float = 0.05, max_per_image: int = 100) -> Results:
     """Check a COCO results file, plain or gzip, and find the records that are kept of it.
 
     Boxes are cut off at the edges of their image. Left out, and counted, are detections on images in quarantine, those
@@ -91,7 +91,7 @@ def read_results(path: Path, pool: PoolIndex, *, score_floor: float = 0.05, max_
         path: The file: one list of ``image_id``, ``category_id``, ``bbox`` (xywh, px), ``score`` and, in all records or
             in none, ``class_probs`` (C values, one a class on its own, or C + 1 that sum to 1, the background last).
         pool: What the records may name.
-        score_floor: The least score, in [0, 1].
+        score_threshold: The least score, in [0, 1].
         max_per_image: The most detections of an image; 0 for no limit.
 
     Raises:
@@ -104,14 +104,14 @@ def read_results(path: Path, pool: PoolIndex, *, score_floor: float = 0.05, max_
         "records": len(records),
         "quarantined": 0,
         "without_area": 0,
-        "below_floor": 0,
+        "below_threshold": 0,
         "beyond_best": 0,
         "cut": 0,
     }
     for start, stop, text in records.blocks():
         columns = columns_of(decode_records(records, range(start, stop), text), pool)
         findings.check(start, columns)
-        parts.append(_kept(start, columns, score_floor, counts))
+        parts.append(_kept(start, columns, score_threshold, counts))
     findings.raise_found()
     rows, scores, positions = (np.concatenate(column) for column in zip(*parts, strict=True)) if parts else _NOTHING
     order = _best_first(rows, scores, max_per_image)
@@ -149,15 +149,15 @@ def _require_list(source: Source) -> None:
 
 
 def _kept(
-    start: int, columns: Columns, score_floor: float, counts: dict[str, int]
+    start: int, columns: Columns, score_threshold: float, counts: dict[str, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the image rows, scores and positions of the records that are kept of a block, and count the others."""
     is_wanted = columns.image_rows != IGNORED
     with_area = is_wanted & columns.has_area
-    kept = with_area & (columns.scores >= score_floor)
+    kept = with_area & (columns.scores >= score_threshold)
     counts["quarantined"] += int((~is_wanted).sum())
     counts["without_area"] += int((is_wanted & ~with_area).sum())
-    counts["below_floor"] += int((with_area & ~kept).sum())
+    counts["below_threshold"] += int((with_area & ~kept).sum())
     counts["cut"] += int((kept & columns.is_cut).sum())
     rows = np.flatnonzero(kept)
     return columns.image_rows[rows], columns.scores[rows].astype(np.float32), start + rows

@@ -13,7 +13,7 @@ from detcurate.coco.dataset import CocoDataset
 from detcurate.coco.image_files import leads_out_by_link
 from detcurate.coco.text import Records
 from detcurate.errors import DatasetError
-from detcurate.interop.export.relabel_queue import Suspect, annotation_id_of
+from detcurate.interop.export.relabel_queue import LabelError, annotation_id_of
 from detcurate.io.files import link_or_copy
 from detcurate.io.safe_loading import is_inside
 from detcurate.io.storage import Location
@@ -27,13 +27,13 @@ class Label:
         annotation_id: As the pool's file has it; None where it has none.
         box: Four floats, xyxy px, inside the image.
         class_index: In [0, C).
-        suspects: What is suspected of it, worst first.
+        label_errors: What is suspected of it, worst first.
     """
 
     annotation_id: int | str | None
     box: tuple[float, float, float, float]
     class_index: int
-    suspects: tuple[Suspect, ...] = ()
+    label_errors: tuple[LabelError, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ImageContent:
     width: int
     height: int
     labels: tuple[Label, ...]
-    suspects: tuple[Suspect, ...]
+    label_errors: tuple[LabelError, ...]
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class Content:
     Args:
         dataset: The images and their labels.
         image_root: What the file names are relative to.
-        suspects: With rows of ``dataset``, worst first; may be empty.
+        label_errors: With rows of ``dataset``, worst first; may be empty.
         rows: (K,) int64, the rows of the images that are meant, best first.
     """
 
     dataset: CocoDataset
     image_root: Location
-    suspects: Sequence[Suspect] = ()
+    label_errors: Sequence[LabelError] = ()
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __post_init__(self) -> None:
@@ -83,32 +83,32 @@ class Content:
         dataset = self.dataset
         _, annotations = dataset.open()
         bounds = np.searchsorted(dataset.image_index, np.arange(len(dataset) + 1))
-        of_image: dict[int, list[Suspect]] = {}
-        for suspect in self.suspects:
-            of_image.setdefault(suspect.image_row, []).append(suspect)
+        of_image: dict[int, list[LabelError]] = {}
+        for label_error in self.label_errors:
+            of_image.setdefault(label_error.image_row, []).append(label_error)
         for row in self.rows.tolist():
-            suspects = tuple(of_image.get(row, ()))
+            label_errors = tuple(of_image.get(row, ()))
             labels = [at for at in range(bounds[row], bounds[row + 1]) if not dataset.iscrowd[at]]
             yield ImageContent(
                 image_id=dataset.original_id(row),
                 file_name=dataset.file_names[row],
                 width=int(dataset.widths[row]),
                 height=int(dataset.heights[row]),
-                labels=tuple(self._label(at, row, annotations, suspects) for at in labels),
-                suspects=suspects,
+                labels=tuple(self._label(at, row, annotations, label_errors) for at in labels),
+                label_errors=label_errors,
             )
 
-    def _label(self, at: int, row: int, annotations: Records, suspects: Sequence[Suspect]) -> Label:
+    def _label(self, at: int, row: int, annotations: Records, label_errors: Sequence[LabelError]) -> Label:
         size = np.tile((self.dataset.widths[row], self.dataset.heights[row]), 2)
         x1, y1, x2, y2 = self.dataset.boxes[at].clip(0, size).tolist()
-        about = tuple(suspect for suspect in suspects if suspect.label_row == at)
+        about = tuple(label_error for label_error in label_errors if label_error.label_row == at)
         key = annotation_id_of(self.dataset, annotations, at)
         return Label(key, (x1, y1, x2, y2), int(self.dataset.class_index[at]), about)
 
 
-def queue_rows(suspects: Sequence[Suspect]) -> np.ndarray:
+def queue_rows(label_errors: Sequence[LabelError]) -> np.ndarray:
     """Return the rows of the suspected images, the one with the worst suspicion first: (K,) int64."""
-    return np.array(list(dict.fromkeys(suspect.image_row for suspect in suspects)), np.int64)
+    return np.array(list(dict.fromkeys(label_error.image_row for label_error in label_errors)), np.int64)
 
 
 def require_inside(name: str, path: Path) -> None:

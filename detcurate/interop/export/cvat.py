@@ -17,11 +17,11 @@ from detcurate.interop.export.content import Content, ImageContent
 from detcurate.io.files import atomic_path, write_json
 
 ANNOTATIONS, LABELS = "annotations.xml", "labels.json"
-ANNOTATION_ID, SUSPICION, PROPOSAL = "annotation_id", "suspicion", "proposal"
+ANNOTATION_ID, LABEL_ERROR, PROPOSAL = "annotation_id", "label_error", "proposal"
 
 _INPUTS: Mapping[str, tuple[str, str]] = {
     ANNOTATION_ID: ("text", ""),
-    SUSPICION: ("text", ""),
+    LABEL_ERROR: ("text", ""),
     PROPOSAL: ("checkbox", "false"),
 }
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -30,7 +30,7 @@ _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 def write_cvat(directory: Path, content: Content) -> list[Path]:
     """Write ``annotations.xml`` and ``labels.json``, the labels that CVAT's task must have.
 
-    A misplaced and an overlooked object is proposed as a box of its own; a swapped class is told in words, on the
+    A misplaced or missing object is proposed as a box of its own; a wrong class is named in an attribute, on the
     label itself.
 
     Raises:
@@ -109,13 +109,17 @@ def _boxes(
 ) -> Iterator[tuple[str, tuple[float, float, float, float], dict[str, str]]]:
     for label in image.labels:
         key = "" if label.annotation_id is None else str(label.annotation_id)
-        words = "; ".join(suspect.sentence(class_names) for suspect in label.suspects)
-        found = {ANNOTATION_ID: _for_xml(key), SUSPICION: _for_xml(words), PROPOSAL: "false"}
+        words = "; ".join(label_error.sentence(class_names) for label_error in label.label_errors)
+        found = {ANNOTATION_ID: _for_xml(key), LABEL_ERROR: _for_xml(words), PROPOSAL: "false"}
         yield class_names[label.class_index], label.box, found
-    for suspect in image.suspects:
-        if suspect.kind != "swapped":
-            words = suspect.sentence(class_names)
-            yield class_names[suspect.class_index], suspect.box, {ANNOTATION_ID: "", SUSPICION: words, PROPOSAL: "true"}
+    for label_error in image.label_errors:
+        if label_error.kind != "wrong_class":
+            words = label_error.sentence(class_names)
+            yield (
+                class_names[label_error.class_index],
+                label_error.box,
+                {ANNOTATION_ID: "", LABEL_ERROR: words, PROPOSAL: "true"},
+            )
 
 
 def _for_xml(text: str) -> str:

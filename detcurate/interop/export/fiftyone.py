@@ -10,23 +10,23 @@ import numpy as np
 import orjson
 
 from detcurate.interop.export.content import Content
-from detcurate.interop.export.relabel_queue import category_ids_of, suspicion_records
+from detcurate.interop.export.relabel_queue import category_ids_of, label_error_records
 from detcurate.io.files import write_bytes
 from detcurate.manifest.write import write_subset
 
-LABELS, SUSPICIONS = "labels.json", "suspicions.json"
+LABELS, LABEL_ERRORS = "labels.json", "suspicions.json"
 
 
 def write_fiftyone(directory: Path, content: Content) -> list[Path]:
-    """Write ``labels.json``, word for word, and ``suspicions.json``, with scores and what is suspected.
+    """Write ``labels.json``, word for word, and ``label_errors.json``, with scores and what is suspected.
 
     The categories of the second file are those of the first.
     """
     dataset = content.dataset
-    kept = {key: text for key, text in dataset.other_top_level.items() if key not in ("relabel", "suspicions")}
+    kept = {key: text for key, text in dataset.other_top_level.items() if key not in ("relabel", "label_errors")}
     labels = directory / LABELS
     write_subset(labels, dataclasses.replace(dataset, other_top_level=kept), dataset.image_ids[content.rows])
-    if not content.suspects:
+    if not content.label_errors:
         return [labels]
     categories = zip(category_ids_of(dataset), dataset.class_names, strict=True)
     images = np.unique(content.rows).tolist()
@@ -36,9 +36,9 @@ def write_fiftyone(directory: Path, content: Content) -> list[Path]:
              "height": int(dataset.heights[row])}
             for row in images
         ],
-        "annotations": suspicion_records(dataset, content.suspects),
+        "annotations": label_error_records(dataset, content.label_errors),
         "categories": [{"id": key, "name": name} for key, name in categories],
     }  # fmt: skip
-    suspicions = directory / SUSPICIONS
-    write_bytes(suspicions, orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE))
-    return [labels, suspicions]
+    label_errors = directory / LABEL_ERRORS
+    write_bytes(label_errors, orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE))
+    return [labels, label_errors]

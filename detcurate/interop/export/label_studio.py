@@ -65,27 +65,27 @@ def _task(image: ImageContent, class_names: Sequence[str], url: str) -> dict[str
         {
             **_region(image, label.box, class_names[label.class_index]),
             "id": f"{REGION}{_id_text(label.annotation_id, number)}",
-            **_note(" / ".join(suspect.sentence(class_names) for suspect in label.suspects)),
+            **_note(" / ".join(label_error.sentence(class_names) for label_error in label.label_errors)),
         }
         for number, label in enumerate(image.labels)
     ]
     seen = [
         {
-            **_region(image, suspect.box, class_names[suspect.class_index]),
+            **_region(image, label_error.box, class_names[label_error.class_index]),
             "id": f"consensus-{number}",
-            "score": suspect.score,
-            **_note(suspect.sentence(class_names)),
+            "score": label_error.score,
+            **_note(label_error.sentence(class_names)),
         }
-        for number, suspect in enumerate(image.suspects)
+        for number, label_error in enumerate(image.label_errors)
     ]
-    worst = max((suspect.suspicion for suspect in image.suspects), default=0.0)
-    words = image.suspects[0].sentence(class_names) if image.suspects else ""
+    worst = max((label_error.label_error_score for label_error in image.label_errors), default=0.0)
+    words = image.label_errors[0].sentence(class_names) if image.label_errors else ""
     return {
         "data": {
             "image": url + quote(image.file_name),
             "file_name": image.file_name,
             "image_id": image.image_id,
-            "suspicion": words,
+            "label_error": words,
         },
         "annotations": [{"result": labels, "was_cancelled": False, "ground_truth": False}],
         "predictions": [{"model_version": "detcurate", "score": worst, "result": seen}] if seen else [],

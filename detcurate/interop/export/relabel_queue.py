@@ -1,6 +1,6 @@
 """The relabel queue as a COCO file: suspected images with all of their labels, and what is suspected of them.
 
-``suspicions`` is a top-level list beside ``annotations``, not a part of it, so that nobody trains on it by accident.
+``label_errors`` is a top-level list beside ``annotations``, not a part of it, so that nobody trains on it by accident.
 Its records have the fields of a COCO annotation and of a COCO result, with ids that no annotation of the pool has.
 """
 
@@ -62,21 +62,21 @@ def free_ids(dataset: CocoDataset, count: int) -> list[int]:
 
 
 RELABEL_FILE = "relabel.json"
-SUSPICION_KINDS = ("overlooked", "swapped", "badly_located")
+LABEL_ERROR_KINDS = ("missing_label", "wrong_class", "inaccurate_box")
 
-_HEADER, _LIST = "relabel", "suspicions"
+_HEADER, _LIST = "relabel", "label_errors"
 _SAME_PX = 1e-6
 
 
 @dataclass(frozen=True)
-class Suspect:
+class LabelError:
     """One label, or one place without a label, that the ensemble suspects.
 
     Args:
-        kind: A name in ``SUSPICION_KINDS``.
-        suspicion: In (0, 1]; higher = more likely wrong.
+        kind: A name in ``LABEL_ERROR_KINDS``.
+        label_error_score: In (0, 1]; higher = more likely wrong.
         image_row: The row of its image in the dataset.
-        label_row: The row of the label in the dataset; -1 for ``overlooked``, which is about none.
+        label_row: The row of the label in the dataset; -1 for ``missing_label``, which is about none.
         box: Four floats, xyxy px: where the consensus sees the object.
         class_index: In [0, C): what the consensus takes it for.
         score: In [0, 1]: the consensus probability of that class.
@@ -86,7 +86,7 @@ class Suspect:
     """
 
     kind: str
-    suspicion: float
+    label_error_score: float
     image_row: int
     label_row: int
     box: tuple[float, float, float, float]
@@ -97,25 +97,27 @@ class Suspect:
     is_selected: bool = False
 
     def sentence(self, class_names: Sequence[str]) -> str:
-        """Say it to an annotator, as in ``swapped 0.83: car by 9 of 10``."""
+        """Say it to an annotator, as in ``wrong_class 0.83: car by 9 of 10``."""
         votes = f"{class_names[self.class_index]} by {self.num_votes} of {self.num_members}"
-        return f"{self.kind} {self.suspicion:.2f}: {votes}"
+        return f"{self.kind} {self.label_error_score:.2f}: {votes}"
 
 
-def write_queue(path: Path, dataset: CocoDataset, suspects: Sequence[Suspect], header: Mapping[str, Any]) -> None:
+def write_queue(
+    path: Path, dataset: CocoDataset, label_errors: Sequence[LabelError], header: Mapping[str, Any]
+) -> None:
     """Write the suspected images with all of their labels, word for word, and the suspicions, atomically.
 
     Args:
         path: Where to; compressed when its name ends in ``.gz``.
         dataset: The pool.
-        suspects: Worst first; their place is their rank. None gives a file without images.
+        label_errors: Worst first; their place is their rank. None gives a file without images.
         header: What the file says of itself under ``relabel``.
     """
-    lines = b",\n".join(orjson.dumps(record) for record in suspicion_records(dataset, suspects))
+    lines = b",\n".join(orjson.dumps(record) for record in label_error_records(dataset, label_errors))
     top_level = {key: value for key, value in dataset.other_top_level.items() if key not in (_HEADER, _LIST)}
     top_level |= {_HEADER: orjson.dumps(dict(header)), _LIST: b"[\n" + lines + b"\n]" if lines else b"[]"}
     described = dataclasses.replace(dataset, other_top_level=top_level)
-    rows = np.unique([suspect.image_row for suspect in suspects]).astype(np.int64)
+    rows = np.unique([label_error.image_row for label_error in label_errors]).astype(np.int64)
     if len(rows):
         write_subset(path, described, dataset.image_ids[rows])
         return
@@ -124,31 +126,33 @@ def write_queue(path: Path, dataset: CocoDataset, suspects: Sequence[Suspect], h
         stream.write(b"{" + b",\n".join(pieces) + b"}\n")
 
 
-def suspicion_records(dataset: CocoDataset, suspects: Sequence[Suspect]) -> list[dict[str, Any]]:
+def label_error_records(dataset: CocoDataset, label_errors: Sequence[LabelError]) -> list[dict[str, Any]]:
     """Return the suspicions as records of COCO, by rank, with the ids and class names of the pool's file."""
     _, annotations = dataset.open()
     categories = category_ids_of(dataset)
     records = []
-    for rank, (suspect, key) in enumerate(zip(suspects, free_ids(dataset, len(suspects)), strict=True), start=1):
-        label = suspect.label_row
+    for rank, (label_error, key) in enumerate(
+        zip(label_errors, free_ids(dataset, len(label_errors)), strict=True), start=1
+    ):
+        label = label_error.label_row
         known = label >= 0
-        box = xyxy_to_xywh(np.array([suspect.box]))[0]
+        box = xyxy_to_xywh(np.array([label_error.box]))[0]
         records.append(
             {
                 "id": key,
                 "rank": rank,
-                "kind": suspect.kind,
-                "suspicion": suspect.suspicion,
-                "image_id": dataset.original_id(suspect.image_row),
-                "category_id": categories[suspect.class_index],
-                "category_name": dataset.class_names[suspect.class_index],
+                "kind": label_error.kind,
+                "label_error_score": label_error.label_error_score,
+                "image_id": dataset.original_id(label_error.image_row),
+                "category_id": categories[label_error.class_index],
+                "category_name": dataset.class_names[label_error.class_index],
                 "bbox": box.tolist(),
                 "area": float(box[2] * box[3]),
                 "iscrowd": 0,
-                "score": suspect.score,
-                "num_votes": suspect.num_votes,
-                "num_members": suspect.num_members,
-                "selected": suspect.is_selected,
+                "score": label_error.score,
+                "num_votes": label_error.num_votes,
+                "num_members": label_error.num_members,
+                "selected": label_error.is_selected,
                 "annotation_id": annotation_id_of(dataset, annotations, label) if known else None,
                 "labelled_bbox": xyxy_to_xywh(dataset.boxes[label : label + 1])[0].tolist() if known else None,
                 "labelled_category_id": categories[int(dataset.class_index[label])] if known else None,
@@ -161,7 +165,7 @@ class _Record(msgspec.Struct):
     """What is read of a suspicion."""
 
     kind: str
-    suspicion: float
+    label_error_score: float
     image_id: int | str
     category_name: str
     bbox: tuple[float, float, float, float]
@@ -173,7 +177,7 @@ class _Record(msgspec.Struct):
     labelled_bbox: tuple[float, float, float, float] | None = None
 
 
-def read_queue(path: Path) -> tuple[CocoDataset, tuple[Suspect, ...]]:
+def read_queue(path: Path) -> tuple[CocoDataset, tuple[LabelError, ...]]:
     """Read what :func:`write_queue` wrote.
 
     Returns:
@@ -191,21 +195,21 @@ def read_queue(path: Path) -> tuple[CocoDataset, tuple[Suspect, ...]]:
     if not records:
         raise DatasetError(f"the relabel queue must hold a suspicion, got none ({path}); there is nothing to relabel")
     dataset = read_coco(path, AS_WRITTEN)
-    return dataset, _suspects(path, dataset, records)
+    return dataset, _label_errors(path, dataset, records)
 
 
-def read_suspects(path: Path, dataset: CocoDataset) -> tuple[Suspect, ...]:
+def read_label_errors(path: Path, dataset: CocoDataset) -> tuple[LabelError, ...]:
     """Read the suspicions alone, by rank and with rows of the pool; a file that is absent or empty gives none.
 
     Raises:
         DatasetError: It is no relabel queue, or that of another pool.
     """
-    return _suspects(path, dataset, _read_records(path)) if path.is_file() else ()
+    return _label_errors(path, dataset, _read_records(path)) if path.is_file() else ()
 
 
 def _read_records(path: Path) -> list[_Record]:
     try:
-        found: list[_Record] = decode_as(open_source(path, kind="relabel queue"), _Queue).suspicions
+        found: list[_Record] = decode_as(open_source(path, kind="relabel queue"), _Queue).label_errors
     except msgspec.ValidationError as error:
         raise DatasetError(
             f"the relabel queue must be JSON from detcurate ({path}): {error}; write it again"
@@ -214,26 +218,26 @@ def _read_records(path: Path) -> list[_Record]:
 
 
 class _Queue(msgspec.Struct):
-    suspicions: list[_Record]
+    label_errors: list[_Record]
 
 
-def _suspects(path: Path, dataset: CocoDataset, records: Sequence[_Record]) -> tuple[Suspect, ...]:
+def _label_errors(path: Path, dataset: CocoDataset, records: Sequence[_Record]) -> tuple[LabelError, ...]:
     rows = {dataset.original_id(row): row for row in range(len(dataset))}
     classes = {name: index for index, name in enumerate(dataset.class_names)}
     bounds = np.searchsorted(dataset.image_index, np.arange(len(dataset) + 1))
-    suspects = []
+    label_errors = []
     for rank, record in enumerate(records, start=1):
         row, class_index = rows.get(record.image_id), classes.get(record.category_name)
-        if row is None or class_index is None or record.kind not in SUSPICION_KINDS:
+        if row is None or class_index is None or record.kind not in LABEL_ERROR_KINDS:
             raise DatasetError(
-                f"a suspicion must be {', '.join(SUSPICION_KINDS)} of an image and a class of the file, got "
+                f"a suspicion must be {', '.join(LABEL_ERROR_KINDS)} of an image and a class of the file, got "
                 f"{record.kind!r}, image_id {record.image_id!r}, {record.category_name!r} (rank {rank}, {path})"
             )
         x1, y1, x2, y2 = xywh_to_xyxy(np.array([record.bbox]))[0].tolist()
-        suspects.append(
-            Suspect(
+        label_errors.append(
+            LabelError(
                 kind=record.kind,
-                suspicion=record.suspicion,
+                label_error_score=record.label_error_score,
                 image_row=row,
                 label_row=_label_row(dataset, range(bounds[row], bounds[row + 1]), record),
                 box=(x1, y1, x2, y2),
@@ -244,7 +248,7 @@ def _suspects(path: Path, dataset: CocoDataset, records: Sequence[_Record]) -> t
                 is_selected=record.selected,
             )
         )
-    return tuple(suspects)
+    return tuple(label_errors)
 
 
 def _label_row(dataset: CocoDataset, rows: range, record: _Record) -> int:

@@ -45,8 +45,10 @@ def write_yolo(directory: Path, parts: Mapping[str, Content]) -> list[Path]:
                     f"({content.dataset.path}); both would have the labels {name}"
                 )
             write_bytes(directory / name, _lines([(label.class_index, label.box) for label in image.labels], image))
-            if image.suspects:
-                seen = [(suspect.class_index, suspect.box, suspect.score) for suspect in image.suspects]
+            if image.label_errors:
+                seen = [
+                    (label_error.class_index, label_error.box, label_error.score) for label_error in image.label_errors
+                ]
                 write_bytes(directory / "predictions" / part / _with_txt(image.file_name), _lines(seen, image))
     path = directory / DATA
     write_bytes(path, _yaml(parts).encode())

@@ -27,7 +27,7 @@ _PARTIAL = ".partial"
 _KEPT_SHARE = 0.9  # what is left when room is made, so that it is not made for each file
 _STALE_SECONDS = 24 * 3600.0
 _ANNOTATIONS_KEPT_SECONDS = 30 * 24 * 3600.0
-_LEDGER = "bytes"
+_CATALOG = "bytes"
 
 
 class LocalCopies:
@@ -75,24 +75,24 @@ class LocalCopies:
 
     def _make_room(self, size: int) -> None:
         """Add a size to what is used, once there is room for it."""
-        with self._locked() as ledger:
-            ledger.seek(0)
-            text = ledger.read()
+        with self._locked() as member_index:
+            member_index.seek(0)
+            text = member_index.read()
             used = int(text) if text.isdigit() else None
             if used is None or used + size > self._max_bytes:
                 used = self._evict(int(self._max_bytes * _KEPT_SHARE) - size)
-            ledger.seek(0)
-            ledger.truncate()
-            ledger.write(b"%d" % (used + size))
-            ledger.flush()
+            member_index.seek(0)
+            member_index.truncate()
+            member_index.write(b"%d" % (used + size))
+            member_index.flush()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[BinaryIO]:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(self._folder / _LEDGER, os.O_CREAT | os.O_RDWR, 0o600)
-        with os.fdopen(handle, "rb+") as ledger:
-            fcntl.flock(ledger, fcntl.LOCK_EX)
-            yield ledger
+        handle = os.open(self._folder / _CATALOG, os.O_CREAT | os.O_RDWR, 0o600)
+        with os.fdopen(handle, "rb+") as member_index:
+            fcntl.flock(member_index, fcntl.LOCK_EX)
+            yield member_index
 
     def _evict(self, target: int) -> int:
         """Return what the copies take, once those used longest ago are gone and at most ``target`` bytes are left."""

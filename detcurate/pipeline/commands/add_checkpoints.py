@@ -12,18 +12,18 @@ from typing import Any
 
 from detcurate.config.declaration import require_detectron2
 from detcurate.ensemble.index import (
-    LEDGER,
-    RUN_LEDGER,
+    MEMBER_INDEX,
+    RUN_INDEX,
     Member,
     ensemble_members,
     member_file,
     verify_member,
-    write_ledger,
+    write_index,
 )
 from detcurate.errors import ConfigError, EnsembleError
 from detcurate.io.files import atomic_path, sha256_file
 from detcurate.pipeline.context import ADDED, Run
-from detcurate.pipeline.stage import read_marker, run_stage, stage_state
+from detcurate.pipeline.stage import read_stage_metadata, run_stage, stage_state
 from detcurate.pipeline.stages.train import added_members, train_stage
 from detcurate.pipeline.training_jobs import training_config
 from detcurate.pipeline.workspace import claim_output_dir, output_lock
@@ -93,12 +93,12 @@ def _add(run: Run, sources: Iterable[_Source], known: list[Member]) -> Addition:
             target.parent.mkdir(exist_ok=True)
             (incoming / member.file).replace(target)
         if added:
-            write_ledger(run.output_dir / ADDED / LEDGER, [*known, *added])
+            write_index(run.output_dir / ADDED / MEMBER_INDEX, [*known, *added])
     return Addition(tuple(added), tuple(duplicates), _settle(run))
 
 
 def _sources(folder: Path, first: int) -> Iterator[_Source]:
-    if (folder / LEDGER).is_file() or any(folder.glob(f"run-*/{RUN_LEDGER}")):
+    if (folder / MEMBER_INDEX).is_file() or any(folder.glob(f"run-*/{RUN_INDEX}")):
         for member in ensemble_members(folder):
             yield _Source(folder / member.file, first + member.run, member)
         return
@@ -154,10 +154,10 @@ def _convert_one(run: Run, source: _Source, expected: Any, incoming: Path) -> Me
     checkpoint = read_checkpoint(source.path, allow_pickle=run.settings.train.allow_pickle)
     require_same_model(checkpoint, expected)
     own = source.member or Member(
-        source.run, checkpoint.iteration, None, None, "", "", storage=run.settings.ensemble.storage
+        source.run, checkpoint.iteration, None, None, "", "", dtype=run.settings.ensemble.dtype
     )
     with atomic_path(incoming / _NEW) as temporary:
-        write_checkpoint(checkpoint, expected, temporary, own.storage)
+        write_checkpoint(checkpoint, expected, temporary, own.dtype)
     file = member_file(f"run-{source.run}", own.iteration, own.kind)
     return dataclasses.replace(own, run=source.run, file=file, sha256=sha256_file(incoming / _NEW))
 
@@ -181,8 +181,8 @@ def _made(path: Path) -> Path:
 
 def _num_trained(run: Run) -> int:
     """Return how many runs were trained here, so that their numbers are taken."""
-    marker = read_marker(run.directory("train"))
-    return int(marker["settings"]["CURATE.ENSEMBLE"]["num_runs"]) if marker else 0
+    stage_metadata = read_stage_metadata(run.directory("train"))
+    return int(stage_metadata["settings"]["CURATE.ENSEMBLE"]["num_runs"]) if stage_metadata else 0
 
 
 def _settle(run: Run) -> bool:

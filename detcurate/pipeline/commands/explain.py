@@ -37,7 +37,7 @@ def explain_image(run: Run, name: str) -> dict[str, Any]:
         SelectionError: The image is not in the pool, or is in quarantine.
         PredictionError: The pool is not scored.
     """
-    run.marker("score")
+    run.stage_metadata("score")
     scores = read_scores(run)
     row, at = _find(run, name, scores)
     verdicts = _verdicts(run)
@@ -92,22 +92,24 @@ def _ranked(scores: ImageScores, at: int) -> dict[str, dict[str, float | int]]:
 def _verdicts(run: Run) -> dict[int, dict[str, Any]] | None:
     """Return what became of each image, by id; None when the stage ``select`` has not finished."""
     try:
-        run.marker("select")
+        run.stage_metadata("select")
     except PredictionError:
         return None
     directory = run.directory("select")
     taken, removed = read_columns(directory / SELECTION), read_columns(directory / REMOVED)
     found: dict[int, dict[str, Any]] = {
-        image_id: {"rank": rank, "reason": reason, "because": None}
+        image_id: {"rank": rank, "reason": reason, "replaced_by": None}
         for image_id, rank, reason in zip(
             taken["image_id"].tolist(), taken["rank"].tolist(), taken["reason"].tolist(), strict=True
         )
     }
-    for image_id, reason, because in zip(
-        removed["image_id"].tolist(), removed["reason"].tolist(), removed["because"].tolist(), strict=True
+    for image_id, reason, replaced_by in zip(
+        removed["image_id"].tolist(), removed["reason"].tolist(), removed["replaced_by"].tolist(), strict=True
     ):
-        keeper = None if because != because else _original_id(run, int(because))  # Parquet's null is read as NaN
-        found[image_id] = {"rank": None, "reason": reason, "because": keeper}
+        keeper = (
+            None if replaced_by != replaced_by else _original_id(run, int(replaced_by))
+        )  # Parquet's null is read as NaN
+        found[image_id] = {"rank": None, "reason": reason, "replaced_by": keeper}
     return found
 
 
@@ -122,7 +124,7 @@ def _original_id(run: Run, image_id: int) -> int | str:
 
 
 def _objects(run: Run, image_id: int) -> list[dict[str, Any]] | None:
-    if OBJECTS not in run.marker("score")["outputs"]:  # the mode dense has none
+    if OBJECTS not in run.stage_metadata("score")["outputs"]:  # the mode dense has none
         return None
     path = run.directory("score") / OBJECTS
     try:

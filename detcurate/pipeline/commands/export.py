@@ -9,7 +9,7 @@ import numpy as np
 
 from detcurate.errors import ConfigError
 from detcurate.interop.export.content import Content, queue_rows
-from detcurate.interop.export.relabel_queue import RELABEL_FILE, Suspect, read_queue, read_suspects
+from detcurate.interop.export.relabel_queue import RELABEL_FILE, LabelError, read_label_errors, read_queue
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.tables import read_selection
 
@@ -23,7 +23,7 @@ def queue_file(run: Run) -> Path:
     return zipped if zipped.is_file() else plain
 
 
-def handed_over(run: Run, what: str, *, limit: int = 0) -> Mapping[str, Content]:
+def export_content(run: Run, what: str, *, limit: int = 0) -> Mapping[str, Content]:
     """Return the content to hand over: ``train``, and ``val`` with a subset.
 
     Args:
@@ -41,21 +41,23 @@ def handed_over(run: Run, what: str, *, limit: int = 0) -> Mapping[str, Content]
         raise ConfigError(f"what is exported must be one of {', '.join(WHAT)}, got {what!r}")
     if limit < 0:
         raise ConfigError(f"the limit must be at least 0, got {limit}; 0 is for all images")
-    run.marker("manifest")
+    run.stage_metadata("manifest")
     root = run.image_root("pool")
     if what == "relabel":
-        dataset, suspects = read_queue(queue_file(run))
-        rows = queue_rows(suspects)
-        kept, suspects = _first(rows, suspects, limit)
-        return {"train": Content(dataset, root, suspects, kept)}
+        dataset, label_errors = read_queue(queue_file(run))
+        rows = queue_rows(label_errors)
+        kept, label_errors = _first(rows, label_errors, limit)
+        return {"train": Content(dataset, root, label_errors, kept)}
     rows = run.pool.subset_rows(read_selection(run).image_ids)
-    kept, suspects = _first(rows, read_suspects(queue_file(run), run.pool), limit)
+    kept, label_errors = _first(rows, read_label_errors(queue_file(run), run.pool), limit)
     evaluation = run.evaluation
     val = Content(evaluation, run.image_root("evaluation"), (), np.arange(len(evaluation)))
-    return {"train": Content(run.pool, root, suspects, kept), "val": val}
+    return {"train": Content(run.pool, root, label_errors, kept), "val": val}
 
 
-def _first(rows: np.ndarray, suspects: tuple[Suspect, ...], limit: int) -> tuple[np.ndarray, tuple[Suspect, ...]]:
+def _first(
+    rows: np.ndarray, label_errors: tuple[LabelError, ...], limit: int
+) -> tuple[np.ndarray, tuple[LabelError, ...]]:
     kept = rows[:limit] if limit else rows
     names = set(kept.tolist())
-    return kept, tuple(suspect for suspect in suspects if suspect.image_row in names)
+    return kept, tuple(label_error for label_error in label_errors if label_error.image_row in names)

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from detcurate.errors import DatasetError, PredictionError
 from detcurate.interop.coco_results import Results, index_pool, posterior_form_of, read_results
-from detcurate.io.files import sealed, sha256_file, sha256_json, write_json
+from detcurate.io.files import add_checksum, sha256_file, sha256_json, write_json
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.imported_members import (
     DESCRIPTION,
     Import,
     ImportedMember,
     ImportOptions,
-    answers_digest,
     import_directory,
+    predictions_digest,
     read_import,
     require_no_ensemble,
 )
@@ -68,10 +68,10 @@ def _import(run: Run, files: Sequence[ResultsFile], options: ImportOptions, dige
     directory, before = import_directory(run), read_import(import_directory(run))
     named = {member.folder for member in before.members} if before else set()
     try:
-        found = Import(directory, answers_digest(run, options), options, ())
+        found = Import(directory, predictions_digest(run, options), options, ())
         members = _members(run, found, files, digests, before)
         described = {"digest": found.digest, "options": asdict(options), "members": [asdict(one) for one in members]}
-        write_json(directory / DESCRIPTION, sealed(described))
+        write_json(directory / DESCRIPTION, add_checksum(described))
         named = {member.folder for member in members}
     finally:
         _tidy(directory, named)
@@ -86,7 +86,7 @@ def _require_different(files: Sequence[ResultsFile]) -> list[str]:
         if not file.path.is_file():
             raise DatasetError(f"--member must name a results file, got no file {file.path}; check the path")
         digests.append(sha256_file(file.path))
-        for what, key in (("answers", digests[-1]), ("a checkpoint", (file.run, file.iteration))):
+        for what, key in (("predictions", digests[-1]), ("a checkpoint", (file.run, file.iteration))):
             if key in first:
                 raise PredictionError(
                     f"each --member must be {what} of its own, got {first[key]} and {file.path} with "
@@ -114,7 +114,9 @@ def _members(
             members.append(_renamed(member, file))
             _logger.info("%-9s %s: there already, %s", "import", file.path, _describe(member.counts))
             continue
-        results = read_results(file.path, pool, score_floor=options.score_floor, max_per_image=options.max_per_image)
+        results = read_results(
+            file.path, pool, score_threshold=options.score_threshold, max_per_image=options.max_per_image
+        )
         if results.form is None:
             empty.append((len(members), results))
             members.append(None)
@@ -215,7 +217,7 @@ def _describe(counts: Mapping[str, int]) -> str:
 
 
 _LEFT_OUT = {
-    "below_floor": "below the score floor",
+    "below_threshold": "below the score floor",
     "beyond_best": "beyond the best of their image",
     "without_area": "without area",
     "quarantined": "on images in quarantine",

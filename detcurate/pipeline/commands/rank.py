@@ -8,7 +8,7 @@ from typing import Any
 
 from detcurate.coco.text import decode_top_level, open_source
 from detcurate.config import CurateSettings
-from detcurate.ensemble.index import LEDGER, read_ledger, write_ledger
+from detcurate.ensemble.index import MEMBER_INDEX, read_index, write_index
 from detcurate.errors import ConfigError, DatasetError
 from detcurate.io.files import link_or_copy, write_bytes
 from detcurate.io.storage import Location
@@ -17,7 +17,7 @@ from detcurate.pipeline.imported_members import is_imported
 from detcurate.pipeline.runner import run_pipeline
 from detcurate.pipeline.workspace import claim_output_dir, output_lock
 
-_ASK_FOR_LABELS = ("num_boxes", "class_floors", "class_caps", "empty_floor")
+_NEED_LABELS = ("num_boxes", "class_minimums", "class_maximums", "empty_minimum")
 
 
 def rank_candidates(run: Run, images: Path, image_root: Location | None = None) -> Run:
@@ -41,7 +41,7 @@ def rank_candidates(run: Run, images: Path, image_root: Location | None = None) 
         PredictionError: The ensemble is not there.
     """
     _require_no_labels(run.settings)
-    if is_imported(run.marker("train")):
+    if is_imported(run.stage_metadata("train")):
         raise ConfigError(
             f"the ensemble must be of Detectron2 to rank candidates, got imported answers ({run.output_dir}): no "
             "member is there to be asked; import its answers to the list for a config of the list's own"
@@ -64,7 +64,7 @@ def _require_no_labels(settings: CurateSettings) -> None:
             f"{settings.predict.results!r}: no member is there to be asked; import its answers to the list for a "
             "config of the list's own"
         )
-    for name in _ASK_FOR_LABELS:
+    for name in _NEED_LABELS:
         value = getattr(settings.select, name)
         if value:
             raise ConfigError(
@@ -100,7 +100,7 @@ def _own_config(run: Run, output_dir: Path, listed: Path, image_root: Location |
     cfg.CURATE.ENSEMBLE.NUM_RUNS = 0
     cfg.CURATE.SEARCH.SCHEME = "none"
     cfg.CURATE.SEARCH.WARM_START = False
-    cfg.CURATE.SELECT.GUARD = "off"
+    cfg.CURATE.SELECT.NOISE_FILTER = "off"
     cfg.CURATE.MANIFEST.RELABEL_LIMIT = 0  # without labels every object would be an overlooked one
     cfg.freeze()
     return cfg
@@ -109,8 +109,8 @@ def _own_config(run: Run, output_dir: Path, listed: Path, image_root: Location |
 def _share_members(run: Run, own: Run) -> None:
     """Link the members of a run into another that has none, in place of those of an earlier ensemble."""
     source, target = run.directory("train"), own.output_dir / ADDED
-    members = read_ledger(source / LEDGER)
+    members = read_index(source / MEMBER_INDEX)
     shutil.rmtree(target, ignore_errors=True)
     for member in members:
         link_or_copy(source / member.file, target / member.file)
-    write_ledger(target / LEDGER, members)
+    write_index(target / MEMBER_INDEX, members)

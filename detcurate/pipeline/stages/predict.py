@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from detcurate.config.declaration import require_detectron2
-from detcurate.ensemble.index import LEDGER, read_ledger
+from detcurate.ensemble.index import MEMBER_INDEX, read_index
 from detcurate.evaluate.bootstrap import image_weights, weighted_figures
 from detcurate.evaluate.coco_eval import MatchTable, evaluate_coco
 from detcurate.io.files import write_json
@@ -19,13 +19,13 @@ from detcurate.pipeline.imported_members import imported_predict_stage
 from detcurate.pipeline.prediction_jobs import (
     EMBEDDINGS,
     Preparation,
-    answers_digest,
     count_shards,
     inference_settings,
     make_missing_shards,
     prediction_job,
+    predictions_digest,
 )
-from detcurate.pipeline.prediction_modes import ask_densely, ask_references, mode_settings
+from detcurate.pipeline.prediction_modes import mode_settings, predict_pool_densely, predict_pool_references
 from detcurate.pipeline.stage import Stage, StageResult, output_digest
 from detcurate.pipeline.tables import write_columns
 from detcurate.predictions.shards import shard_path
@@ -42,7 +42,7 @@ def predict_stage(run: Run) -> Stage:
     if run.settings.predict.results:
         return imported_predict_stage(run)
     require_detectron2("the stage 'predict'")
-    inputs = {name: output_digest(run.marker(name)) for name in ("pool", "train")}
+    inputs = {name: output_digest(run.stage_metadata(name)) for name in ("pool", "train")}
     settings = {**inference_settings(run), **mode_settings(run.settings)}
     return _stage(run, "predict", settings, inputs, lambda: predict_pool(run))
 
@@ -50,7 +50,7 @@ def predict_stage(run: Run) -> Stage:
 def evaluate_stage(run: Run) -> Stage:
     """Build the stage ``evaluate``: every retrained detector on the evaluation images."""
     require_detectron2("the stage 'evaluate'")
-    inputs = {name: output_digest(run.marker(name)) for name in ("pool", "retrain")}
+    inputs = {name: output_digest(run.stage_metadata(name)) for name in ("pool", "retrain")}
     settings = {**inference_settings(run), "replicates": [NUM_REPLICATES, "figures", "per_class"]}
     return _stage(run, "evaluate", settings, inputs, lambda: _evaluate(run))
 
@@ -70,10 +70,10 @@ def predict_pool(run: Run, preparation: Preparation = Preparation()) -> StageRes
         preparation: How the folders that the answers go to come to be.
     """
     ensemble, directory, mode = run.directory("train"), run.directory("predict"), run.settings.predict.mode
-    members = read_ledger(ensemble / LEDGER)
+    members = read_index(ensemble / MEMBER_INDEX)
     weights = {f"{member.file}@{member.sha256}": (ensemble / member.file, member.sha256) for member in members}
     if mode == "dense":
-        written = ask_densely(run, weights, preparation)
+        written = predict_pool_densely(run, weights, preparation)
     else:
         written = _predict(run, "pool", directory, weights, run.usable_image_ids, preparation, desc="predict pool")
     summary = (
@@ -81,14 +81,14 @@ def predict_pool(run: Run, preparation: Preparation = Preparation()) -> StageRes
         f"{count_shards(run, run.usable_image_ids)} shards"
     )
     if mode == "reference":
-        written += ask_references(run, weights, preparation)
+        written += predict_pool_references(run, weights, preparation)
     if mode != "cluster":
         summary += f", mode {mode}"
     return StageResult(written, summary, {"num_members": len(members)})
 
 
 def _evaluate(run: Run) -> StageResult:
-    models = run.marker("retrain")["facts"]["models"]
+    models = run.stage_metadata("retrain")["facts"]["models"]
     directory = run.directory("evaluate")
     weights = {
         f"{model['file']}@{model['sha256']}": (run.directory("retrain") / model["file"], model["sha256"])
@@ -132,16 +132,18 @@ def _predict(
     desc: str,
 ) -> list[Location]:
     """Ask the members named about the images, those that have not answered yet; return the files with the answers."""
-    from detcurate.d2.infer.cluster import run_pass
+    from detcurate.d2.infer.cluster import predict_cluster
 
     num_shards = count_shards(run, image_ids)
-    passes = preparation.passes(directory, answers_digest(run, image_ids), list(weights), num_shards=num_shards)
+    prediction_sets = preparation.prediction_sets(
+        directory, predictions_digest(run, image_ids), list(weights), num_shards=num_shards
+    )
     embeddings = directory / EMBEDDINGS if run.settings.predict.embeddings and part == "pool" else None
-    for found in passes:
-        asked = [weights[name] for name in found.members if name in weights]
-        of_first = embeddings if found is passes[0] else None
-        job = prediction_job(run, part, found.directory, asked, image_ids, of_first)
-        make_missing_shards(run, run_pass, job, desc=desc)
-    folders = [found.directory for found in passes] + ([embeddings] if embeddings else [])
+    for found in prediction_sets:
+        requested = [weights[name] for name in found.members if name in weights]
+        of_first = embeddings if found is prediction_sets[0] else None
+        job = prediction_job(run, part, found.directory, requested, image_ids, of_first)
+        make_missing_shards(run, predict_cluster, job, desc=desc)
+    folders = [found.directory for found in prediction_sets] + ([embeddings] if embeddings else [])
     shards = [shard_path(folder, number) for folder in folders for number in range(num_shards)]
-    return [directory / MEMBERS, *(found.description for found in passes), *shards]
+    return [directory / MEMBERS, *(found.description for found in prediction_sets), *shards]

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 from detcurate.config.declaration import has_detectron2
-from detcurate.ensemble.index import LEDGER, read_ledger
+from detcurate.ensemble.index import MEMBER_INDEX, read_index
 from detcurate.errors import DetcurateError
 from detcurate.evaluate.arm_comparison import Replicates, markdown_table, summarise
 from detcurate.evaluate.coco_eval import CocoFigures
@@ -45,11 +45,12 @@ Part = TypeVar("Part")
 
 def report_stage(run: Run) -> Stage:
     """Build the stage ``report``: it needs the pool, and shows whatever else has finished."""
-    run.marker("pool")
+    run.stage_metadata("pool")
     states = stage_states(run)
     finished = completed(states)
     inputs = {
-        stage.name: output_digest(run.marker(stage.name)) if stage.name in finished else stage.state for stage in states
+        stage.name: output_digest(run.stage_metadata(stage.name)) if stage.name in finished else stage.state
+        for stage in states
     }
     inputs["config"] = sha256_json(run.cfg.dump())
     directory = run.directory("report")
@@ -126,7 +127,7 @@ def report_data(run: Run, states: tuple[StageState, ...]) -> ReportData:
 
 def _comparison(run: Run) -> Comparison:
     rows = orjson.loads((run.directory("evaluate") / FIGURES).read_bytes())
-    retrain = run.marker("retrain")
+    retrain = run.stage_metadata("retrain")
     models = retrain["facts"]["models"]
     arms: dict[str, list[CocoFigures]] = {}
     for row in rows:
@@ -184,14 +185,14 @@ def _facts(run: Run, finished: frozenset[str]) -> dict[str, str]:
         "evaluation": f"{evaluation['num_images']:,} images, {evaluation['num_boxes']:,} boxes",
     }
     if "train" in finished:
-        members = read_ledger(run.directory("train") / LEDGER)
+        members = read_index(run.directory("train") / MEMBER_INDEX)
         facts["ensemble"] = f"{len(members)} members of {len({member.run for member in members})} runs"
     if "score" in finished:
-        settings = run.marker("score")["settings"]
+        settings = run.stage_metadata("score")["settings"]
         facts["score"] = f"{' + '.join(settings['measures'])}, {settings['aggregation']}"
     if "select" in finished:
         facts["search"] = _search(run)
-        facts["selection"] = run.marker("select")["summary"]
+        facts["selection"] = run.stage_metadata("select")["summary"]
     if "retrain" in finished:
         facts["training of each arm"] = _training(run)
     return facts

@@ -13,7 +13,7 @@ import orjson
 
 from detcurate.config import CurateSettings
 from detcurate.config.declaration import require_detectron2
-from detcurate.ensemble.index import RUN_LEDGER, Member, read_ledger
+from detcurate.ensemble.index import RUN_INDEX, Member, read_index
 from detcurate.io.files import sha256_file, sha256_json, write_bytes, write_json
 from detcurate.pipeline.arms import Pool, arm_images, arm_inputs, trained_arms
 from detcurate.pipeline.context import Run
@@ -66,9 +66,9 @@ def retrain_stage(run: Run) -> Stage:
         "pretrained": run.settings.search.scheme == "pretrain",
     }
     inputs = {
-        "pool": output_digest(run.marker("pool")),
-        "manifest": run.marker("manifest")["outputs"][subset_file(run).name]["sha256"],
-        "ensemble": output_digest(run.marker("train")),
+        "pool": output_digest(run.stage_metadata("pool")),
+        "manifest": run.stage_metadata("manifest")["outputs"][subset_file(run).name]["sha256"],
+        "ensemble": output_digest(run.stage_metadata("train")),
         **arm_inputs(run),
     }
     # One more arm, seed or share of the curve leaves what was trained for the others good.
@@ -145,7 +145,7 @@ def _remove_other_models(run: Run, jobs: Sequence[Any]) -> None:
 
 
 def _digest(run: Run, job: Any) -> str:
-    labels = run.marker("pool") if job.images.image_ids is not None else run.marker("manifest")
+    labels = run.stage_metadata("pool") if job.images.image_ids is not None else run.stage_metadata("manifest")
     return sha256_json(
         {
             "settings": training_settings(run),
@@ -195,7 +195,7 @@ def _trained_in(run: Run, directory: Path) -> Path:
 
 
 def _last_member(run: Run, model: dict[str, Any]) -> Member:
-    members = read_ledger(run.directory("retrain") / model["arm"] / f"seed-{model['seed']}" / RUN_LEDGER)
+    members = read_index(run.directory("retrain") / model["arm"] / f"seed-{model['seed']}" / RUN_INDEX)
     return next(member for member in members if member.iteration == model["iterations"] - 1)
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from detcurate.coco.dataset import CocoDataset, image_labels
 from detcurate.config import ScoreSettings
 from detcurate.engines import LOCAL, Engine
-from detcurate.ensemble.index import CHECKPOINT, LEDGER, read_ledger
+from detcurate.ensemble.index import CHECKPOINT, MEMBER_INDEX, read_index
 from detcurate.errors import PredictionError
 from detcurate.io.files import atomic_path
 from detcurate.io.storage import Location
@@ -216,7 +216,7 @@ def score_stage(run: Run) -> Stage:
     """Build the stage ``score``."""
     mode = predicted_mode(run)
     settings = {**score_settings(run.settings, mode).model_dump(mode="json"), "formulas": _FORMULAS}
-    inputs = {name: output_digest(run.marker(name)) for name in ("pool", "predict")}
+    inputs = {name: output_digest(run.stage_metadata(name)) for name in ("pool", "predict")}
     return Stage("score", run.directory("score"), settings, inputs, lambda: _WORK[mode](run))
 
 
@@ -293,7 +293,7 @@ def _trajectories(run: Run, members: Sequence[str]) -> list[list[int]]:
     """Return the numbers of each run's checkpoints in iteration order; averages of checkpoints are none of them."""
     number_of = {name: number for number, name in enumerate(members)}
     runs: dict[int, list[tuple[int, int]]] = {}
-    for member in read_ledger(run.directory("train") / LEDGER):
+    for member in read_index(run.directory("train") / MEMBER_INDEX):
         number = number_of.get(f"{member.file}@{member.sha256}")
         if member.kind == CHECKPOINT and number is not None:
             runs.setdefault(member.run, []).append((member.iteration, number))
@@ -301,7 +301,7 @@ def _trajectories(run: Run, members: Sequence[str]) -> list[list[int]]:
 
 
 def read_scores(run: Run) -> ImageScores:
-    """Read ``scores/images.parquet``."""
+    """Read ``score/images.parquet``."""
     table = read_columns(run.directory("score") / IMAGES)
     components = {name: column for name, column in table.items() if name not in ("image_id", "image_score")}
     return ImageScores(table["image_id"], table["image_score"], components)

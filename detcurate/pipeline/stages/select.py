@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from detcurate.config import SelectSettings
-from detcurate.ensemble.index import LEDGER, RESULTS, Member, read_ledger
+from detcurate.ensemble.index import MEMBER_INDEX, RESULTS, Member, read_index
 from detcurate.io.files import sha256_json
 from detcurate.manifest.croissant import write_croissant
 from detcurate.manifest.write import SUBSET_FILE, build_provenance, write_manifest
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.image_similarity import labelled_lack
-from detcurate.pipeline.pool_columns import asked_quotas, column_inputs, pool_columns
+from detcurate.pipeline.pool_columns import column_inputs, pool_columns, requested_quotas
 from detcurate.pipeline.search import (
     SEED_SET,
     builds_up,
@@ -36,7 +36,7 @@ from detcurate.pipeline.stage import Stage, StageResult, output_digest
 from detcurate.pipeline.stages.score import IMAGES, read_scores
 from detcurate.pipeline.suspected_labels import write_relabel
 from detcurate.pipeline.tables import RELABEL, REMOVED, SELECTION, read_selection, write_columns
-from detcurate.select.compose import GUARDS, PoolColumns, select
+from detcurate.select.compose import NOISE_FILTERS, PoolColumns, select
 from detcurate.select.filters import pair_similarity
 from detcurate.select.selection_log import SelectionLog
 from detcurate.structures import ImageScores
@@ -53,13 +53,13 @@ def select_stage(run: Run) -> Stage:
     if builds_up(run):
         settings["CURATE.SEARCH"] = run.settings.search.model_dump(mode="json", exclude={"warm_start"})
     before = ("pool",) if run.round == SEED_SET else ("score", "pool")
-    inputs = {name: output_digest(run.marker(name)) for name in before}
+    inputs = {name: output_digest(run.stage_metadata(name)) for name in before}
     if run.round == SEED_SET:
         return Stage("select", run.directory("select"), settings, inputs, lambda: _draw_seed_set(run))
     inputs |= column_inputs(run)
     last_round = previous_round(run)
     if last_round is not None:
-        inputs["round before"] = output_digest(last_round.marker("select"))
+        inputs["round before"] = output_digest(last_round.stage_metadata("select"))
     return Stage("select", run.directory("select"), settings, inputs, lambda: _select(run))
 
 
@@ -82,19 +82,19 @@ def _select(run: Run) -> StageResult:
     if lack:
         how = "run --until predict with CURATE.PREDICT.EMBEDDINGS True"
         _logger.warning("%-9s images like those of the pool stay: %s; %s", "select", lack, how)
-    columns, (floors, caps) = pool_columns(run, scores), asked_quotas(run, rows)
+    columns, (minimums, maximums) = pool_columns(run, scores), requested_quotas(run, rows)
     log = select(
         scores,
         budget=budget,
         strategy=settings.strategy,
         seed=run.cfg.SEED,
         columns=columns,
-        guard=settings.guard,
-        guard_quantile=settings.guard_quantile,
+        noise_filter=settings.noise_filter,
+        noise_filter_quantile=settings.noise_filter_quantile,
         duplicate_similarity=settings.duplicate_similarity,
         sequence_gap=settings.sequence_gap,
-        floors=floors,
-        caps=caps,
+        minimums=minimums,
+        maximums=maximums,
         threshold=settings.threshold,
         num_strata=settings.num_strata,
         oversampling=settings.oversampling,
@@ -130,7 +130,7 @@ def _too_alike(columns: PoolColumns, share: float, settings: SelectSettings) -> 
 def _write_selection(run: Run, scores: ImageScores, columns: PoolColumns, log: SelectionLog) -> list[Path]:
     """Write who was taken, who was not and why, and the queue of images whose labels want a look."""
     directory, selection, gone = run.directory("select"), log.selection, np.flatnonzero(log.rank == 0)
-    reasons, because = np.array(log.reasons, object), log.because[gone]
+    reasons, replaced_by = np.array(log.reasons, object), log.replaced_by[gone]
     tables: dict[str, Mapping[str, Any]] = {
         SELECTION: {
             "rank": np.arange(1, len(selection) + 1),
@@ -142,13 +142,16 @@ def _write_selection(run: Run, scores: ImageScores, columns: PoolColumns, log: S
             "image_id": log.image_ids[gone],
             "image_score": scores.image_score[gone],
             "reason": pa.array(reasons[log.reason_index[gone]].tolist(), pa.string()),
-            "because": pa.array(because, mask=because < 0),
+            "replaced_by": pa.array(replaced_by, mask=replaced_by < 0),
         },
     }
-    if columns.suspicion is not None and run.settings.select.guard == "queue":
-        queued = gone[reasons[log.reason_index[gone]] == GUARDS["queue"]]
-        worst_first = queued[np.argsort(-columns.suspicion[queued], kind="stable")]
-        tables[RELABEL] = {"image_id": log.image_ids[worst_first], "suspicion": columns.suspicion[worst_first]}
+    if columns.label_error_score is not None and run.settings.select.noise_filter == "queue":
+        queued = gone[reasons[log.reason_index[gone]] == NOISE_FILTERS["queue"]]
+        worst_first = queued[np.argsort(-columns.label_error_score[queued], kind="stable")]
+        tables[RELABEL] = {
+            "image_id": log.image_ids[worst_first],
+            "label_error_score": columns.label_error_score[worst_first],
+        }
     for name, table in tables.items():
         write_columns(directory / name, table)
     return [directory / name for name in tables]
@@ -157,36 +160,38 @@ def _write_selection(run: Run, scores: ImageScores, columns: PoolColumns, log: S
 def manifest_stage(run: Run) -> Stage:
     """Build the stage ``manifest``."""
     settings = {"detcurate": version("detcurate"), **run.settings.manifest.model_dump(mode="json")}
-    inputs = {name: output_digest(run.marker(name)) for name in ("pool", "score", "select")}
+    inputs = {name: output_digest(run.stage_metadata(name)) for name in ("pool", "score", "select")}
     inputs["history"] = sha256_json(_history(run))
     return Stage("manifest", run.directory("manifest"), settings, inputs, lambda: _write_manifest(run))
 
 
 def _history(run: Run) -> dict[str, Any]:
     """Return the settings of the stages that led to the selection, as they were when those stages ran."""
-    return {name: run.marker(name)["settings"] for name in ("pool", "train", "predict", "score", "select")}
+    return {name: run.stage_metadata(name)["settings"] for name in ("pool", "train", "predict", "score", "select")}
 
 
 def _write_manifest(run: Run) -> StageResult:
     selection = read_selection(run)
-    members = read_ledger(run.directory("train") / LEDGER)
+    members = read_index(run.directory("train") / MEMBER_INDEX)
     history = _history(run)
     chosen = history["select"]  # as it was done, whatever the config says by now
-    asked = {name: chosen[key] for key, name in _BUDGETS.items() if chosen.get(key)} or {"fraction": chosen["fraction"]}
+    requested = {name: chosen[key] for key, name in _BUDGETS.items() if chosen.get(key)} or {
+        "fraction": chosen["fraction"]
+    }
     provenance = build_provenance(
         dataset=run.pool,
         image_ids=selection.image_ids,
         config_sha256=sha256_json(history),
         seed=chosen["seed"],
         strategy=chosen["strategy"],
-        budget_asked=asked,
+        requested_budget=requested,
         members=[_describe_member(member) for member in members],
-        scores_sha256=run.marker("score")["outputs"][IMAGES]["sha256"],
+        scores_sha256=run.stage_metadata("score")["outputs"][IMAGES]["sha256"],
         versions=_versions(),
         seconds_per_image=chosen["seconds_per_image"],
         seconds_per_box=chosen["seconds_per_box"],
     )
-    facts = run.marker("select")["facts"]
+    facts = run.stage_metadata("select")["facts"]
     steps = {name: [{"reason": reason, "images": count} for reason, count in facts[name]] for name in facts}
     provenance |= {"settings": history, "selection": steps, "search": lineage(run)}
     provenance["quarantined"] = run.pool_facts["quarantined"]
@@ -207,7 +212,7 @@ def _write_manifest(run: Run) -> StageResult:
 
 
 def _describe_member(member: Member) -> dict[str, Any]:
-    name = {"results": Path(member.file).name} if member.storage == RESULTS else {}
+    name = {"results": Path(member.file).name} if member.dtype == RESULTS else {}
     return {**asdict(member), **name}
 
 

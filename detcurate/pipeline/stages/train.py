@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from detcurate.config.declaration import require_detectron2
-from detcurate.ensemble.index import AUGMENTATIONS, LEDGER, Member, read_ledger, verify_member, write_ledger
+from detcurate.ensemble.index import AUGMENTATIONS, MEMBER_INDEX, Member, read_index, verify_member, write_index
 from detcurate.ensemble.schedule import averaging_windows, member_iterations
 from detcurate.errors import ConfigError, EnsembleError
 from detcurate.io.files import link_or_copy, sha256_file
@@ -59,7 +59,7 @@ def run_budget(run: Run) -> int:
 
 def member_bytes(run: Run) -> int:
     """Return the size of a member's weights in bytes."""
-    return weight_bytes(run) // (1 if run.settings.ensemble.storage == "fp32" else 2)
+    return weight_bytes(run) // (1 if run.settings.ensemble.dtype == "fp32" else 2)
 
 
 def planned_members(run: Run) -> int:
@@ -84,15 +84,15 @@ def train_stage(run: Run) -> Stage:
     inputs = {}
     if run.settings.ensemble.num_runs:
         settings = {**training_settings(run), **settings}
-        inputs["pool"] = output_digest(run.marker("pool"))
+        inputs["pool"] = output_digest(run.stage_metadata("pool"))
     if added_members(run):
-        inputs["added"] = sha256_file(run.output_dir / ADDED / LEDGER)
+        inputs["added"] = sha256_file(run.output_dir / ADDED / MEMBER_INDEX)
     before = previous_round(run)
     if before is not None:
         settings["CURATE.SEARCH"] = {"warm_start": run.settings.search.warm_start}
-        inputs["round before"] = output_digest(before.marker("select"))
+        inputs["round before"] = output_digest(before.stage_metadata("select"))
         if _starts_from(run) is not None:
-            inputs["weights before"] = output_digest(before.marker("train"))
+            inputs["weights before"] = output_digest(before.stage_metadata("train"))
     stage = Stage("train", run.directory("train"), settings, inputs, lambda: _train_ensemble(run))
     return dataclasses.replace(stage, keeps_good_files=set(changes(stage)) == {"added changed"})
 
@@ -111,8 +111,8 @@ def _ensemble_settings(run: Run) -> dict[str, Any]:
 
 def added_members(run: Run) -> list[Member]:
     """Return the members that ``detcurate ensemble add`` has put into ``OUTPUT_DIR``."""
-    ledger = run.output_dir / ADDED / LEDGER
-    return read_ledger(ledger) if ledger.is_file() else []
+    member_index = run.output_dir / ADDED / MEMBER_INDEX
+    return read_index(member_index) if member_index.is_file() else []
 
 
 def require_budget(run: Run) -> None:
@@ -134,8 +134,8 @@ def _train_ensemble(run: Run) -> StageResult:
     kept = [directory / job.last_writer.members()[0].file for job in jobs if job.keep_last]
     _take_in(run, added)
     members = [*trained, *added]
-    ledger = directory / LEDGER
-    write_ledger(ledger, members)
+    member_index = directory / MEMBER_INDEX
+    write_index(member_index, members)
     size = sum((directory / member.file).stat().st_size for member in members)
     summary = f"{len(trained)} members from {num_runs} runs of {run.cfg.SOLVER.MAX_ITER:,} iterations"
     if builds_up(run):
@@ -143,7 +143,7 @@ def _train_ensemble(run: Run) -> StageResult:
     if added:
         summary = f"{summary} and {len(added)} that were added" if trained else f"{len(added)} members that were added"
     return StageResult(
-        [ledger, *(directory / member.file for member in members), *kept], f"{summary}, {size / 1e6:,.1f} MB"
+        [member_index, *(directory / member.file for member in members), *kept], f"{summary}, {size / 1e6:,.1f} MB"
     )
 
 
@@ -194,10 +194,10 @@ def _ensemble_job(run: Run, number: int) -> Any:
         weights=None if before is None else run_weights(before, number)[0],
         config=training_config(run, AUGMENTATIONS[ensemble.augmentation(number)]),
         windows=windows,
-        storage=ensemble.storage,
+        dtype=ensemble.dtype,
         max_bytes=run_budget(run),
         # The full arm, or the next round, takes the run's last weights as they are.
-        keep_last=ensemble.storage != "fp32" or last not in iterations,
+        keep_last=ensemble.dtype != "fp32" or last not in iterations,
     )
 
 

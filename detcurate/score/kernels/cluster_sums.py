@@ -9,7 +9,7 @@ from detcurate.score.kernels.association import compare_content, pair_iou
 
 
 @njit(cache=True, nogil=True)
-def gather_answers(votes, class_probs, boxes, consensus_boxes, is_sigmoid, counts_misses):
+def gather_predictions(votes, class_probs, boxes, consensus_boxes, is_sigmoid, counts_misses):
     """Sum up the answers about each cluster.
 
     The sums go member by member: a (G, E, C + 1) array of a shard would be gigabytes for large ensembles. Softmax rows
@@ -53,13 +53,13 @@ def gather_answers(votes, class_probs, boxes, consensus_boxes, is_sigmoid, count
                     own[g, column] += yes_no_entropy_of(probability)
             else:
                 own[g, 0] += _add_softmax(class_probs, row, means, g)
-        answers = num_members if counts_misses else fired
+        predictions = num_members if counts_misses else fired
         if counts_misses:
             outcomes[g, background] += num_members - fired
             if not is_sigmoid:
                 means[g, background] += num_members - fired
-        means[g] /= answers
-        own[g] /= answers
+        means[g] /= predictions
+        own[g] /= predictions
         if is_sigmoid:
             means[g, background] = 1.0 - means[g, :background].max()
         overlap[g] /= fired
@@ -141,7 +141,7 @@ _TOUCH = 0.05  # a cluster that overlaps a label by less has nothing to say abou
 
 
 @njit(cache=True, nogil=True)
-def match_answers(
+def match_predictions(
     rows,
     starts,
     label_starts,
@@ -193,7 +193,7 @@ def match_answers(
 
 
 @njit(cache=True, nogil=True)
-def judge_answers(votes, class_probs, label_class, is_sigmoid):
+def judge_predictions(votes, class_probs, label_class, is_sigmoid):
     """Compare the answers with the labels.
 
     Args:

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from detcurate.coco.image_files import _read_cache
-from detcurate.ensemble.index import Member, read_ledger, verify_member, write_ledger
+from detcurate.ensemble.index import Member, read_index, verify_member, write_index
 from detcurate.errors import DetcurateError
-from detcurate.io.files import sealed, sha256_file, write_json
+from detcurate.io.files import add_checksum, sha256_file, write_json
 from detcurate.manifest.provenance import read_provenance
 from detcurate.manifest.verify import verify_manifest
 from detcurate.pipeline.imported_members import read_import
-from detcurate.pipeline.stage import Stage, StageResult, read_marker, run_stage
+from detcurate.pipeline.stage import Stage, StageResult, read_stage_metadata, run_stage
 from detcurate.predictions.shards import read_embeddings, read_shard, write_embeddings, write_shard
 from detcurate.structures import Detections
 
@@ -105,15 +105,15 @@ def test_embeddings(tmp_path, is_whole, measured):
 
 def test_a_ledger(tmp_path, is_whole, measured):
     path = tmp_path / "members.jsonl"
-    write_ledger(path, [Member(0, step, 4, 0.5 / step, f"run-0/iter-{step:07d}", f"{step:064x}") for step in (2, 30)])
-    whole = read_ledger(path)
+    write_index(path, [Member(0, step, 4, 0.5 / step, f"run-0/iter-{step:07d}", f"{step:064x}") for step in (2, 30)])
+    whole = read_index(path)
 
     def read():
-        found = read_ledger(path)
+        found = read_index(path)
         # Cut between two lines it holds fewer members: those that are gone are made again, see MemberWriter.
         return whole if found == whole[: len(found)] else found
 
-    assert try_all(path, read, is_whole, measured, "ledger")
+    assert try_all(path, read, is_whole, measured, "member_index")
 
 
 def test_a_member(tmp_path, is_whole, measured):
@@ -174,8 +174,8 @@ class TestStage:
         names = set(run_stage(stage)) - {"sha256"}  # a digest under another name is none, and changes nothing else
 
         def read():
-            marker = read_marker(stage.directory)
-            return {name: marker.get(name) for name in names}
+            stage_metadata = read_stage_metadata(stage.directory)
+            return {name: stage_metadata.get(name) for name in names}
 
         assert try_all(stage.directory / "stage.json", read, is_whole, measured, "stage marker")
 
@@ -248,15 +248,15 @@ def test_an_unsealed_file_of_an_older_version_is_believed(tmp_path):
     stage = Stage("draw", tmp_path, {}, {}, lambda: StageResult([], "none"))
     old = {name: value for name, value in run_stage(stage).items() if name != "sha256"}
     (tmp_path / "stage.json").write_bytes(orjson.dumps(old))
-    assert read_marker(tmp_path) == old
-    assert sealed(old)["sha256"] != sealed({**old, "summary": "other"})["sha256"]
+    assert read_stage_metadata(tmp_path) == old
+    assert add_checksum(old)["sha256"] != add_checksum({**old, "summary": "other"})["sha256"]
 
 
-FILES = ("pool/pool.json", "selection/selection.parquet", "manifest/subset.json")
+FILES = ("pool/pool.json", "select/selection.parquet", "manifest/subset.json")
 
 
 @pytest.mark.parametrize(
-    "name", ["scores/images.parquet", *(pytest.param(name, marks=pytest.mark.faults) for name in FILES)]
+    "name", ["score/images.parquet", *(pytest.param(name, marks=pytest.mark.faults) for name in FILES)]
 )
 def test_a_run_finds_a_damaged_file_and_makes_it_again(imported, tmp_path, name):
     output = imported.copy(tmp_path)
@@ -273,13 +273,13 @@ def test_a_run_finds_a_damaged_file_and_makes_it_again(imported, tmp_path, name)
 
 def test_a_damaged_shard_is_named_and_predicted_again_once_it_is_gone(imported, tmp_path):
     output = imported.copy(tmp_path, without=("score", "select", "manifest"))
-    path = output / "predictions" / "pass-01" / "shard-00002.parquet"
+    path = output / "predict" / "set-01" / "shard-00002.parquet"
     whole = path.read_bytes()
     path.unlink()  # it is linked to the import's
     path.write_bytes(whole[:200] + bytes([whole[200] ^ 16]) + whole[201:])
     running = imported.start(output)
     assert running.wait() == 2
-    assert "pass-01/shard-00002.parquet" in running.text
+    assert "set-01/shard-00002.parquet" in running.text
     assert "delete it and run the same command again" in running.text
     path.unlink()
     imported.finish(output)

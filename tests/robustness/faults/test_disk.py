@@ -131,7 +131,7 @@ def test_a_folder_of_another_user(imported, run, tmp_path, stage):
     for parent in (place, *list(place.parents)[:-1]):
         if not parent.stat().st_mode & 0o001:
             parent.chmod(parent.stat().st_mode | 0o011)
-    foreign = output / {"pool": "pool", "score": "scores", "manifest": "manifest"}[stage]
+    foreign = output / stage
     foreign.mkdir()
     foreign.chmod(0o555)
     imported.config.parent.chmod(0o755)

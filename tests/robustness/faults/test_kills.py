@@ -32,7 +32,7 @@ def figures(output):
     """Return what the arms come to, without how long they took."""
     models = json.loads((output / "retrain" / "stage.json").read_bytes())["facts"]["models"]
     kept = [{name: value for name, value in model.items() if name != "seconds"} for model in models]
-    return kept, (output / "evaluation" / "figures.json").read_bytes()
+    return kept, (output / "evaluate" / "figures.json").read_bytes()
 
 
 def check_same(pipeline, output):

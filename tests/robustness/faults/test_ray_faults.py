@@ -20,7 +20,7 @@ from detcurate.config import RaySettings
 from detcurate.config.declaration import load_config
 from detcurate.d2.infer.worker import KeepingModels
 from detcurate.engines.ray_engine import RayEngine
-from detcurate.ensemble.index import LEDGER, read_ledger
+from detcurate.ensemble.index import MEMBER_INDEX, read_index
 from detcurate.pipeline import Run, run_pipeline
 from detcurate.pipeline.prediction_jobs import prediction_job
 from detcurate.predictions.shards import read_shard
@@ -51,7 +51,7 @@ def nodes():
 
 
 def shards_of(output):
-    return {path.name: path.read_bytes() for path in (output / "predictions" / "pass-00").glob("shard-*")}
+    return {path.name: path.read_bytes() for path in (output / "predict" / "set-00").glob("shard-*")}
 
 
 def require_whole(output, expected):
@@ -59,7 +59,7 @@ def require_whole(output, expected):
     found = shards_of(output)
     assert sorted(found) == [f"shard-{number:05d}.parquet" for number in range(NUM_SHARDS)]
     assert [name for name in found if found[name] != expected[name]] == []
-    folder = output / "predictions" / "pass-00"
+    folder = output / "predict" / "set-00"
     image_ids = [image_id for name in found for image_id in read_shard(folder / name)[1].tolist()]
     assert len(image_ids) == len(set(image_ids)) == NUM_IMAGES
     assert [path.name for path in folder.glob(".*")] == []
@@ -72,7 +72,7 @@ def predict(trained, folder, address, fault, settings=None):
     settings, caught = settings or RaySettings(max_deaths=5), []
 
     def when_begun():
-        while len(list((folder / "predictions").rglob("shard-*"))) < 2:
+        while len(list((folder / "predict").rglob("shard-*"))) < 2:
             time.sleep(0.02)
         caught.append(fault())
 
@@ -104,13 +104,13 @@ def test_a_node_removed(trained, nodes, tmp_path):
     require_whole(tmp_path / "x", trained[2])
 
 
-def ask(trained, folder, address, work):
-    """Hand the whole pass out with another work than ``run_pass``."""
+def predict_with(trained, folder, address, work):
+    """Hand the whole pass out with another work than ``predict_cluster``."""
     config, output, _ = trained
     shutil.copytree(output, folder)
     run = Run(load_config(config, [*WORDS, "OUTPUT_DIR", str(folder)]), config)
-    members = [(output / "ensemble" / one.file, one.sha256) for one in read_ledger(output / "ensemble" / LEDGER)]
-    job = prediction_job(run, "pool", folder / "predictions" / "pass-00", members, run.usable_image_ids)
+    members = [(output / "train" / one.file, one.sha256) for one in read_index(output / "train" / MEMBER_INDEX)]
+    job = prediction_job(run, "pool", folder / "predict" / "set-00", members, run.usable_image_ids)
     blocks = [job.block(range(first, first + 2)) for first in range(0, NUM_SHARDS, 2)]
     engine = RayEngine(RaySettings(), address=address)
     try:
@@ -121,7 +121,7 @@ def ask(trained, folder, address, work):
 
 def test_an_actor_out_of_memory(trained, nodes, tmp_path):
     mark = tmp_path / "happened"
-    ask(trained, tmp_path / "x", nodes.address, ShortOfMemory(mark, limit=True))
+    predict_with(trained, tmp_path / "x", nodes.address, ShortOfMemory(mark, limit=True))
     assert mark.exists()
     require_whole(tmp_path / "x", trained[2])
 
@@ -135,7 +135,7 @@ def test_an_actor_that_ray_ends_for_the_memory_of_the_machine(trained, tmp_path,
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
     with cluster_of(1, 1) as cluster:
         mark = tmp_path / "happened"
-        ask(trained, tmp_path / "x", cluster.address, ShortOfMemory(mark, limit=False))
+        predict_with(trained, tmp_path / "x", cluster.address, ShortOfMemory(mark, limit=False))
     assert mark.exists()
     require_whole(tmp_path / "x", trained[2])
 

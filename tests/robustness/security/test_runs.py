@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from detcurate.ensemble.index import read_ledger
+from detcurate.ensemble.index import read_index
 from detcurate.errors import ConfigError, DatasetError, DetcurateError, EnsembleError, PredictionError
 from detcurate.io.files import link_or_copy, sha256_json, write_json
 from detcurate.manifest.provenance import read_provenance
@@ -46,8 +46,8 @@ def test_a_marker_does_not_have_files_removed(tmp_path, name):
     directory.mkdir(parents=True)
     outputs = {str(victim) if name == "ABSOLUTE" else name: {"sha256": "0" * 64, "bytes": 1}}
     digest = sha256_json({"settings": {}, "inputs": {}})
-    marker = {"status": "complete", "digest": digest, "outputs": outputs, "summary": "", "facts": {}}
-    (directory / "stage.json").write_bytes(orjson.dumps(marker))
+    stage_metadata = {"status": "complete", "digest": digest, "outputs": outputs, "summary": "", "facts": {}}
+    (directory / "stage.json").write_bytes(orjson.dumps(stage_metadata))
     with pytest.raises(ConfigError, match="outputs must be files of the stage"):
         run_stage(stage_in(directory))
     assert victim.read_text() == "years of work"
@@ -80,7 +80,7 @@ def test_a_ledger_names_nothing_outside_its_folder(tmp_path, change):
     member = {"run": 0, "iteration": 3, "seed": 1, "lr": 0.1, "file": "run-0/x.safetensors", "sha256": "0" * 64}
     (tmp_path / "ensemble.jsonl").write_bytes(orjson.dumps({**member, **change}))
     with pytest.raises(EnsembleError, match=r"a ledger line must be one member as JSON \(.*line 1\)"):
-        read_ledger(tmp_path / "ensemble.jsonl")
+        read_index(tmp_path / "ensemble.jsonl")
 
 
 @pytest.mark.parametrize("key", ["file_name", "folder", "copy"])
@@ -91,7 +91,7 @@ def test_an_import_names_nothing_outside_its_folder(tmp_path, key, name):
         "run": 0, "iteration": 0, "file_name": "r.json", "sha256": "0" * 64, "folder": "f", "copy": "results.json",
         "form": None, "counts": {}, key: name,
     }  # fmt: skip
-    options = {"image_key": "id", "category_key": "id", "score_floor": 0.05, "max_per_image": 100}
+    options = {"image_key": "id", "category_key": "id", "score_threshold": 0.05, "max_per_image": 100}
     write_json(tmp_path / "import.json", {"digest": "x", "options": options, "members": [member]})
     with pytest.raises(PredictionError, match="must be names without a folder"):
         read_import(tmp_path)
@@ -135,7 +135,7 @@ def provenance_of(folder, **changes: object):
         "source": {"file_name": "train.json", "sha256": "0" * 64, "num_images": 1, "num_boxes": 1},
         "subset": {"file_name": "subset.json", "sha256": "0" * 64, "num_images": 1, "num_boxes": 1},
         "budget": {"spent": {"images": 1, "boxes": 1, "cost_seconds": 0.0}, "seconds_per_image": 0.0,
-                   "seconds_per_box": 0.0, "asked": {}},
+                   "seconds_per_box": 0.0, "requested": {}},
         "strategy": "top_score", "seed": 0, "histograms": {}, "ensemble": [], "findings": [],
         "config_sha256": "0" * 64, "scores_sha256": "0" * 64, "versions": {}, **changes,
     }  # fmt: skip

@@ -61,7 +61,7 @@ def manifest(tmp_path, write):
             image_ids=np.array(ids),
             strategy="random",
             seed=5,
-            budget_asked={"images": len(ids)},
+            requested_budget={"images": len(ids)},
             config_sha256=sha256_json(settings),
             members=[],
             scores_sha256="5" * 64,
@@ -344,8 +344,8 @@ def test_verify(manifest, said):
 
 def test_verify_with_a_source_and_a_run(manifest, said, tmp_path):
     folder = manifest(12, 41)
-    (tmp_path / "run" / "scores").mkdir(parents=True)
-    (tmp_path / "run" / "scores" / "images.parquet").write_bytes(b"x")
+    (tmp_path / "run" / "score").mkdir(parents=True)
+    (tmp_path / "run" / "score" / "images.parquet").write_bytes(b"x")
     words = ("manifest", "verify", folder, "--source", tmp_path / "train.json", "--output-dir", tmp_path / "run")
     status, text = said(*words)
     found = {name: status for status, name, _ in rows(text, ["status", "check", "detail"])}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from detcurate.ensemble import index as ensemble
-from detcurate.ensemble.index import Member, MemberWriter, member_iterations, read_ledger, verify_member, write_ledger
+from detcurate.ensemble.index import Member, MemberWriter, member_iterations, read_index, verify_member, write_index
 from detcurate.errors import ConfigError, EnsembleError
 
 
@@ -124,7 +124,7 @@ def test_a_failure_while_the_weights_are_written_leaves_no_trace(writer, tmp_pat
 def test_a_crash_between_the_weights_and_the_ledger_is_mended_by_the_next_save(writer, tmp_path, monkeypatch):
     writer.save(1, 0.1, write(b"one"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ensemble, "write_ledger", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(ensemble, "write_index", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         writer.save(2, 0.1, write(b"before the crash"))
     assert [member.iteration for member in writer.members()] == [1]
     writer.save(2, 0.1, write(b"after it"))
@@ -140,7 +140,7 @@ def test_a_member_whose_file_is_gone_is_no_longer_saved(writer, tmp_path):
     assert [member.iteration for member in writer.members()] == [2]
     writer.save(1, 0.1, write(b"one again"))
     assert [member.iteration for member in writer.members()] == [1, 2]
-    assert len(read_ledger(tmp_path / "run-3" / "members.jsonl")) == 2
+    assert len(read_index(tmp_path / "run-3" / "members.jsonl")) == 2
 
 
 def test_a_ledger_is_ordered_and_comes_back_as_it_was(tmp_path):
@@ -149,11 +149,11 @@ def test_a_ledger_is_ordered_and_comes_back_as_it_was(tmp_path):
         for run, iteration in ((1, 2), (0, 30), (1, 1), (0, 4), (2, 0))
     ]
     path = tmp_path / "ensemble.jsonl"
-    write_ledger(path, members)
-    assert [(member.run, member.iteration) for member in read_ledger(path)] == [(0, 4), (0, 30), (1, 1), (1, 2), (2, 0)]
-    assert sorted(map(dataclasses.astuple, read_ledger(path))) == sorted(map(dataclasses.astuple, members))
-    write_ledger(path, [])
-    assert read_ledger(path) == []
+    write_index(path, members)
+    assert [(member.run, member.iteration) for member in read_index(path)] == [(0, 4), (0, 30), (1, 1), (1, 2), (2, 0)]
+    assert sorted(map(dataclasses.astuple, read_index(path))) == sorted(map(dataclasses.astuple, members))
+    write_index(path, [])
+    assert read_index(path) == []
 
 
 def test_ledgers_that_cannot_be_used(tmp_path):
@@ -161,18 +161,18 @@ def test_ledgers_that_cannot_be_used(tmp_path):
     with pytest.raises(
         EnsembleError, match=r"the ledger must exist, got no file .*ensemble.jsonl; run the stage 'trai"
     ):
-        read_ledger(path)
+        read_index(path)
     one = Member(0, 4, 17, 0.1, "run-0/x", "0" * 64)
-    write_ledger(path, [one, dataclasses.replace(one, iteration=5)])
+    write_index(path, [one, dataclasses.replace(one, iteration=5)])
     whole = path.read_bytes()
     for wrong in (whole[:-9], whole + b"[1, 2]\n", whole + b'{"run": 1}\n', whole + b"\n", whole + b"7\n"):
         path.write_bytes(wrong)
         line = 2 if wrong == whole[:-9] else 3
         with pytest.raises(EnsembleError, match=rf"must be one member as JSON \(.*ensemble.jsonl, line {line}\)"):
-            read_ledger(path)
+            read_index(path)
     path.write_bytes(whole + whole.splitlines(keepends=True)[0])
     with pytest.raises(EnsembleError, match=r"must stand once in the ledger, got a \(run, iteration\) twice \(.*jsonl"):
-        read_ledger(path)
+        read_index(path)
 
 
 def test_weights_that_are_not_what_the_ledger_says(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from detcurate.ensemble import index as ensemble
-from detcurate.ensemble.index import AVERAGE, CHECKPOINT, MemberWriter, ensemble_members, read_ledger, write_ledger
+from detcurate.ensemble.index import AVERAGE, CHECKPOINT, MemberWriter, ensemble_members, read_index, write_index
 from detcurate.errors import EnsembleError
 
 
@@ -27,10 +27,10 @@ def files(directory):
 
 
 def test_an_average_and_a_checkpoint_of_one_iteration_are_two_members(tmp_path):
-    one = writer(tmp_path, storage="bf16")
+    one = writer(tmp_path, dtype="bf16")
     for kind in (CHECKPOINT, AVERAGE, AVERAGE):
         one.save(7, 0.1, write, kind)
-    assert [(m.iteration, m.kind, m.storage, m.file) for m in one.members()] == [
+    assert [(m.iteration, m.kind, m.dtype, m.file) for m in one.members()] == [
         (7, "average", "bf16", "run-1/iter-0000007-average.safetensors"),
         (7, "checkpoint", "bf16", "run-1/iter-0000007.safetensors"),
     ]
@@ -40,16 +40,16 @@ def test_a_ledger_from_before_kinds_and_storages_is_read(tmp_path):
     path = tmp_path / "ensemble.jsonl"
     line = {"run": 0, "iteration": 4, "seed": 17, "lr": 0.1, "file": "run-0/x", "sha256": "0" * 64}
     path.write_text(json.dumps(line) + "\n")
-    (member,) = read_ledger(path)
-    assert (member.kind, member.storage) == ("checkpoint", "fp32")
-    write_ledger(path, [member])
-    assert read_ledger(path) == [member]
+    (member,) = read_index(path)
+    assert (member.kind, member.dtype) == ("checkpoint", "fp32")
+    write_index(path, [member])
+    assert read_index(path) == [member]
     assert json.loads(path.read_text())["kind"] == "checkpoint"
 
 
 def test_an_unknown_storage_is_answered_with_the_list(tmp_path):
-    with pytest.raises(EnsembleError, match=r"the storage must be one of fp32, bf16, fp16, got 'int8'"):
-        writer(tmp_path, storage="int8")
+    with pytest.raises(EnsembleError, match=r"the dtype must be one of fp32, bf16, fp16, got 'int8'"):
+        writer(tmp_path, dtype="int8")
 
 
 def test_with_a_plan_what_stays_is_as_even_as_can_be(tmp_path):
@@ -129,10 +129,10 @@ def test_a_crash_before_the_line_goes_leaves_a_true_ledger(tmp_path, monkeypatch
         calls.append(path)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        write_ledger(path, members)
+        write_index(path, members)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ensemble, "write_ledger", crash_at_second)
+        patch.setattr(ensemble, "write_index", crash_at_second)
         one.save(3, 0.1, write)
     assert files(tmp_path) == iterations(one) == [1, 2, 3]
 
@@ -141,7 +141,7 @@ def test_the_members_of_an_ensemble_without_a_common_ledger_are_those_of_its_run
     for run in (1, 0):
         MemberWriter(tmp_path, run=run, seed=5).save(3, 0.1, write)
     assert [member.run for member in ensemble_members(tmp_path)] == [0, 1]
-    write_ledger(tmp_path / "ensemble.jsonl", [])
+    write_index(tmp_path / "ensemble.jsonl", [])
     assert ensemble_members(tmp_path) == []
     with pytest.raises(EnsembleError, match="the ledger must exist"):
         ensemble_members(tmp_path / "absent")

@@ -99,10 +99,10 @@ def test_what_is_left_out_is_counted(read):
     ]  # fmt: skip
     results = read(records, max_per_image=2)
     assert results.counts == {
-        "records": 9, "kept": 2, "below_floor": 1, "beyond_best": 1, "without_area": 3, "quarantined": 2, "cut": 0,
+        "records": 9, "kept": 2, "below_threshold": 1, "beyond_best": 1, "without_area": 3, "quarantined": 2, "cut": 0,
     }  # fmt: skip
     assert everything(results).scores.tolist() == pytest.approx([0.9, 0.8])
-    assert read(records, score_floor=0, max_per_image=0).counts["kept"] == 4
+    assert read(records, score_threshold=0, max_per_image=0).counts["kept"] == 4
 
 
 def test_boxes_are_cut_off_at_the_edges_of_their_own_image(read):
@@ -313,7 +313,7 @@ def test_detections_written_as_coco_results_come_back_as_they_were(form, data, t
     path = folder / "r.json"
     path.write_text(json.dumps(as_records(before)))
     pool = index_pool(dataset, dataset.image_ids)
-    results = read_results(path, pool, score_floor=0, max_per_image=0)
+    results = read_results(path, pool, score_threshold=0, max_per_image=0)
     found = results.detections(0, len(IDS), posterior_form=form)
     assert found.posterior_form == form
     for name in ("image_ids", "member", "boxes", "scores", "class_index", "class_probs"):
@@ -329,7 +329,7 @@ def test_more_records_than_one_block_holds(dataset, tmp_path, monkeypatch):
     ]
     path = tmp_path / "r.json"
     path.write_text(json.dumps(records))
-    found = everything(read_results(path, index_pool(dataset, dataset.image_ids), score_floor=0.25))
+    found = everything(read_results(path, index_pool(dataset, dataset.image_ids), score_threshold=0.25))
     expected = sorted((r for r in records if r["score"] >= 0.25), key=lambda r: (r["image_id"], -r["score"]))
     assert found.image_ids.tolist() == [r["image_id"] for r in expected]
     assert found.scores.tolist() == pytest.approx([r["score"] for r in expected])

@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
-from helpers.handed_over import SIZES, content, file_name, pool_json, write_pool
+from helpers.export_content import SIZES, content, file_name, pool_json, write_pool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -127,8 +127,8 @@ def test_an_annotators_edits_by_hand(tmp_path, name, edit):
     before = found.dataset.path.read_bytes()
     new, value, lineage = apply(found.dataset, path)
     source = pool_json()
-    swapped, moved = record_of(source, 102), record_of(source, 101)
-    swapped["category_id"] = 5
+    wrong_class, moved = record_of(source, 102), record_of(source, 101)
+    wrong_class["category_id"] = 5
     moved |= {"bbox": [4.0, 5.0, 10.5, 12.0], "area": 126.0}
     moved.pop("segmentation")  # that of the old box
     source["annotations"].remove(record_of(source, 103))

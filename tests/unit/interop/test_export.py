@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import yaml
 from helpers import REPOSITORY
-from helpers.handed_over import HARD_NAMES, NAMES, content, file_name, pool_json, row_of_image, suspects, write_pool
+from helpers.export_content import (
+    HARD_NAMES,
+    NAMES,
+    content,
+    file_name,
+    label_errors,
+    pool_json,
+    row_of_image,
+    write_pool,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +29,7 @@ from detcurate.interop.export.cvat import write_cvat
 from detcurate.interop.export.fiftyone import write_fiftyone
 from detcurate.interop.export.formats import FORMATS, Options, write_export
 from detcurate.interop.export.label_studio import write_label_studio
-from detcurate.interop.export.relabel_queue import suspicion_records
+from detcurate.interop.export.relabel_queue import label_error_records
 from detcurate.interop.export.yolo import image_name, label_name, write_yolo
 
 
@@ -32,10 +41,10 @@ def test_content_by_hand(tmp_path):
     first, second = content(tmp_path).images()
     assert (first.file_name, first.image_id, first.width, first.height) == ("12.png", 12, 63, 47)
     assert [label.annotation_id for label in first.labels] == [102, 105]
-    assert [len(label.suspects) for label in first.labels] == [1, 0]
+    assert [len(label.label_errors) for label in first.labels] == [1, 0]
     assert (second.file_name, second.image_id) == ("cam 1/deep/41.png", 41)
     assert [label.annotation_id for label in second.labels] == [101, 103]  # 106 is a crowd region
-    assert [suspect.kind for suspect in second.suspects] == ["overlooked", "badly_located"]
+    assert [label_error.kind for label_error in second.label_errors] == ["missing_label", "inaccurate_box"]
 
 
 def test_labels_are_cut_at_the_border(tmp_path):
@@ -67,19 +76,24 @@ def test_cvat_by_hand(tmp_path):
     ]  # fmt: skip
     assert boxes == [
         ("car", "1.50", "5.00", "12.00", "17.00",
-         {"annotation_id": "101", "suspicion": "badly_located 0.25: car by 3 of 6", "proposal": "false"}),
-        ("person", "30.25", "5.00", "40.75", "17.00", {"annotation_id": "103", "suspicion": "", "proposal": "false"}),
+         {"annotation_id": "101", "label_error": "inaccurate_box 0.25: car by 3 of 6", "proposal": "false"}),
+        ("person", "30.25", "5.00", "40.75", "17.00",
+         {"annotation_id": "103", "label_error": "", "proposal": "false"}),
         ("bus", "50.00", "6.50", "60.50", "20.00",
-         {"annotation_id": "", "suspicion": "overlooked 0.50: bus by 4 of 6", "proposal": "true"}),
+         {"annotation_id": "", "label_error": "missing_label 0.50: bus by 4 of 6", "proposal": "true"}),
         ("car", "4.00", "8.00", "12.00", "20.25",
-         {"annotation_id": "", "suspicion": "badly_located 0.25: car by 3 of 6", "proposal": "true"}),
+         {"annotation_id": "", "label_error": "inaccurate_box 0.25: car by 3 of 6", "proposal": "true"}),
     ]  # fmt: skip
-    swapped = images[0][0].findall("attribute")
-    assert swapped[1].text == "swapped 0.88: bike by 5 of 6"
+    wrong_class = images[0][0].findall("attribute")
+    assert wrong_class[1].text == "wrong_class 0.88: bike by 5 of 6"
     assert len(images[0]) == 2  # the class is told in words, and the box is not doubled
     specified = json.loads(labels.read_text())
     assert [label["name"] for label in specified] == names
-    assert [attribute["name"] for attribute in specified[0]["attributes"]] == ["annotation_id", "suspicion", "proposal"]
+    assert [attribute["name"] for attribute in specified[0]["attributes"]] == [
+        "annotation_id",
+        "label_error",
+        "proposal",
+    ]
 
 
 @pytest.mark.parametrize("writer", [write_cvat, write_label_studio])
@@ -99,7 +113,7 @@ def test_label_studio_by_hand(tmp_path):
         "image": "https://images/?f=cam%201/deep/41.png",
         "file_name": "cam 1/deep/41.png",
         "image_id": 41,
-        "suspicion": "overlooked 0.50: bus by 4 of 6",
+        "label_error": "missing_label 0.50: bus by 4 of 6",
     }
     (annotation,) = second["annotations"]
     assert [region["id"] for region in annotation["result"]] == ["annotation-101#0", "annotation-103#1"]
@@ -110,7 +124,7 @@ def test_label_studio_by_hand(tmp_path):
         [150 / 65, 500 / 49, 1050 / 65, 1200 / 49]
     )
     assert (region["original_width"], region["original_height"]) == (65, 49)
-    assert region["meta"] == {"text": ["badly_located 0.25: car by 3 of 6"]}
+    assert region["meta"] == {"text": ["inaccurate_box 0.25: car by 3 of 6"]}
     (prediction,) = second["predictions"]
     assert prediction["score"] == 0.5
     assert [(seen["score"], seen["value"]["rectanglelabels"]) for seen in prediction["result"]] == [
@@ -125,14 +139,14 @@ def test_label_studio_by_hand(tmp_path):
 
 
 def test_fiftyone_by_hand(tmp_path):
-    labels, suspicions = write_fiftyone(tmp_path / "out", content(tmp_path))
+    labels, errors = write_fiftyone(tmp_path / "out", content(tmp_path))
     value, source = json.loads(labels.read_text()), pool_json()
     assert value["annotations"] == [record for record in source["annotations"] if record["image_id"] in (12, 41)]
-    seen = json.loads(suspicions.read_text())
+    seen = json.loads(errors.read_text())
     assert seen["categories"] == sorted(source["categories"], key=lambda record: record["id"])
     assert [image["id"] for image in seen["images"]] == [12, 41]
     assert [(record["image_id"], record["kind"], record["category_id"]) for record in seen["annotations"]] == [
-        (12, "swapped", 5), (41, "overlooked", 11), (41, "badly_located", 9)
+        (12, "wrong_class", 5), (41, "missing_label", 11), (41, "inaccurate_box", 9)
     ]  # fmt: skip
 
 
@@ -283,7 +297,7 @@ def test_any_class_name_survives(tmp_path_factory, texts):
 
 def test_queue_rows_are_the_worst_images_first(tmp_path):
     pool = write_pool(tmp_path)
-    assert queue_rows(suspects(pool)).tolist() == [row_of_image(pool, 12), row_of_image(pool, 41)]
+    assert queue_rows(label_errors(pool)).tolist() == [row_of_image(pool, 12), row_of_image(pool, 41)]
     assert queue_rows([]).tolist() == []
 
 
@@ -297,5 +311,5 @@ def test_every_format_has_a_row(name):
 
 def test_every_field_of_a_suspicion_is_explained(tmp_path):
     pool = write_pool(tmp_path)
-    for field in suspicion_records(pool, suspects(pool))[0]:
+    for field in label_error_records(pool, label_errors(pool))[0]:
         assert f"`{field}`" in DOCUMENT or field in ("id", "area", "iscrowd")

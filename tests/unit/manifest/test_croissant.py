@@ -44,7 +44,7 @@ def described(folder, content=CONTENT, ids=(41, 7), compress=False):
         image_ids=np.array(ids),
         strategy="top_n",
         seed=3,
-        budget_asked={"images": 2},
+        requested_budget={"images": 2},
         config_sha256="c" * 64,
         members=[],
         scores_sha256="5" * 64,

@@ -10,10 +10,10 @@ import pytest
 from detcurate.coco.dataset import read_coco
 from detcurate.coco.text import open_source
 from detcurate.coco.validation.findings import RULES
-from detcurate.ensemble.index import MemberWriter, write_ledger
+from detcurate.ensemble.index import MemberWriter, write_index
 from detcurate.errors import DatasetError
-from detcurate.io.files import sealed, sha256_file, sha256_json, write_json
-from detcurate.manifest import verify as evidence
+from detcurate.io.files import add_checksum, sha256_file, sha256_json, write_json
+from detcurate.manifest import verify as expected
 from detcurate.manifest.provenance import read_provenance, subset_path
 from detcurate.manifest.verify import text_sha256, verify_manifest
 from detcurate.manifest.write import build_provenance, write_manifest
@@ -52,12 +52,12 @@ def write_run(output, content=None, kept=KEPT, policies=None, compress=False):
     source = output / "pool" / "train.json"
     source.parent.mkdir(parents=True)
     source.write_text(json.dumps(content or coco(), ensure_ascii=False), encoding="utf-8")
-    (output / "scores").mkdir()
-    (output / "scores" / "images.parquet").write_bytes(b"scores of five images")
-    writer = MemberWriter(output / "ensemble", run=1, seed=4)
+    (output / "score").mkdir()
+    (output / "score" / "images.parquet").write_bytes(b"scores of five images")
+    writer = MemberWriter(output / "train", run=1, seed=4)
     for iteration in (19, 39):
         writer.save(iteration, 0.1, lambda path, text=f"weights {iteration}": path.write_text(text))
-    write_ledger(output / "ensemble" / "ensemble.jsonl", writer.members())
+    write_index(output / "train" / "ensemble.jsonl", writer.members())
     settings = {"pool": {"findings": policies or {}}, "select": {"strategy": "top_n", "seed": 3, "num_images": 3}}
     dataset = read_coco(source, policies or {})
     provenance = build_provenance(
@@ -65,10 +65,10 @@ def write_run(output, content=None, kept=KEPT, policies=None, compress=False):
         image_ids=np.array(kept),
         strategy="top_n",
         seed=3,
-        budget_asked={"images": 3},
+        requested_budget={"images": 3},
         config_sha256=sha256_json(settings),
         members=[{"run": m.run, "iteration": m.iteration, "sha256": m.sha256} for m in writer.members()],
-        scores_sha256=sha256_file(output / "scores" / "images.parquet"),
+        scores_sha256=sha256_file(output / "score" / "images.parquet"),
         versions={"detcurate": "0.1.0"},
         seconds_per_image=2.0,
         seconds_per_box=1.5,
@@ -97,7 +97,7 @@ def edit(path, change):
     value = json.loads(path.read_text(encoding="utf-8"))
     is_sealed = value.pop("sha256", None) is not None
     change(value)
-    value = sealed(value) if is_sealed else value
+    value = add_checksum(value) if is_sealed else value
     path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
 
 
@@ -149,10 +149,10 @@ def test_the_source_is_found_where_the_config_of_the_run_says(manifest, tmp_path
 
 
 def test_a_member_or_a_score_table_that_is_gone_is_absent(manifest):
-    (manifest.parent / "ensemble" / "run-1" / "iter-0000039.safetensors").unlink()
+    (manifest.parent / "train" / "run-1" / "iter-0000039.safetensors").unlink()
     assert statuses(manifest) == but("absent", "members")
     assert details(manifest)["members"] == "run 1, iteration 39 is not here"
-    kept = (manifest.parent / "scores" / "images.parquet").rename(manifest.parent / "kept.parquet")
+    kept = (manifest.parent / "score" / "images.parquet").rename(manifest.parent / "kept.parquet")
     assert statuses(manifest) == but("absent", "members", "scores")
     assert statuses(manifest, scores=kept) == but("absent", "members")
     named = {check.name: check for check in verify_manifest(manifest, scores=manifest / "nowhere.parquet")}["scores"]
@@ -162,8 +162,8 @@ def test_a_member_or_a_score_table_that_is_gone_is_absent(manifest):
 FILES = {
     "manifest/images.txt": ("images",),
     "pool/train.json": ("source",),
-    "scores/images.parquet": ("scores",),
-    "ensemble/run-1/iter-0000019.safetensors": ("members",),
+    "score/images.parquet": ("scores",),
+    "train/run-1/iter-0000019.safetensors": ("members",),
 }
 
 
@@ -259,7 +259,7 @@ def test_a_member_of_another_run_is_not_here(manifest):
 
 
 def test_a_broken_ledger_fails(manifest):
-    (manifest.parent / "ensemble" / "ensemble.jsonl").write_text('{"run": 1}\n')
+    (manifest.parent / "train" / "ensemble.jsonl").write_text('{"run": 1}\n')
     assert statuses(manifest) == but("failed", "members")
 
 
@@ -337,7 +337,7 @@ def test_another_choice_of_whole_images_is_a_true_subset_with_other_histograms(m
 
 
 def test_of_a_subset_that_is_proven_nothing_is_read(manifest, monkeypatch):
-    monkeypatch.setattr(evidence, "read_coco", None)
+    monkeypatch.setattr(expected, "read_coco", None)
     assert statuses(manifest) == but("ok")
     (manifest / "images.txt").unlink()
     with pytest.raises(TypeError):

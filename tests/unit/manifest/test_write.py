@@ -52,7 +52,7 @@ def provenance(dataset, image_ids, **changes: object):
             "image_ids": np.array(image_ids),
             "strategy": "top_n",
             "seed": 3,
-            "budget_asked": {"images": 2},
+            "requested_budget": {"images": 2},
             "config_sha256": "c" * 64,
             "members": [
                 {"run": run, "iteration": 10 * run, "sha256": "e" * 64, "path": "/home/me/x"} for run in range(6)
@@ -128,7 +128,7 @@ def test_provenance_by_hand(dataset):
         "num_boxes": 4,
     }
     assert found["budget"] == {
-        "asked": {"images": 2},
+        "requested": {"images": 2},
         "spent": {"images": 2, "boxes": 4, "cost_seconds": 0.0},
         "seconds_per_image": 0.0,
         "seconds_per_box": 0.0,

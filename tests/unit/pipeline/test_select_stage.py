@@ -21,8 +21,8 @@ def finish(directory, *names: str):
     """Write the marker of a stage that has left these files."""
     paths = {name: directory / name for name in names}
     outputs = {name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for name, path in paths.items()}
-    marker = {"stage": directory.name, "status": "complete", "digest": "made up", "settings": {}, "inputs": {}}
-    write_json(directory / "stage.json", {**marker, "outputs": outputs, "summary": "", "facts": {}})
+    stage_metadata = {"stage": directory.name, "status": "complete", "digest": "made up", "settings": {}, "inputs": {}}
+    write_json(directory / "stage.json", {**stage_metadata, "outputs": outputs, "summary": "", "facts": {}})
 
 
 def objects_of(image_ids, measures, annotation_ids):
@@ -52,20 +52,20 @@ def scored(tmp_path_factory):
     pool = read_coco(output / "pool" / "train.json")
     rng, ids = np.random.default_rng(0), pool.image_ids
     columns = {"image_id": ids, "image_score": rng.uniform(0, 1, 26), "mutual_information": rng.uniform(0, 1, 26)}
-    columns |= {name: rng.uniform(0, 0.5, 26) for name in ("overlooked", "swapped", "badly_located")}
-    columns["swapped"][3] = 0.9
+    columns |= {name: rng.uniform(0, 0.5, 26) for name in ("missing_label", "wrong_class", "inaccurate_box")}
+    columns["wrong_class"][3] = 0.9
     columns["num_labels"] = pool.boxes_per_image
-    scores = output / "scores"
+    scores = output / "score"
     write_columns(scores / "images.parquet", columns)
-    clusters = objects_of(np.repeat(ids[:20], 14), {"mutual_information": 0.4, "overlooked": 0.2}, np.full(280, -1))
-    labels = objects_of(ids[:20], {"swapped": 0.0, "badly_located": 0.1}, np.arange(20))
+    clusters = objects_of(np.repeat(ids[:20], 14), {"mutual_information": 0.4, "missing_label": 0.2}, np.full(280, -1))
+    labels = objects_of(ids[:20], {"wrong_class": 0.0, "inaccurate_box": 0.1}, np.arange(20))
     table = object_table(clusters, labels, pool.class_names)
     pq.write_table(table, scores / "objects.parquet")
     finish(scores, "images.parquet", "objects.parquet")
     shards = [f"embeddings/shard-{number:05d}.parquet" for number in range(2)]
     for name, part in zip(shards, (slice(0, 16), slice(16, 26)), strict=True):
-        write_embeddings(output / "predictions" / name, ids[part], rng.normal(size=(26, 5)).astype(np.float16)[part])
-    finish(output / "predictions", *shards)
+        write_embeddings(output / "predict" / name, ids[part], rng.normal(size=(26, 5)).astype(np.float16)[part])
+    finish(output / "predict", *shards)
     return config, output, pool, columns
 
 
@@ -83,7 +83,7 @@ def select_again(scored, capsys):
 
 
 def tables(output):
-    return {path.stem: pq.read_table(path).to_pydict() for path in sorted((output / "selection").glob("*.parquet"))}
+    return {path.stem: pq.read_table(path).to_pydict() for path in sorted((output / "select").glob("*.parquet"))}
 
 
 def test_by_default_the_better_half_and_the_rest_with_its_reason(scored, select_again):
@@ -97,9 +97,9 @@ def test_by_default_the_better_half_and_the_rest_with_its_reason(scored, select_
     assert found["selection"]["rank"] == list(range(1, 14))
     assert sorted(found["removed"]["image_id"]) == sorted(pool.image_ids[best[13:]].tolist())
     assert set(found["removed"]["reason"]) == {"budget"}
-    assert set(found["removed"]["because"]) == {None}
+    assert set(found["removed"]["replaced_by"]) == {None}
     assert "relabel" not in found
-    facts = json.loads((output / "selection" / "stage.json").read_text())["facts"]
+    facts = json.loads((output / "select" / "stage.json").read_text())["facts"]
     assert facts == {"selected": [["top_n", 13]], "removed": [["budget", 13]]}
 
 
@@ -108,13 +108,13 @@ def test_every_setting_reaches_the_selection(scored, select_again):
     car = pool.class_names.index("car")
     options = (
         ("CURATE.SELECT.NUM_BOXES", 40),
-        ("CURATE.SELECT.GUARD", "queue"),
-        ("CURATE.SELECT.GUARD_QUANTILE", 0.96),
+        ("CURATE.SELECT.NOISE_FILTER", "queue"),
+        ("CURATE.SELECT.NOISE_FILTER_QUANTILE", 0.96),
         ("CURATE.SELECT.DUPLICATE_SIMILARITY", 0.999),
         ("CURATE.SELECT.SEQUENCE_GAP", 2),
-        ("CURATE.SELECT.CLASS_FLOORS", "('car=3',)"),
-        ("CURATE.SELECT.CLASS_CAPS", "('car=5',)"),
-        ("CURATE.SELECT.METADATA_FLOORS", "('sequence=seq-0000=2',)"),
+        ("CURATE.SELECT.CLASS_MINIMUMS", "('car=3',)"),
+        ("CURATE.SELECT.CLASS_MAXIMUMS", "('car=5',)"),
+        ("CURATE.SELECT.METADATA_MINIMUMS", "('sequence=seq-0000=2',)"),
     )
     status, text = select_again(*options)
     assert status == 0, text
@@ -124,10 +124,10 @@ def test_every_setting_reaches_the_selection(scored, select_again):
     cars = np.bincount(pool.image_index[pool.class_index == car], minlength=26)[rows].sum()
     assert 3 <= cars <= 5
     assert sum(pool.sequences[row] == "seq-0000" for row in rows) >= 2
-    assert found["relabel"] == {"image_id": [int(pool.image_ids[3])], "suspicion": [0.9]}
+    assert found["relabel"] == {"image_id": [int(pool.image_ids[3])], "label_error_score": [0.9]}
     reasons = set(found["selection"]["reason"]) | set(found["removed"]["reason"])
     assert {"floor class car=3", "cap class car=5", "relabel_queue", "sequence_gap"} <= reasons
-    given_way = [because for because in found["removed"]["because"] if because is not None]
+    given_way = [replaced_by for replaced_by in found["removed"]["replaced_by"] if replaced_by is not None]
     assert set(given_way) <= set(pool.image_ids.tolist())
     assert "relabel_queue 1, " in text
 
@@ -142,9 +142,9 @@ def test_the_strategies_run_on_what_the_pool_has(scored, select_again, strategy)
 
 def test_near_duplicates_by_hash_where_there_are_no_embeddings(scored, select_again):
     _, output, pool, _ = scored
-    marker = output / "predictions" / "stage.json"
-    with_embeddings = marker.read_bytes()
-    finish(output / "predictions")
+    stage_metadata = output / "predict" / "stage.json"
+    with_embeddings = stage_metadata.read_bytes()
+    finish(output / "predict")
     try:
         status, text = select_again(("CURATE.SELECT.DUPLICATE_SIMILARITY", 0.9))
         assert status == 0, text
@@ -155,7 +155,7 @@ def test_near_duplicates_by_hash_where_there_are_no_embeddings(scored, select_ag
         assert status == 2
         assert "the strategy k_center must be given embeddings, got none; predict the pool with" in text
     finally:
-        marker.write_bytes(with_embeddings)
+        stage_metadata.write_bytes(with_embeddings)
 
 
 def test_a_threshold_that_most_of_the_pool_reaches_is_warned_of(scored, select_again):
@@ -169,35 +169,39 @@ def test_a_threshold_that_most_of_the_pool_reaches_is_warned_of(scored, select_a
 
 def test_embeddings_of_another_pool_are_refused(scored, select_again):
     _, output, pool, _ = scored
-    marker = output / "predictions" / "stage.json"
-    before = marker.read_bytes()
-    finish(output / "predictions", "embeddings/shard-00000.parquet")
+    stage_metadata = output / "predict" / "stage.json"
+    before = stage_metadata.read_bytes()
+    finish(output / "predict", "embeddings/shard-00000.parquet")
     try:
         status, text = select_again(("CURATE.SELECT.STRATEGY", "k_center"))
         assert status == 2
         assert f"got none of 10 images (the first is image_id {pool.image_ids[16]})" in text
     finally:
-        marker.write_bytes(before)
+        stage_metadata.write_bytes(before)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("CLASS_FLOORS", "('cra=3',)", "must be of a class of the pool, got 'cra=3'; known are car"),
-        ("CLASS_FLOORS", "('car=3000',)", "floor class car=3000 must be at most what the pool holds, got a pool that"),
+        ("CLASS_MINIMUMS", "('cra=3',)", "must be of a class of the pool, got 'cra=3'; known are car"),
         (
-            "CLASS_CAPS",
-            "('car',)",
-            "CURATE.SELECT.CLASS_CAPS: a floor or a cap must have the form class=200, got 'car'",
+            "CLASS_MINIMUMS",
+            "('car=3000',)",
+            "floor class car=3000 must be at most what the pool holds, got a pool that",
         ),
-        ("METADATA_FLOORS", "('rain=3',)", "must have the form field=value=200, got 'rain=3'"),
-        ("METADATA_CAPS", "('wether=rain=3',)", "must be of a field of the images, got 'wether=rain=3'; known are"),
-        ("METADATA_FLOORS", "('weather=rian=3',)", "must be of a value of weather, got 'weather=rian=3'; known are"),
-        ("EMPTY_FLOOR", 27, "floor empty images=27 must be at most what the pool holds"),
+        (
+            "CLASS_MAXIMUMS",
+            "('car',)",
+            "CURATE.SELECT.CLASS_MAXIMUMS: a floor or a cap must have the form class=200, got 'car'",
+        ),
+        ("METADATA_MINIMUMS", "('rain=3',)", "must have the form field=value=200, got 'rain=3'"),
+        ("METADATA_MAXIMUMS", "('wether=rain=3',)", "must be of a field of the images, got 'wether=rain=3'; known are"),
+        ("METADATA_MINIMUMS", "('weather=rian=3',)", "must be of a value of weather, got 'weather=rian=3'; known are"),
+        ("EMPTY_MINIMUM", 27, "floor empty images=27 must be at most what the pool holds"),
         ("NUM_IMAGES", 27, "count must be at most the pool's 26 images, got 27"),
         ("NUM_BOXES", 5000, "num_boxes must be at most the pool's"),
         ("COST_SECONDS", 9, "seconds_per_image or seconds_per_box must be above 0 for a budget of cost_seconds"),
-        ("GUARD", "dorp", "the guard must be one of drop, off, queue, got 'dorp' (did you mean 'drop'?)"),
+        ("NOISE_FILTER", "dorp", "the noise_filter must be one of drop, off, queue, got 'dorp' (did you mean 'drop'?)"),
         ("OVERSAMPLING", 0.5, "CURATE.SELECT.OVERSAMPLING: input should be greater than or equal to 1, got 0.5"),
     ],
 )
@@ -229,13 +233,13 @@ def test_the_manifest_has_the_budget_and_the_counts_of_each_step(scored, select_
     config, output, pool, _ = scored
     options = (("CURATE.SELECT.NUM_BOXES", 15), ("CURATE.SELECT.SEQUENCE_GAP", 3))
     assert select_again(*options)[0] == 0
-    (output / "ensemble").mkdir(exist_ok=True)
-    (output / "ensemble" / "ensemble.jsonl").touch()
-    finish(output / "ensemble")
+    (output / "train").mkdir(exist_ok=True)
+    (output / "train" / "ensemble.jsonl").touch()
+    finish(output / "train")
     no_queue = ["CURATE.MANIFEST.RELABEL_LIMIT", "0"]  # the objects made up here are not of the pool's labels
     assert main(["--config-file", str(config), "--only", "manifest", *no_queue]) == 0
     provenance = json.loads((output / "manifest" / "provenance.json").read_text())
-    assert provenance["budget"]["asked"] == {"boxes": 15}
+    assert provenance["budget"]["requested"] == {"boxes": 15}
     assert provenance["budget"]["spent"]["boxes"] <= 15
     steps = provenance["selection"]
     assert sum(step["images"] for step in steps["selected"]) == provenance["subset"]["num_images"]
@@ -270,10 +274,10 @@ def test_an_image_that_was_taken(scored, select_again, capsys):
         "frame_index": int(pool.frame_index[row]),
         "num_boxes": int(pool.boxes_per_image[row]),
     }
-    assert found["selection"] == {"rank": 1, "reason": "top_n", "because": None}
+    assert found["selection"] == {"rank": 1, "reason": "top_n", "replaced_by": None}
     assert found["scores"]["image_score"] == {"value": columns["image_score"][row], "rank": 1, "of": 26}
-    place = 1 + int((columns["swapped"] > columns["swapped"][row]).sum())
-    assert found["scores"]["swapped"]["rank"] == place
+    place = 1 + int((columns["wrong_class"] > columns["wrong_class"][row]).sum())
+    assert found["scores"]["wrong_class"]["rank"] == place
     assert json.loads(explained(capsys, image_id, output, "--json")) == found
 
 
@@ -282,11 +286,11 @@ def test_its_objects_are_told_with_their_votes(scored, capsys):
     found = json.loads(explained(capsys, pool.image_ids[1], output, "--json"))["objects"]
     assert [row["kind"] for row in found] == ["cluster"] * 14 + ["ground_truth"]
     assert found[0]["votes"] == {pool.class_names[0]: 2, "background": 1, "missed": 1}
-    assert found[0]["measures"] == pytest.approx({"mutual_information": 0.4, "overlooked": 0.2})
+    assert found[0]["measures"] == pytest.approx({"mutual_information": 0.4, "missing_label": 0.2})
     assert found[-1]["annotation_id"] == 1
     text = explained(capsys, pool.image_ids[1], output)
     assert "… and 2 clusters of less confidence; --json has all" in text
-    assert "mutual_information 0.40, overlooked 0.20" in text
+    assert "mutual_information 0.40, missing_label 0.20" in text
     assert "no member sees an object" in explained(capsys, pool.image_ids[25], output)
 
 
@@ -308,14 +312,14 @@ def test_why_an_image_was_not_taken(scored, select_again, capsys):
     removed = tables(output)["removed"]
     at = removed["reason"].index("sequence_gap")
     text = explained(capsys, removed["image_id"][at], output)
-    assert f"not selected: sequence_gap, it gives way to image {removed['because'][at]}" in text
+    assert f"not selected: sequence_gap, it gives way to image {removed['replaced_by'][at]}" in text
     worst = int(pool.image_ids[columns["image_score"].argmin()])
     assert "not selected: " in explained(capsys, worst, output)
 
 
 def test_nothing_is_selected_yet(scored, select_again, capsys):
     _, output, pool, _ = scored
-    select_again(("CURATE.SELECT.EMPTY_FLOOR", 27))  # leaves the stage begun and not finished
+    select_again(("CURATE.SELECT.EMPTY_MINIMUM", 27))  # leaves the stage begun and not finished
     text = explained(capsys, pool.image_ids[0], output)
     assert "nothing was selected yet" in text
 

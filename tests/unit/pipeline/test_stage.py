@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from detcurate.errors import ConfigError
-from detcurate.io.files import unsealed
+from detcurate.io.files import verify_checksum
 from detcurate.pipeline.stage import (
-    MARKER,
+    STAGE_FILE,
     Stage,
     StageResult,
     changes,
     output_digest,
-    read_marker,
+    read_stage_metadata,
     run_stage,
     stage_state,
 )
@@ -63,31 +63,31 @@ def said(caplog, monkeypatch):
 
 def test_a_new_stage_runs_once_and_is_then_skipped(stage, work, said):
     assert stage_state(stage) == "new"
-    marker = run_stage(stage)
+    stage_metadata = run_stage(stage)
     assert work.written == list(NAMES)
     assert stage_state(stage) == "complete"
-    assert run_stage(stage) == marker
+    assert run_stage(stage) == stage_metadata
     assert work.written == list(NAMES)
     assert said() == ["draw      3 files", "draw      up to date: 3 files"]
 
 
 def test_the_marker_says_what_was_given_and_what_was_written(stage, work):
-    marker = run_stage(stage)
-    assert marker == unsealed((work.directory / MARKER).read_bytes())
-    assert marker["status"] == "complete"
-    assert marker["settings"] == {"rate": 0.5, "names": ["u", "v"], "tree": {"depth": 2}}
-    assert marker["inputs"] == {"pool": "1" * 64, "train": "2" * 64}
-    assert {name: output["bytes"] for name, output in marker["outputs"].items()} == {
+    stage_metadata = run_stage(stage)
+    assert stage_metadata == verify_checksum((work.directory / STAGE_FILE).read_bytes())
+    assert stage_metadata["status"] == "complete"
+    assert stage_metadata["settings"] == {"rate": 0.5, "names": ["u", "v"], "tree": {"depth": 2}}
+    assert stage_metadata["inputs"] == {"pool": "1" * 64, "train": "2" * 64}
+    assert {name: output["bytes"] for name, output in stage_metadata["outputs"].items()} == {
         name: 1 + len(name) for name in NAMES
     }
-    assert marker["facts"] == {"num_files": 3}
+    assert stage_metadata["facts"] == {"num_files": 3}
 
 
 def test_a_failing_stage_leaves_started_and_is_continued(stage, work, said):
     work.fails_at = "sub/deep/c.txt"
     with pytest.raises(OSError, match="No space left"):
         run_stage(stage)
-    assert read_marker(work.directory)["status"] == "started"
+    assert read_stage_metadata(work.directory)["status"] == "started"
     assert stage_state(stage) == "interrupted"
     (work.directory / "sub" / ".c.txt.1.partial").touch()
     work.fails_at, work.written = None, []
@@ -159,7 +159,7 @@ def test_killed_while_the_old_result_is_removed_it_does_not_take_old_files_for_i
             remove(Path(path), *args, **options)
 
         def killed_tree(tree, *args: object, killed=killed, **options: object):
-            for path in sorted(Path(tree).rglob("*"), key=lambda path: path.name != MARKER):
+            for path in sorted(Path(tree).rglob("*"), key=lambda path: path.name != STAGE_FILE):
                 if path.is_file():
                     killed(path)
             rmtree(tree, *args, **options)
@@ -207,7 +207,7 @@ def test_equal_settings_are_equal_whatever_their_order(stage):
 )
 def test_a_marker_that_is_not_one(stage, work, text):
     work.directory.mkdir()
-    (work.directory / MARKER).write_bytes(text)
+    (work.directory / STAGE_FILE).write_bytes(text)
     with pytest.raises(
         ConfigError, match=r"a stage marker must be JSON from detcurate \(.*stage.json\): .*; delete it"
     ):
@@ -215,5 +215,5 @@ def test_a_marker_that_is_not_one(stage, work, text):
 
 
 def test_no_marker(tmp_path):
-    assert read_marker(tmp_path) is None
-    assert read_marker(tmp_path / "absent") is None
+    assert read_stage_metadata(tmp_path) is None
+    assert read_stage_metadata(tmp_path / "absent") is None

@@ -7,7 +7,7 @@ import pytest
 
 from detcurate.io.parquet import matrix_of
 from detcurate.pipeline.tables import KINDS, object_schema, object_table
-from detcurate.score.label_errors import SUSPICIONS
+from detcurate.score.label_errors import LABEL_ERRORS
 from detcurate.score.measures import LABEL_MEASURES, MEASURES
 from detcurate.structures import ObjectScores
 
@@ -36,14 +36,14 @@ def parts():
         [70, -1, -1],
         [[0, 0, 5, -1], [3, -1, -1, -1], [1, 2, 2, 1]],
         [0, 3, 2],
-        {"entropy": [0.5, 0.25, 0.125], "overlooked": [0, 0.75, 0.5]},
+        {"entropy": [0.5, 0.25, 0.125], "missing_label": [0, 0.75, 0.5]},
     )
     labels = rows_of(
         [6, 9],
         [0, 70],
         [[-1, -1, -1, -1], [0, 0, 5, -1]],
         [4, 1],
-        {"el2n": [1.25, 0.5], "swapped": [0, 0.375], "badly_located": [0, 0.0625]},
+        {"el2n": [1.25, 0.5], "wrong_class": [0, 0.375], "inaccurate_box": [0, 0.0625]},
     )
     return clusters, labels
 
@@ -75,9 +75,9 @@ EXPECTED = {
     "votes": [[3, -1, -1, -1], [-1, -1, -1, -1], [0, 0, 5, -1], [1, 2, 2, 1], [0, 0, 5, -1]],
     "entropy": [0.25, None, 0.5, 0.125, None],
     "el2n": [None, 1.25, None, None, 0.5],
-    "overlooked": [0.75, None, 0, 0.5, None],
-    "swapped": [None, 0, None, None, 0.375],
-    "badly_located": [None, 0, None, None, 0.0625],
+    "missing_label": [0.75, None, 0, 0.5, None],
+    "wrong_class": [None, 0, None, None, 0.375],
+    "inaccurate_box": [None, 0, None, None, 0.0625],
 }
 
 
@@ -95,7 +95,7 @@ def test_types():
     expected |= {"votes": pa.list_(pa.int16(), 4), "num_fired": pa.int32(), "confidence": pa.float32()}
     for name, kind in expected.items():
         assert schema.field(name).type.equals(kind)
-    assert all(schema.field(name).type == pa.float32() for name in (*MEASURED, *SUSPICIONS, "x1", "y1", "x2", "y2"))
+    assert all(schema.field(name).type == pa.float32() for name in (*MEASURED, *LABEL_ERRORS, "x1", "y1", "x2", "y2"))
 
 
 def test_tables_of_several_shards_are_joined_and_appended(tmp_path):
@@ -117,7 +117,7 @@ def test_tables_of_several_shards_are_joined_and_appended(tmp_path):
 @pytest.mark.parametrize("num_members", [1, 6])
 def test_every_measure_has_a_column(num_members):
     names = object_schema(CLASSES, (*MEASURES, *LABEL_MEASURES), num_members).names
-    assert names[-len(MEASURES) - len(LABEL_MEASURES) - 3 :] == [*MEASURES, *LABEL_MEASURES, *SUSPICIONS]
+    assert names[-len(MEASURES) - len(LABEL_MEASURES) - 3 :] == [*MEASURES, *LABEL_MEASURES, *LABEL_ERRORS]
 
 
 def test_numpy_reads_votes_as_a_matrix(path):
@@ -139,7 +139,8 @@ def test_pandas(path):
 
 def test_duckdb(path):
     duckdb = pytest.importorskip("duckdb", reason="duckdb is not installed")
-    query = "SELECT class_name, votes[1], annotation_id FROM read_parquet(?) WHERE overlooked > 0.1 ORDER BY overlooked"
+    columns = "class_name, votes[1], annotation_id"
+    query = f"SELECT {columns} FROM read_parquet(?) WHERE missing_label > 0.1 ORDER BY missing_label"
     assert duckdb.execute(query, [str(path)]).fetchall() == [("bus", 1, None), ("pedestrian", 3, None)]
     count = "SELECT count(*), count(annotation_id), count(el2n) FROM read_parquet(?)"
     assert duckdb.execute(count, [str(path)]).fetchall() == [(5, 3, 2)]
@@ -150,6 +151,6 @@ def test_polars(path):
     frame = polars.read_parquet(path)
     assert frame["class_name"].to_list() == EXPECTED["class_name"]
     assert frame["votes"].to_list() == EXPECTED["votes"]
-    assert frame["swapped"].to_list() == EXPECTED["swapped"]
-    suspicious = polars.scan_parquet(path).filter(polars.col("swapped") > 0.1).collect()
-    assert suspicious["annotation_id"].to_list() == [70]
+    assert frame["wrong_class"].to_list() == EXPECTED["wrong_class"]
+    noisy = polars.scan_parquet(path).filter(polars.col("wrong_class") > 0.1).collect()
+    assert noisy["annotation_id"].to_list() == [70]

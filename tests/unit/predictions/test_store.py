@@ -8,9 +8,9 @@ from detcurate.predictions.shards import shard_path, write_shard
 from detcurate.predictions.store import (
     open_predictions,
     prepare_folder,
-    prepare_passes,
+    prepare_prediction_sets,
     read_members,
-    read_passes,
+    read_prediction_sets,
     read_predictions,
 )
 from detcurate.structures import Detections
@@ -51,20 +51,20 @@ def marks(directory, members):
     for part, _ in read_predictions(directory, members):
         for image_id, member, box in zip(part.image_ids.tolist(), part.member.tolist(), part.boxes, strict=True):
             found.setdefault(image_id, {})[member] = float(box[0])
-    return {image_id: [answers[m] for m in sorted(answers)] for image_id, answers in found.items()}
+    return {image_id: [predictions[m] for m in sorted(predictions)] for image_id, predictions in found.items()}
 
 
 def test_a_member_that_is_added_gets_a_pass_of_its_own(tmp_path):
-    (first,) = prepare_passes(tmp_path, "digest", ["a", "b"], num_shards=2)
+    (first,) = prepare_prediction_sets(tmp_path, "digest", ["a", "b"], num_shards=2)
     assert first.members == ("a", "b")
     fill(first, MARK)
-    kept, added = prepare_passes(tmp_path, "digest", ["c", "a", "b"], num_shards=2)
+    kept, added = prepare_prediction_sets(tmp_path, "digest", ["c", "a", "b"], num_shards=2)
     assert kept == first
     assert added.members == ("c",)
     fill(added, MARK)
     assert read_members(tmp_path) == ["c", "a", "b"]
     assert marks(tmp_path, read_members(tmp_path)) == {image: [3.0, 1.0, 2.0] for image in (11, 12, 13)}
-    assert prepare_passes(tmp_path, "digest", ["c", "a", "b"], num_shards=2) == [first, added]
+    assert prepare_prediction_sets(tmp_path, "digest", ["c", "a", "b"], num_shards=2) == [first, added]
     for index, (whole, image_ids) in enumerate(read_predictions(tmp_path, ["c", "b"])):
         part, covered = open_predictions(tmp_path, ["c", "b"]).read(index)
         assert covered.tolist() == image_ids.tolist() == IMAGES[index]
@@ -73,43 +73,43 @@ def test_a_member_that_is_added_gets_a_pass_of_its_own(tmp_path):
 
 
 def test_a_member_that_is_gone_is_left_out_and_its_pass_kept_for_the_others(tmp_path):
-    (first,) = prepare_passes(tmp_path, "digest", ["a", "b", "c"], num_shards=2)
+    (first,) = prepare_prediction_sets(tmp_path, "digest", ["a", "b", "c"], num_shards=2)
     fill(first, MARK)
-    assert prepare_passes(tmp_path, "digest", ["c", "a"], num_shards=2) == [first]
+    assert prepare_prediction_sets(tmp_path, "digest", ["c", "a"], num_shards=2) == [first]
     assert marks(tmp_path, ["c", "a"]) == {image: [3.0, 1.0] for image in (11, 12, 13)}
 
 
 def test_an_interrupted_pass_is_continued_unless_one_of_its_members_is_gone(tmp_path):
-    (first,) = prepare_passes(tmp_path, "digest", ["a", "b"], num_shards=2)
+    (first,) = prepare_prediction_sets(tmp_path, "digest", ["a", "b"], num_shards=2)
     fill(first, MARK, shards=[0])
-    assert prepare_passes(tmp_path, "digest", ["a", "b"], num_shards=2) == [first]
-    (second,) = prepare_passes(tmp_path, "digest", ["b"], num_shards=2)
+    assert prepare_prediction_sets(tmp_path, "digest", ["a", "b"], num_shards=2) == [first]
+    (second,) = prepare_prediction_sets(tmp_path, "digest", ["b"], num_shards=2)
     assert second.members == ("b",)
     assert not shard_path(second.directory, 0).exists()
 
 
 def test_another_digest_asks_anew(tmp_path):
-    (first,) = prepare_passes(tmp_path, "digest", ["a"], num_shards=2)
+    (first,) = prepare_prediction_sets(tmp_path, "digest", ["a"], num_shards=2)
     fill(first, MARK)
-    (second,) = prepare_passes(tmp_path, "other", ["a"], num_shards=2)
+    (second,) = prepare_prediction_sets(tmp_path, "other", ["a"], num_shards=2)
     assert second.members == ("a",)
-    assert list(tmp_path.glob("pass-*/shard-*")) == []
+    assert list(tmp_path.glob("set-*/shard-*")) == []
 
 
 def test_an_unreadable_description_counts_as_none(tmp_path):
-    (first,) = prepare_passes(tmp_path, "digest", ["a"], num_shards=2)
+    (first,) = prepare_prediction_sets(tmp_path, "digest", ["a"], num_shards=2)
     first.description.write_bytes(b'{"digest"')
-    assert read_passes(tmp_path) == []
-    (second,) = prepare_passes(tmp_path, "digest", ["a"], num_shards=2)
+    assert read_prediction_sets(tmp_path) == []
+    (second,) = prepare_prediction_sets(tmp_path, "digest", ["a"], num_shards=2)
     assert second.description.read_bytes() != b'{"digest"'
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
-    (first,) = prepare_passes(tmp_path, "digest", ["a", "b"], num_shards=2)
+    (first,) = prepare_prediction_sets(tmp_path, "digest", ["a", "b"], num_shards=2)
     fill(first, MARK)
     with pytest.raises(PredictionError, match="every member must have predicted the images, got none of d"):
         list(read_predictions(tmp_path, ["a", "d"]))
-    _, added = prepare_passes(tmp_path, "digest", ["a", "b", "c"], num_shards=2)
+    _, added = prepare_prediction_sets(tmp_path, "digest", ["a", "b", "c"], num_shards=2)
     write_shard(shard_path(added.directory, 0), detections([11, 99], ("c",), MARK), np.array([11, 99]))
     write_shard(shard_path(added.directory, 1), detections([13], ("c",), MARK), np.array([13]))
     with pytest.raises(PredictionError, match="all passes must cover the same images in shard 0"):
@@ -127,14 +127,14 @@ def test_what_does_not_fit_is_refused(tmp_path):
 
 @pytest.mark.parametrize("description", [None, b'{"digest"', b"[]", b'{"digest": "another"}'])
 def test_a_folder_of_answers_is_emptied_unless_it_is_of_the_same(tmp_path, description):
-    folder = tmp_path / "answers"
+    folder = tmp_path / "predict"
     prepare_folder(folder, "digest")
     shard_path(folder, 0).write_bytes(b"an answer")
     prepare_folder(folder, "digest")
     assert shard_path(folder, 0).exists()
-    (folder / "pass.json").unlink()
+    (folder / "set.json").unlink()
     if description is not None:
-        (folder / "pass.json").write_bytes(description)
+        (folder / "set.json").write_bytes(description)
     prepare_folder(folder, "digest")
-    assert [path.name for path in folder.iterdir()] == ["pass.json"]
-    assert read_passes(tmp_path) == []
+    assert [path.name for path in folder.iterdir()] == ["set.json"]
+    assert read_prediction_sets(tmp_path) == []

@@ -27,7 +27,7 @@ from detcurate.report.pictures import (
     most_disagreed,
     most_suspected,
     near_duplicates,
-    of_floors,
+    of_minimums,
     part,
     safe_path,
 )
@@ -147,10 +147,10 @@ def pool_of(num_boxes, sequence=(0, 0, 0, 1, 1, -1, 1), frame=(0, 1, 2, 5, 6, -1
     )
 
 
-def choice_of(rank, reason=None, reasons=("top_n", "budget"), because=None):
+def choice_of(rank, reason=None, reasons=("top_n", "budget"), replaced_by=None):
     rank = np.asarray(rank)
     reason = np.where(rank > 0, 0, 1) if reason is None else np.asarray(reason)
-    return Choice(rank, reason, reasons, np.full(len(rank), -1) if because is None else np.asarray(because))
+    return Choice(rank, reason, reasons, np.full(len(rank), -1) if replaced_by is None else np.asarray(replaced_by))
 
 
 class TestFigures:
@@ -204,7 +204,7 @@ class TestFigures:
 
 class TestPicks:
     scores = Scores(
-        np.array([0.1, 0.9, 0.5, 0.7, 0.3]), {"swapped": np.array([0.0, 0.5, 0.49, 0.9, 0.6])}, ("entropy",), "max"
+        np.array([0.1, 0.9, 0.5, 0.7, 0.3]), {"wrong_class": np.array([0.0, 0.5, 0.49, 0.9, 0.6])}, ("entropy",), "max"
     )
 
     def test_by_score(self):
@@ -214,14 +214,14 @@ class TestPicks:
         assert pick.extent == "3 of 3 images"
 
     def test_only_what_is_suspected(self):
-        assert most_suspected(self.scores, "swapped").rows.tolist() == [3, 4, 1]
-        assert most_suspected(self.scores, "overlooked") is None
+        assert most_suspected(self.scores, "wrong_class").rows.tolist() == [3, 4, 1]
+        assert most_suspected(self.scores, "missing_label") is None
 
     def test_floors_take_turns(self):
         reasons = ("top_n", "floor class bus=2", "floor class cyclist=9", "budget")
-        pick = of_floors(choice_of([4, 1, 2, 3, 0], [0, 1, 1, 2, 3], reasons))
+        pick = of_minimums(choice_of([4, 1, 2, 3, 0], [0, 1, 1, 2, 3], reasons))
         assert pick.rows.tolist() == [1, 3, 2]
-        assert not len(of_floors(choice_of([0, 0, 0, 0, 0])).rows)
+        assert not len(of_minimums(choice_of([0, 0, 0, 0, 0])).rows)
 
     def test_groups_of_near_duplicates_begin_with_the_better_one(self):
         reasons = ("top_n", "near_duplicate", "budget")

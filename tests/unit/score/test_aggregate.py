@@ -130,12 +130,12 @@ def test_crowds_are_bought_by_the_sum_and_not_by_the_mean():
     counts = rng.integers(1, 40, 211)
     image_index = np.repeat(np.arange(211), counts)
     noise = rng.uniform(0, 1, len(image_index))
-    bought = {}
+    selected = {}
     for name in AGGREGATIONS:
         order = np.argsort(-aggregate(noise, image_index, 211, aggregation=name))
-        bought[name] = counts[order[:21]].mean()
-    assert bought["sum"] > bought["max"] > bought["mean"]
-    assert bought["sum"] > bought["top_k_mean"] > bought["mean"]
+        selected[name] = counts[order[:21]].mean()
+    assert selected["sum"] > selected["max"] > selected["mean"]
+    assert selected["sum"] > selected["top_k_mean"] > selected["mean"]
 
 
 # Messages

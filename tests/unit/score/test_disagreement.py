@@ -9,16 +9,16 @@ from detcurate.errors import ConfigError, PredictionError
 from detcurate.score import disagreement as classification
 from detcurate.score import disagreement as existence
 from detcurate.score import disagreement as localization
-from detcurate.score.cluster_statistics import gather_evidence
+from detcurate.score.cluster_statistics import gather_cluster_statistics
 from detcurate.structures import Clusters, Detections
 
 
 def of_votes(measure):
     """A measure of the evidence, as a function of the detections and the clusters that the evidence is gathered of."""
-    return lambda detections, clusters, **options: measure(gather_evidence(detections, clusters, **options))
+    return lambda detections, clusters, **options: measure(gather_cluster_statistics(detections, clusters, **options))
 
 
-consensus_probs = of_votes(lambda evidence: evidence.mean_probs)
+consensus_probs = of_votes(lambda statistics: statistics.mean_probs)
 entropy = of_votes(classification.entropy)
 expected_entropy = of_votes(classification.expected_entropy)
 mutual_information = of_votes(classification.mutual_information)
@@ -154,11 +154,11 @@ def test_votes_and_the_margin_against_a_loop(form, missing):
     detections, clusters = random_case(seed=8, g=17) if form == "softmax" else random_sigmoids(seed=8, g=17)
     background = detections.num_classes
     for g, votes in enumerate(clusters.votes):
-        asked = votes if missing == "background" else votes[votes >= 0]
-        favourite = [background if row < 0 else detections.class_probs[row].argmax() for row in asked]
+        requested = votes if missing == "background" else votes[votes >= 0]
+        favourite = [background if row < 0 else detections.class_probs[row].argmax() for row in requested]
         counts = np.bincount(favourite, minlength=background + 1)
         mean = consensus_probs(detections, clusters, missing=missing)[g]
-        expected = [1 - counts.max() / len(asked), scipy_entropy(counts), 1 - np.sort(mean)[-1] + np.sort(mean)[-2]]
+        expected = [1 - counts.max() / len(requested), scipy_entropy(counts), 1 - np.sort(mean)[-1] + np.sort(mean)[-2]]
         got = [measure(detections, clusters, missing=missing)[g] for measure in (variation_ratio, vote_entropy, margin)]
         np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
 
@@ -358,7 +358,7 @@ def random_sigmoids(seed=0, g=9, e=6, c=4):
     return sigmoids_of(foreground), clusters
 
 
-def answers(detections, clusters):
+def predictions(detections, clusters):
     """(G, E, C) float64 with the misses written out as no."""
     full = detections.class_probs[:, :-1].astype(np.float64)[clusters.votes]
     full[clusters.votes < 0] = 0.0
@@ -399,7 +399,7 @@ def test_a_miss_says_no_to_every_class_and_counts_in_the_denominator():
 
 def test_sigmoids_against_scipy():
     detections, clusters = random_sigmoids()
-    full = answers(detections, clusters)
+    full = predictions(detections, clusters)
     total = scipy_entropy([full.mean(axis=1), 1 - full.mean(axis=1)], axis=0)
     own = scipy_entropy([full, 1 - full], axis=0).mean(axis=1)
     consensus = consensus_probs(detections, clusters)

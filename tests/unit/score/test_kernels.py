@@ -4,12 +4,17 @@ import numpy as np
 import pytest
 
 from detcurate.score.kernels.association import associate_images
-from detcurate.score.kernels.cluster_sums import compare_clusters, gather_answers, judge_answers, match_answers
+from detcurate.score.kernels.cluster_sums import (
+    compare_clusters,
+    gather_predictions,
+    judge_predictions,
+    match_predictions,
+)
 from detcurate.score.measures import available_measures
 from detcurate.score.scoring import score_labelled_objects
 from detcurate.structures import Detections, Labels
 
-KERNELS = (associate_images, gather_answers, match_answers, judge_answers, compare_clusters)
+KERNELS = (associate_images, gather_predictions, match_predictions, judge_predictions, compare_clusters)
 
 
 def read_only(values):

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from helpers.label_pools import detections_of, labels_of, random_pool, suspicion_of
-from helpers.slow_scoring import suspect
+from helpers.label_pools import detections_of, label_error_scores_of, labels_of, random_pool
+from helpers.slow_scoring import label_error
 
 CAR, TRUCK = [0.96, 0.02, 0.01, 0.01], [0.02, 0.96, 0.01, 0.01]
 E = 4
@@ -15,8 +15,12 @@ def seen(*objects: tuple, members=range(E)):
     return detections_of(*zip(*rows, strict=True))
 
 
-def all_of(suspicion):
-    return suspicion.overlooked.tolist(), suspicion.swapped.tolist(), suspicion.badly_located.tolist()
+def all_of(label_error_score):
+    return (
+        label_error_score.missing_label.tolist(),
+        label_error_score.wrong_class.tolist(),
+        label_error_score.inaccurate_box.tolist(),
+    )
 
 
 BOX = [100, 100, 140, 120]
@@ -25,9 +29,9 @@ BOX = [100, 100, 140, 120]
 
 
 def test_a_right_label_has_no_suspicion():
-    suspicion, *_ = suspicion_of(seen((BOX, CAR)), labels_of([BOX]))
-    assert all_of(suspicion) == ([0], [0], [0])
-    assert suspicion.nearest_label.tolist() == [0]
+    label_error_score, *_ = label_error_scores_of(seen((BOX, CAR)), labels_of([BOX]))
+    assert all_of(label_error_score) == ([0], [0], [0])
+    assert label_error_score.nearest_label.tolist() == [0]
 
 
 def test_overlooked_by_hand():
@@ -35,17 +39,17 @@ def test_overlooked_by_hand():
     far, quarter, half = BOX, [200, 100, 240, 120], [300, 100, 340, 120]
     detections = seen((far, CAR), (quarter, CAR), (half, CAR), members=[0, 1, 3])  # a miss counts: 3/4 of 0.96
     labels = labels_of([[200, 100, 210, 120], [300, 100, 320, 120]])
-    suspicion, clusters, *_ = suspicion_of(detections, labels)
+    label_error_score, clusters, *_ = label_error_scores_of(detections, labels)
     order = np.argsort(clusters.boxes[:, 0])
-    assert suspicion.overlooked[order] == pytest.approx([0.72, 0.72 / 2, 0], rel=1e-6)
-    assert suspicion.nearest_label[order].tolist() == [-1, 0, 1]
+    assert label_error_score.missing_label[order] == pytest.approx([0.72, 0.72 / 2, 0], rel=1e-6)
+    assert label_error_score.nearest_label[order].tolist() == [-1, 0, 1]
 
 
 def test_swapped_by_hand():
     # Three of four say truck, one misses: 0.72 for truck and 0.015 for car.
-    suspicion, *_ = suspicion_of(seen((BOX, TRUCK), members=[0, 1, 3]), labels_of([BOX], [0]))
-    assert suspicion.swapped == pytest.approx([0.75 * (0.96 - 0.02)], rel=1e-6)
-    assert suspicion.badly_located.tolist() == [0] and suspicion.overlooked.tolist() == [0]
+    label_error_score, *_ = label_error_scores_of(seen((BOX, TRUCK), members=[0, 1, 3]), labels_of([BOX], [0]))
+    assert label_error_score.wrong_class == pytest.approx([0.75 * (0.96 - 0.02)], rel=1e-6)
+    assert label_error_score.inaccurate_box.tolist() == [0] and label_error_score.missing_label.tolist() == [0]
 
 
 def test_badly_located_by_hand():
@@ -53,18 +57,18 @@ def test_badly_located_by_hand():
     boxes = [BOX, BOX, BOX, [100, 100, 120, 120]]
     detections = detections_of(range(E), boxes, [CAR] * E)
     labels = labels_of([[110, 100, 150, 120]])
-    suspicion, clusters, *_ = suspicion_of(detections, labels)
+    label_error_score, clusters, *_ = label_error_scores_of(detections, labels)
     assert clusters.boxes.tolist() == [[100, 100, 135, 120]]
     agreement = (3 * 35 / 40 + 20 / 35) / 4
-    assert suspicion.badly_located == pytest.approx([0.96 * (agreement - 25 / 50)], rel=1e-6)
+    assert label_error_score.inaccurate_box == pytest.approx([0.96 * (agreement - 25 / 50)], rel=1e-6)
 
 
 def test_sigmoids_by_hand():
     detections = detections_of([0, 1, 2], [BOX] * 3, [[0.1, 0.8]] * 3, form="sigmoid")
-    suspicion, *_ = suspicion_of(detections, labels_of([BOX], [0]))
-    assert suspicion.swapped == pytest.approx([0.75 * 0.7], rel=1e-6)
-    suspicion, *_ = suspicion_of(detections, labels_of([[300, 0, 320, 10]], [0]))
-    assert suspicion.overlooked == pytest.approx([0.75 * 0.8], rel=1e-6)
+    label_error_score, *_ = label_error_scores_of(detections, labels_of([BOX], [0]))
+    assert label_error_score.wrong_class == pytest.approx([0.75 * 0.7], rel=1e-6)
+    label_error_score, *_ = label_error_scores_of(detections, labels_of([[300, 0, 320, 10]], [0]))
+    assert label_error_score.missing_label == pytest.approx([0.75 * 0.8], rel=1e-6)
 
 
 # What ObjectLab gets wrong, and the neighbours
@@ -74,49 +78,51 @@ def test_sigmoids_by_hand():
 def test_a_car_that_touches_a_labelled_one_is_overlooked_all_the_same(step):
     """ObjectLab leaves out every prediction that overlaps a label, by a pixel too, and has NaN where none is left."""
     parked = [140 - step, 100, 180 - step, 120]
-    suspicion, clusters, *_ = suspicion_of(seen((BOX, CAR), (parked, CAR)), labels_of([BOX]))
+    label_error_score, clusters, *_ = label_error_scores_of(seen((BOX, CAR), (parked, CAR)), labels_of([BOX]))
     assert len(clusters) == 2
-    touching = suspicion.overlooked[clusters.boxes[:, 0].argmax()]
+    touching = label_error_score.missing_label[clusters.boxes[:, 0].argmax()]
     iou = step / (80 - step)
     assert touching == pytest.approx(0.96 * (1 - iou / 0.5), rel=1e-6) and touching > 0.6
-    assert suspicion.overlooked.min() == 0
-    assert suspicion.swapped.tolist() == suspicion.badly_located.tolist() == [0]
+    assert label_error_score.missing_label.min() == 0
+    assert label_error_score.wrong_class.tolist() == label_error_score.inaccurate_box.tolist() == [0]
 
 
 def test_neighbours_side_by_side_that_are_both_labelled_have_no_suspicion():
     neighbour = [116, 100, 156, 120]  # an IoU of 0.43
-    suspicion, clusters, *_ = suspicion_of(seen((BOX, CAR), (neighbour, TRUCK)), labels_of([BOX, neighbour], [0, 1]))
+    label_error_score, clusters, *_ = label_error_scores_of(
+        seen((BOX, CAR), (neighbour, TRUCK)), labels_of([BOX, neighbour], [0, 1])
+    )
     assert len(clusters) == 2
-    assert all_of(suspicion) == ([0, 0], [0, 0], [0, 0])
+    assert all_of(label_error_score) == ([0, 0], [0, 0], [0, 0])
 
 
 def test_of_neighbours_side_by_side_the_one_without_a_label_is_overlooked():
     neighbour = [130, 100, 170, 120]  # an IoU of 1/7
     for first, second in ((BOX, neighbour), (neighbour, BOX)):
-        suspicion, clusters, *_ = suspicion_of(seen((first, CAR), (second, CAR)), labels_of([first]))
+        label_error_score, clusters, *_ = label_error_scores_of(seen((first, CAR), (second, CAR)), labels_of([first]))
         is_second = clusters.boxes[:, 0] == second[0]
-        assert suspicion.overlooked[is_second] == pytest.approx([0.96 * (1 - 2 / 7)], rel=1e-6)
-        assert suspicion.overlooked[~is_second].tolist() == [0]
-        assert suspicion.badly_located.tolist() == [0]
+        assert label_error_score.missing_label[is_second] == pytest.approx([0.96 * (1 - 2 / 7)], rel=1e-6)
+        assert label_error_score.missing_label[~is_second].tolist() == [0]
+        assert label_error_score.inaccurate_box.tolist() == [0]
 
 
 def test_the_box_of_a_shifted_label_is_found_though_it_is_nearer_to_the_neighbour_s():
     """The consensus overlaps the neighbour's label by 0.29, its own by 0.14: no label explains it."""
     neighbour, own, shifted = BOX, [122, 100, 162, 120], [152, 100, 192, 120]
     labels = labels_of([neighbour, shifted])
-    suspicion, *_ = suspicion_of(seen((neighbour, CAR), (own, CAR)), labels)
-    assert suspicion.badly_located == pytest.approx([0, 0.96 * (1 - 10 / 70)], rel=1e-6)
+    label_error_score, *_ = label_error_scores_of(seen((neighbour, CAR), (own, CAR)), labels)
+    assert label_error_score.inaccurate_box == pytest.approx([0, 0.96 * (1 - 10 / 70)], rel=1e-6)
     # Once that neighbour is explained by its own label, it speaks for no other.
     labels = labels_of([neighbour, own, [158, 100, 198, 120]])
-    suspicion, *_ = suspicion_of(seen((neighbour, CAR), (own, CAR)), labels)
-    assert suspicion.badly_located.tolist() == [0, 0, 0]
+    label_error_score, *_ = label_error_scores_of(seen((neighbour, CAR), (own, CAR)), labels)
+    assert label_error_score.inaccurate_box.tolist() == [0, 0, 0]
 
 
 def test_a_touch_does_not_make_a_label_badly_located():
     lonely = [139, 100, 179, 120]
-    suspicion, *_ = suspicion_of(seen((BOX, CAR)), labels_of([lonely]))
-    assert suspicion.badly_located.tolist() == [0]
-    assert suspicion.overlooked[0] > 0.9
+    label_error_score, *_ = label_error_scores_of(seen((BOX, CAR)), labels_of([lonely]))
+    assert label_error_score.inaccurate_box.tolist() == [0]
+    assert label_error_score.missing_label[0] > 0.9
 
 
 # Hard objects
@@ -131,15 +137,15 @@ def test_hard_objects_have_no_suspicion():
         member, [seen_once] + [disputed] * 4 + wide, [CAR] + [CAR, TRUCK, CAR, TRUCK] + [CAR] * 4
     )
     labels = labels_of([missed, seen_once, disputed, scattered])
-    suspicion, *_ = suspicion_of(detections, labels)
-    assert suspicion.swapped == pytest.approx([0, 0, 0, 0], abs=1e-6)
-    assert suspicion.badly_located == pytest.approx([0, 0, 0, 0], abs=0.02)
-    assert suspicion.overlooked == pytest.approx(np.zeros(len(suspicion.overlooked)), abs=0.03)
+    label_error_score, *_ = label_error_scores_of(detections, labels)
+    assert label_error_score.wrong_class == pytest.approx([0, 0, 0, 0], abs=1e-6)
+    assert label_error_score.inaccurate_box == pytest.approx([0, 0, 0, 0], abs=0.02)
+    assert label_error_score.missing_label == pytest.approx(np.zeros(len(label_error_score.missing_label)), abs=0.03)
 
 
 def test_what_one_member_alone_sees_is_hardly_overlooked():
-    suspicion, *_ = suspicion_of(seen((BOX, CAR), members=[2]), labels_of([[0, 0, 10, 10]]))
-    assert suspicion.overlooked == pytest.approx([0.24], rel=1e-6)
+    label_error_score, *_ = label_error_scores_of(seen((BOX, CAR), members=[2]), labels_of([[0, 0, 10, 10]]))
+    assert label_error_score.missing_label == pytest.approx([0.24], rel=1e-6)
 
 
 # Crowds
@@ -148,44 +154,50 @@ def test_what_one_member_alone_sees_is_hardly_overlooked():
 def test_clusters_in_a_crowd_region_are_not_overlooked():
     inside, half_out, outside = [100, 100, 110, 110], [195, 100, 205, 110], [196, 150, 206, 160]
     labels = labels_of([[0, 0, 200, 200], [300, 300, 310, 310]], iscrowd=[True, False])
-    suspicion, clusters, *_ = suspicion_of(seen((inside, CAR), (half_out, CAR), (outside, CAR)), labels)
-    overlooked = dict(zip(clusters.boxes[:, 0].tolist(), suspicion.overlooked.tolist(), strict=True))
-    assert overlooked == {100: 0, 195: 0, 196: pytest.approx(0.96)}
-    assert suspicion.nearest_label.tolist() == [-1, -1, -1]  # a crowd region is nobody's label
-    assert len(suspicion.swapped) == len(suspicion.badly_located) == 1
+    label_error_score, clusters, *_ = label_error_scores_of(
+        seen((inside, CAR), (half_out, CAR), (outside, CAR)), labels
+    )
+    missing_label = dict(zip(clusters.boxes[:, 0].tolist(), label_error_score.missing_label.tolist(), strict=True))
+    assert missing_label == {100: 0, 195: 0, 196: pytest.approx(0.96)}
+    assert label_error_score.nearest_label.tolist() == [-1, -1, -1]  # a crowd region is nobody's label
+    assert len(label_error_score.wrong_class) == len(label_error_score.inaccurate_box) == 1
 
 
 def test_rows_are_counted_without_the_crowd_regions():
     other, crowd = [300, 300, 340, 320], [0, 0, 50, 50]
     labels = labels_of([crowd, other, BOX], [2, 0, 0], iscrowd=[True, False, False])
-    suspicion, *_ = suspicion_of(seen((BOX, TRUCK)), labels)
-    assert suspicion.nearest_label.tolist() == [1]
-    assert suspicion.swapped == pytest.approx([0, 0.94], rel=1e-6)
+    label_error_score, *_ = label_error_scores_of(seen((BOX, TRUCK)), labels)
+    assert label_error_score.nearest_label.tolist() == [1]
+    assert label_error_score.wrong_class == pytest.approx([0, 0.94], rel=1e-6)
 
 
 # Direction
 
 
 def test_more_members_that_agree_are_more_suspicious():
-    values = {"overlooked": [], "swapped": [], "badly_located": []}
+    values = {"missing_label": [], "wrong_class": [], "inaccurate_box": []}
     shifted = [115, 100, 155, 120]
     for count in range(1, E + 1):
-        suspicion, *_ = suspicion_of(seen((BOX, TRUCK), members=range(count)), labels_of([shifted, [0, 0, 9, 9]]))
-        values["badly_located"].append(suspicion.badly_located[0])
-        suspicion, *_ = suspicion_of(seen((BOX, TRUCK), members=range(count)), labels_of([BOX]))
-        values["swapped"].append(suspicion.swapped[0])
-        suspicion, *_ = suspicion_of(seen((BOX, TRUCK), members=range(count)), labels_of([[0, 0, 9, 9]]))
-        values["overlooked"].append(suspicion.overlooked[0])
+        label_error_score, *_ = label_error_scores_of(
+            seen((BOX, TRUCK), members=range(count)), labels_of([shifted, [0, 0, 9, 9]])
+        )
+        values["inaccurate_box"].append(label_error_score.inaccurate_box[0])
+        label_error_score, *_ = label_error_scores_of(seen((BOX, TRUCK), members=range(count)), labels_of([BOX]))
+        values["wrong_class"].append(label_error_score.wrong_class[0])
+        label_error_score, *_ = label_error_scores_of(
+            seen((BOX, TRUCK), members=range(count)), labels_of([[0, 0, 9, 9]])
+        )
+        values["missing_label"].append(label_error_score.missing_label[0])
     for column in values.values():
         assert column[0] > 0 and (np.diff(column) > 0).all()
 
 
 def test_a_label_farther_off_is_worse_located_and_its_object_more_overlooked():
     shifts = np.array([0, 4, 8, 16, 24, 34])
-    found = [suspicion_of(seen((BOX, CAR)), labels_of([np.add(BOX, [s, 0, s, 0])]))[0] for s in shifts]
-    assert (np.diff([suspicion.badly_located[0] for suspicion in found]) > 0).all()
-    overlooked = [suspicion.overlooked[0] for suspicion in found]
-    assert overlooked[:3] == [0, 0, 0] and (np.diff(overlooked[2:]) > 0).all()
+    found = [label_error_scores_of(seen((BOX, CAR)), labels_of([np.add(BOX, [s, 0, s, 0])]))[0] for s in shifts]
+    assert (np.diff([label_error_score.inaccurate_box[0] for label_error_score in found]) > 0).all()
+    missing_label = [label_error_score.missing_label[0] for label_error_score in found]
+    assert missing_label[:3] == [0, 0, 0] and (np.diff(missing_label[2:]) > 0).all()
 
 
 # Oracle and bounds on random pools
@@ -196,16 +208,16 @@ def test_a_label_farther_off_is_worse_located_and_its_object_more_overlooked():
 @pytest.mark.parametrize("seed", range(3))
 def test_against_the_definitions_in_plain_python(seed, iou_threshold, form):
     detections, labels = random_pool(seed, form)
-    got, clusters, evidence, answers = suspicion_of(
+    got, clusters, statistics, predictions = label_error_scores_of(
         detections, labels, num_members=5, iou_threshold=iou_threshold, shuffle=seed
     )
     rows = [
         {"image_id": i, "box": box, "confidence": probs[:-1].max(), "agreement": agreement}
         for i, box, probs, agreement in zip(
-            clusters.image_ids, clusters.boxes, evidence.mean_probs, evidence.mean_iou, strict=True
+            clusters.image_ids, clusters.boxes, statistics.mean_probs, statistics.mean_iou, strict=True
         )
     ]
-    expected, nearest = suspect(rows, labels, answers.mean_probs, iou_threshold)
+    expected, nearest = label_error(rows, labels, predictions.mean_probs, iou_threshold)
     assert got.nearest_label.tolist() == nearest
     for name, values in expected.items():
         column = getattr(got, name)
@@ -216,15 +228,15 @@ def test_against_the_definitions_in_plain_python(seed, iou_threshold, form):
 def test_an_image_without_labels_and_a_pool_without_detections():
     detections, labels = random_pool()
     no_labels = labels.take(np.zeros(0, np.int64))
-    suspicion, _, evidence, _ = suspicion_of(detections, no_labels, num_members=5)
-    assert suspicion.overlooked.tolist() == evidence.mean_probs[:, :-1].max(axis=1).tolist()
-    assert suspicion.swapped.shape == suspicion.badly_located.shape == (0,)
-    suspicion, *_ = suspicion_of(detections.take(np.zeros(0, np.int64)), labels, num_members=5)
-    assert suspicion.overlooked.shape == (0,)
-    assert not suspicion.swapped.any() and not suspicion.badly_located.any()
+    label_error_score, _, statistics, _ = label_error_scores_of(detections, no_labels, num_members=5)
+    assert label_error_score.missing_label.tolist() == statistics.mean_probs[:, :-1].max(axis=1).tolist()
+    assert label_error_score.wrong_class.shape == label_error_score.inaccurate_box.shape == (0,)
+    label_error_score, *_ = label_error_scores_of(detections.take(np.zeros(0, np.int64)), labels, num_members=5)
+    assert label_error_score.missing_label.shape == (0,)
+    assert not label_error_score.wrong_class.any() and not label_error_score.inaccurate_box.any()
 
 
 def test_one_class_cannot_be_swapped():
     detections = detections_of(range(E), [BOX] * E, [[0.3, 0.7]] * E)
-    suspicion, *_ = suspicion_of(detections, labels_of([BOX]))
-    assert suspicion.swapped.tolist() == [0]
+    label_error_score, *_ = label_error_scores_of(detections, labels_of([BOX]))
+    assert label_error_score.wrong_class.tolist() == [0]

@@ -8,14 +8,14 @@ from helpers.label_pools import RUNS, detections_of, labels_of, random_pool
 from helpers.slow_scoring import answers_slowly, measure_label
 
 from detcurate.errors import PredictionError
-from detcurate.score.label_measures import gather_label_evidence
+from detcurate.score.label_measures import gather_label_statistics
 from detcurate.score.measures import LABEL_MEASURES
 from detcurate.structures import Detections
 
 
 def measured(detections, labels, *, num_members=5, trajectories=RUNS):
-    evidence = gather_label_evidence(detections, labels, num_members=num_members, trajectories=trajectories)
-    return {name: measure(evidence) for name, measure in LABEL_MEASURES.items()}
+    statistics = gather_label_statistics(detections, labels, num_members=num_members, trajectories=trajectories)
+    return {name: measure(statistics) for name, measure in LABEL_MEASURES.items()}
 
 
 # Arithmetic
@@ -107,41 +107,41 @@ def test_members_that_are_certain_of_the_label_find_nothing_hard():
 def test_the_most_confident_of_several_answers_counts():
     boxes = [[0, 0, 10, 9], BOX, [0, 0, 10, 8]]
     detections = detections_of([3, 3, 3], boxes, [[0.8, 0.2], [0.6, 0.4], [0.7, 0.3]], scores=[0.9, 0.6, 0.7])
-    evidence = gather_label_evidence(detections, labels_of([BOX]), num_members=4)
-    assert evidence.votes.tolist() == [[-1, -1, -1, 0]]
-    assert evidence.iou.tolist() == [[0, 0, 0, pytest.approx(0.9)]]
-    assert evidence.probability.tolist() == [[0, 0, 0, pytest.approx(0.8)]]
+    statistics = gather_label_statistics(detections, labels_of([BOX]), num_members=4)
+    assert statistics.votes.tolist() == [[-1, -1, -1, 0]]
+    assert statistics.iou.tolist() == [[0, 0, 0, pytest.approx(0.9)]]
+    assert statistics.probability.tolist() == [[0, 0, 0, pytest.approx(0.8)]]
 
 
 def test_a_detection_between_two_labels_answers_for_the_nearer_one_whatever_the_class():
     labels = labels_of([[0, 0, 10, 10], [3, 0, 13, 10]], [1, 0])
     detections = detections_of([0, 1], [[1, 0, 11, 10], [2, 0, 12, 10]], [[0.9, 0.05, 0.05], [0.05, 0.9, 0.05]])
-    evidence = gather_label_evidence(detections, labels, num_members=3)
-    assert evidence.votes.tolist() == [[0, -1, -1], [-1, 1, -1]]
-    assert evidence.is_right.tolist() == [[False] * 3] * 2
+    statistics = gather_label_statistics(detections, labels, num_members=3)
+    assert statistics.votes.tolist() == [[0, -1, -1], [-1, 1, -1]]
+    assert statistics.is_right.tolist() == [[False] * 3] * 2
 
 
 def test_the_threshold_itself_is_an_answer():
     detections = detections_of([0], [[0, 0, 10, 5]], [[0.9, 0.1]])
     for iou_threshold, vote in ((0.5, 0), (0.51, -1)):
-        evidence = gather_label_evidence(detections, labels_of([BOX]), num_members=1, iou_threshold=iou_threshold)
-        assert evidence.votes.tolist() == [[vote]]
+        statistics = gather_label_statistics(detections, labels_of([BOX]), num_members=1, iou_threshold=iou_threshold)
+        assert statistics.votes.tolist() == [[vote]]
 
 
 def test_crowd_regions_are_left_out():
     labels = labels_of([BOX, [0, 0, 20, 20], [30, 30, 40, 40]], [0, 1, 0], iscrowd=[True, False, False])
     detections = detections_of([0, 1], [BOX, [30, 30, 40, 40]], [[1, 0, 0], [1, 0, 0]])
-    evidence = gather_label_evidence(detections, labels, num_members=4)
+    statistics = gather_label_statistics(detections, labels, num_members=4)
     # The detection on the crowd region has an IoU of 0.25 with the box around it, and answers for nothing.
-    assert evidence.votes.tolist() == [[-1, -1, -1, -1], [-1, 1, -1, -1]]
-    assert evidence.mean_probs == pytest.approx(np.array([[0, 0, 1], [0.25, 0, 0.75]]))
+    assert statistics.votes.tolist() == [[-1, -1, -1, -1], [-1, 1, -1, -1]]
+    assert statistics.mean_probs == pytest.approx(np.array([[0, 0, 1], [0.25, 0, 0.75]]))
 
 
 def test_a_detection_on_another_image_is_no_answer():
     labels = labels_of([BOX, BOX], [0, 1], image_ids=[8, 4])
     detections = detections_of([2, 0], [BOX, BOX], [[0.9, 0.05, 0.05], [0.8, 0.1, 0.1]], image_ids=[4, 6])
-    evidence = gather_label_evidence(detections, labels, num_members=3)
-    assert evidence.votes.tolist() == [[-1, -1, -1], [-1, -1, 0]]
+    statistics = gather_label_statistics(detections, labels, num_members=3)
+    assert statistics.votes.tolist() == [[-1, -1, -1], [-1, -1, 0]]
 
 
 def test_no_label_and_no_detection():
@@ -160,16 +160,18 @@ def test_no_label_and_no_detection():
 @pytest.mark.parametrize("seed", range(3))
 def test_against_the_definitions_in_plain_python(seed, iou_threshold, form):
     detections, labels = random_pool(seed, form)
-    evidence = gather_label_evidence(detections, labels, num_members=5, iou_threshold=iou_threshold, trajectories=RUNS)
+    statistics = gather_label_statistics(
+        detections, labels, num_members=5, iou_threshold=iou_threshold, trajectories=RUNS
+    )
     objects = labels.take(~labels.iscrowd)
     votes, overlaps = answers_slowly(detections, objects, 5, iou_threshold)
-    assert evidence.votes.tolist() == votes.tolist()
-    np.testing.assert_allclose(evidence.iou, overlaps, rtol=1e-9)
+    assert statistics.votes.tolist() == votes.tolist()
+    np.testing.assert_allclose(statistics.iou, overlaps, rtol=1e-9)
     assert (votes >= 0).any() and (votes < 0).any()
     for j, y in enumerate(objects.class_index):
         expected, mean = measure_label(detections, y, votes[j], overlaps[j], RUNS)
-        np.testing.assert_allclose(evidence.mean_probs[j], mean, rtol=1e-6, atol=1e-7)
-        got = {name: measure(evidence)[j] for name, measure in LABEL_MEASURES.items()}
+        np.testing.assert_allclose(statistics.mean_probs[j], mean, rtol=1e-6, atol=1e-7)
+        got = {name: measure(statistics)[j] for name, measure in LABEL_MEASURES.items()}
         assert got == pytest.approx(expected, abs=1e-6)
 
 
@@ -221,23 +223,23 @@ def test_rows_that_sum_to_a_little_less_are_renormalised():
 def test_a_member_beyond_the_ensemble_is_named():
     detections, labels = random_pool()
     with pytest.raises(PredictionError, match=r"member must be in \[0, 2\), got [234] \(image_id \d+\); pass the size"):
-        gather_label_evidence(detections, labels, num_members=2)
+        gather_label_statistics(detections, labels, num_members=2)
 
 
 @pytest.mark.parametrize("iou_threshold", [0.0, 1.5, float("nan")])
 def test_a_threshold_out_of_range_is_named(iou_threshold):
     with pytest.raises(PredictionError, match=r"iou_threshold must be in \(0, 1\], got"):
-        gather_label_evidence(Detections.empty(2), labels_of([BOX]), num_members=1, iou_threshold=iou_threshold)
+        gather_label_statistics(Detections.empty(2), labels_of([BOX]), num_members=1, iou_threshold=iou_threshold)
 
 
 def test_a_label_of_a_class_that_no_member_knows_is_named():
     with pytest.raises(
         PredictionError, match="labels must be of the detections' 2 classes, got class_index 4; predict"
     ):
-        gather_label_evidence(Detections.empty(2), labels_of([BOX, BOX], [1, 4]), num_members=1)
+        gather_label_statistics(Detections.empty(2), labels_of([BOX, BOX], [1, 4]), num_members=1)
 
 
 @pytest.mark.parametrize("members", [(0, 5), (-1, 2)])
 def test_a_trajectory_beyond_the_ensemble_is_named(members):
     with pytest.raises(PredictionError, match=r"trajectories must name members in \[0, 5\), got"):
-        gather_label_evidence(Detections.empty(2), labels_of([BOX]), num_members=5, trajectories=[(1, 2), members])
+        gather_label_statistics(Detections.empty(2), labels_of([BOX]), num_members=5, trajectories=[(1, 2), members])

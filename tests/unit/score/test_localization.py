@@ -6,17 +6,17 @@ import pytest
 from detcurate.errors import PredictionError
 from detcurate.score import disagreement as localization
 from detcurate.score.associate import associate
-from detcurate.score.cluster_statistics import gather_evidence
+from detcurate.score.cluster_statistics import gather_cluster_statistics
 from detcurate.structures import Clusters, Detections
 from detcurate.structures.boxes import box_iou
 
 
 def iou_dispersion(detections, clusters):
-    return localization.iou_dispersion(gather_evidence(detections, clusters))
+    return localization.iou_dispersion(gather_cluster_statistics(detections, clusters))
 
 
 def box_std(detections, clusters):
-    return localization.box_std(gather_evidence(detections, clusters))
+    return localization.box_std(gather_cluster_statistics(detections, clusters))
 
 
 def case_of(boxes, votes):

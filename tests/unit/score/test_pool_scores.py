@@ -85,7 +85,7 @@ def test_one_object_by_hand():
     }
 
 
-def objects_of(image_ids, values, *, name="entropy", class_index=None, **suspicions: list):
+def objects_of(image_ids, values, *, name="entropy", class_index=None, **label_errors: list):
     g = len(image_ids)
     return ObjectScores(
         image_ids=np.asarray(image_ids, np.int64),
@@ -95,7 +95,7 @@ def objects_of(image_ids, values, *, name="entropy", class_index=None, **suspici
         confidence=np.full(g, 0.5),
         votes=np.zeros((g, 3), np.int16),
         annotation_ids=np.full(g, -1),
-        measures={key: np.asarray(column, np.float64) for key, column in {name: values, **suspicions}.items()},
+        measures={key: np.asarray(column, np.float64) for key, column in {name: values, **label_errors}.items()},
     )
 
 
@@ -181,10 +181,10 @@ DIRECTIONS = {
 def two_images(easy, hard):
     """Image 10 with the easy answers, image 20 with the hard ones, and the same label on both."""
     rows = [
-        (image_id, member, *answer)
-        for image_id, answers in ((10, easy), (20, hard))
-        for member, answer in enumerate(answers)
-        if answer is not None
+        (image_id, member, *prediction)
+        for image_id, predictions in ((10, easy), (20, hard))
+        for member, prediction in enumerate(predictions)
+        if prediction is not None
     ]
     image_ids, member, boxes, class_probs = (np.array(column) for column in zip(*rows, strict=True))
     detections = Detections(
@@ -227,9 +227,9 @@ def test_the_hard_image_scores_higher(name, aggregation):
 
 def labelled_pool():
     """Clusters on images 10 and 30, labels on 10 and 20, and 40 without either."""
-    clusters = objects_of([10, 30, 10], [0.2, 0.6, 0.4], class_index=[1, 0, 1], overlooked=[0.1, 0.5, 0.9])
+    clusters = objects_of([10, 30, 10], [0.2, 0.6, 0.4], class_index=[1, 0, 1], missing_label=[0.1, 0.5, 0.9])
     labels = objects_of(
-        [20, 10, 10, 20], [0.3, 0.8, 0.1, 0.5], name="el2n", class_index=[0, 2, 2, 0], swapped=[0, 0.7, 0.1, 0.2]
+        [20, 10, 10, 20], [0.3, 0.8, 0.1, 0.5], name="el2n", class_index=[0, 2, 2, 0], wrong_class=[0, 0.7, 0.1, 0.2]
     )
     return clusters, labels
 
@@ -239,14 +239,14 @@ def test_components_with_labels_by_hand():
     components = image_components(np.array([10, 20, 30, 40]), clusters, labels, aggregation="mean")
     assert {name: column.tolist() for name, column in components.items()} == {
         "entropy": pytest.approx([0.3, 0, 0.6, 0]),
-        "overlooked": [0.9, 0, 0.5, 0],
+        "missing_label": [0.9, 0, 0.5, 0],
         "num_objects": [2, 0, 1, 0],
         "el2n": pytest.approx([0.45, 0.4, 0, 0]),
-        "swapped": [0.7, 0.2, 0, 0],
+        "wrong_class": [0.7, 0.2, 0, 0],
         "num_labels": [2, 2, 0, 0],
     }
     alone = image_components(np.array([10, 20, 30, 40]), clusters, aggregation="mean")
-    assert list(alone) == ["entropy", "overlooked", "num_objects"]
+    assert list(alone) == ["entropy", "missing_label", "num_objects"]
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -256,8 +256,8 @@ def test_a_suspicion_is_that_of_the_most_suspicious_object(aggregation):
     components = image_components(
         np.array([10, 20, 30, 40]), clusters, labels, aggregation=aggregation, k=2, class_weights=class_weights
     )
-    assert components["overlooked"].tolist() == [0.9, 0, 0.5, 0]
-    assert components["swapped"].tolist() == [0.7, 0.2, 0, 0]
+    assert components["missing_label"].tolist() == [0.9, 0, 0.5, 0]
+    assert components["wrong_class"].tolist() == [0.7, 0.2, 0, 0]
 
 
 def test_objects_and_labels_count_as_much_as_their_own_class():

@@ -9,15 +9,15 @@ from helpers.label_pools import RUNS, detections_of, labels_of, random_pool
 from helpers.slow_scoring import (
     answers_slowly,
     associate_slowly,
+    label_error,
     measure_cluster,
     measure_label,
-    suspect,
 )
 from scipy.stats import rankdata
 
 from detcurate.errors import ConfigError, PredictionError
 from detcurate.score.associate import associate
-from detcurate.score.label_errors import SUSPICIONS
+from detcurate.score.label_errors import LABEL_ERRORS
 from detcurate.score.measures import LABEL_MEASURES, MEASURES, SINGLE_MEMBER_MEASURES
 from detcurate.score.scoring import (
     combine_images,
@@ -65,12 +65,12 @@ def score_slowly(detections, labels, iou_threshold, missing):
         means.append(mean)
         truths.append(row_of(detections, objects.image_ids[j], votes[j], mean, y, measures))
         truths[-1]["annotation_ids"] = objects.annotation_ids[j]
-    suspicions, nearest = suspect(counted, labels, means, iou_threshold)
+    label_errors, nearest = label_error(counted, labels, means, iou_threshold)
     for g, cluster in enumerate(clusters):
-        cluster["measures"]["overlooked"] = suspicions["overlooked"][g]
+        cluster["measures"]["missing_label"] = label_errors["missing_label"][g]
         cluster["annotation_ids"] = objects.annotation_ids[nearest[g]] if nearest[g] >= 0 else -1
     for j, truth in enumerate(truths):
-        truth["measures"] |= {name: suspicions[name][j] for name in ("swapped", "badly_located")}
+        truth["measures"] |= {name: label_errors[name][j] for name in ("wrong_class", "inaccurate_box")}
     return clusters, truths
 
 
@@ -104,19 +104,19 @@ def test_the_whole_path_against_the_definitions(seed, iou_threshold, form, missi
     detections, labels = pool_of(seed, form)
     clusters, truths = score_slowly(detections, labels, iou_threshold, missing)
     objects, labelled = score(detections, labels, iou_threshold=iou_threshold, missing=missing)
-    assert set(objects.measures) == {*MEASURES, "overlooked"}
-    assert set(labelled.measures) == {*LABEL_MEASURES, "swapped", "badly_located"}
+    assert set(objects.measures) == {*MEASURES, "missing_label"}
+    assert set(labelled.measures) == {*LABEL_MEASURES, "wrong_class", "inaccurate_box"}
     assert_same(objects, clusters)
     assert_same(labelled, truths)
 
     components = image_components(POOL, objects, labelled, k=2)
-    for name in (*ALL, *SUSPICIONS):
+    for name in (*ALL, *LABEL_ERRORS):
         rows = clusters if name in objects.measures else truths
         of_image = [sorted((r["measures"][name] for r in rows if r["image_ids"] == i), reverse=True) for i in POOL]
-        kept = [values[:1] if name in SUSPICIONS else values[:2] for values in of_image]
+        kept = [values[:1] if name in LABEL_ERRORS else values[:2] for values in of_image]
         expected = [np.mean(values) if values else 0.0 for values in kept]
         np.testing.assert_allclose(components[name], expected, atol=1e-6, err_msg=name)
-    weights = {"mutual_information": 2.0, "iou_dispersion": 0.5, "el2n": 1.0, "overlooked": 0.25}
+    weights = {"mutual_information": 2.0, "iou_dispersion": 0.5, "el2n": 1.0, "missing_label": 0.25}
     scores = combine_images(POOL, components, weights=weights)
     ranks = {name: (rankdata(components[name]) - 1) / (len(POOL) - 1) for name in weights}
     expected = sum(weight * ranks[name] for name, weight in weights.items()) / sum(weights.values())
@@ -182,10 +182,10 @@ def test_the_clusters_are_those_of_scoring_without_labels():
 
 def test_what_one_member_alone_saw_is_no_more_overlooked_where_misses_are_ignored():
     detections, labels = pool_of(7)
-    suspicions = [
-        score(detections, labels, missing=missing)[0].measures["overlooked"] for missing in ("ignore", "background")
+    label_errors = [
+        score(detections, labels, missing=missing)[0].measures["missing_label"] for missing in ("ignore", "background")
     ]
-    assert suspicions[0].tolist() == suspicions[1].tolist()
+    assert label_errors[0].tolist() == label_errors[1].tolist()
 
 
 @pytest.mark.parametrize("form", ["softmax", "sigmoid"])
@@ -215,7 +215,7 @@ def test_small_ensembles_and_few_classes_have_numbers_everywhere(num_members, nu
     for scores in (objects, labelled):
         assert len(scores) > 0
         assert all(np.isfinite(values).all() for values in scores.measures.values())
-    assert set(objects.measures) | set(labelled.measures) == {*measures, *SUSPICIONS}
+    assert set(objects.measures) | set(labelled.measures) == {*measures, *LABEL_ERRORS}
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in SINGLE_MEMBER_MEASURES])
@@ -232,17 +232,17 @@ def test_a_pool_without_detections():
     assert len(labelled) == (~labels.iscrowd).sum()
     assert (labelled.votes == -1).all() and not labelled.num_fired.any() and not labelled.confidence.any()
     assert (labelled.measures["error_count"] == 1).all()
-    assert not labelled.measures["swapped"].any() and not labelled.measures["badly_located"].any()
+    assert not labelled.measures["wrong_class"].any() and not labelled.measures["inaccurate_box"].any()
     components = image_components(POOL, objects, labelled)
     assert components["num_objects"].tolist() == [0] * len(POOL)
-    assert not components["overlooked"].any() and components["el2n"].max() > 1
+    assert not components["missing_label"].any() and components["el2n"].max() > 1
 
 
 def test_a_pool_without_labels():
     detections, labels = pool_of(11)
     objects, labelled = score(detections, labels.take(np.zeros(0, np.int64)))
     assert len(labelled) == 0 and (objects.annotation_ids == -1).all()
-    assert objects.measures["overlooked"].max() > 0.1
+    assert objects.measures["missing_label"].max() > 0.1
     components = image_components(POOL, objects, labelled)
     assert not components["error_count"].any() and not components["num_labels"].any()
 
@@ -251,7 +251,7 @@ def test_an_empty_pool():
     nothing = Labels(**{name: column[:0] for name, column in vars(labels_of([[0, 0, 1, 1]])).items()})
     objects, labelled = score(Detections.empty(3, "sigmoid"), nothing)
     components = image_components(np.zeros(0, np.int64), objects, labelled)
-    assert set(components) == {*ALL, *SUSPICIONS, "num_objects", "num_labels"}
+    assert set(components) == {*ALL, *LABEL_ERRORS, "num_objects", "num_labels"}
     assert all(column.shape == (0,) for column in components.values())
     assert len(combine_images(np.zeros(0, np.int64), components, weights={"el2n": 1.0})) == 0
 

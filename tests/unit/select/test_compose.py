@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detcurate.errors import SelectionError
-from detcurate.select.compose import GUARDS, PoolColumns, select
+from detcurate.select.compose import NOISE_FILTERS, PoolColumns, select
 from detcurate.select.limits import Budget, Quota, box_budget, image_budget, resolve_budget, time_budget
 from detcurate.select.strategies import STRATEGIES
 from detcurate.structures import ImageScores
@@ -175,12 +175,12 @@ def coverage_centric(scores, budget, num_strata):
     high, width = scores.max(), (scores.max() - scores.min()) / num_strata
     stratum = np.minimum(((high - scores) / width).astype(int), num_strata - 1)
     left = {number: int((stratum == number).sum()) for number in range(num_strata) if (stratum == number).any()}
-    bought = {}
+    selected = {}
     while left:
         number = min(left, key=left.get)
-        bought[number] = min(left.pop(number), budget // (len(left) + 1))
-        budget -= bought[number]
-    return bought, stratum
+        selected[number] = min(left.pop(number), budget // (len(left) + 1))
+        budget -= selected[number]
+    return selected, stratum
 
 
 @pytest.mark.parametrize("budget", [3, 17, 60, 113])
@@ -211,8 +211,10 @@ def test_random_does_not_look_at_the_score_and_repeats_with_the_seed():
 def test_what_is_drawn_does_not_depend_on_who_else_is_there():
     scores = scores_of(np.linspace(0, 1, 31))
     whole = taken_ids(scores, budget=31, strategy="random")
-    columns = PoolColumns(suspicion=np.where(np.arange(31) % 3 == 0, 1.0, 0.0))
-    guarded = taken_ids(scores, budget=31, strategy="random", columns=columns, guard="drop", guard_quantile=0.5)
+    columns = PoolColumns(label_error_score=np.where(np.arange(31) % 3 == 0, 1.0, 0.0))
+    guarded = taken_ids(
+        scores, budget=31, strategy="random", columns=columns, noise_filter="drop", noise_filter_quantile=0.5
+    )
     assert guarded.tolist() == [image_id for image_id in whole.tolist() if (image_id - 5) // 10 % 3]
 
 
@@ -262,7 +264,7 @@ def test_stratified_random_looks_at_no_score():
 def every_column(num_images, seed=0):
     rng = np.random.default_rng(seed)
     return PoolColumns(
-        suspicion=rng.uniform(0, 1, num_images).round(1),
+        label_error_score=rng.uniform(0, 1, num_images).round(1),
         embeddings=rng.normal(size=(num_images, 3)).astype(np.float16),
         hashes=rng.integers(0, 2**63, num_images).astype(np.uint64),
         sequences=rng.integers(-1, 4, num_images),
@@ -298,19 +300,19 @@ def test_every_image_has_one_reason_and_every_promise_is_kept(data):
             ]
         )
     )
-    floors = [Quota("class 1", columns.boxes_per_class[:, 1], data.draw(st.integers(0, 2)))]
-    caps = [Quota("class 2", columns.boxes_per_class[:, 2], data.draw(st.integers(1, 9)))]
+    minimums = [Quota("class 1", columns.boxes_per_class[:, 1], data.draw(st.integers(0, 2)))]
+    maximums = [Quota("class 2", columns.boxes_per_class[:, 2], data.draw(st.integers(1, 9)))]
     options = {
         "budget": budget,
         "strategy": data.draw(st.sampled_from(sorted(STRATEGIES))),
         "seed": seed,
         "columns": columns,
-        "guard": data.draw(st.sampled_from(sorted(GUARDS))),
-        "guard_quantile": 0.9,
+        "noise_filter": data.draw(st.sampled_from(sorted(NOISE_FILTERS))),
+        "noise_filter_quantile": 0.9,
         "duplicate_similarity": data.draw(st.sampled_from([0.0, 0.97])),
         "sequence_gap": data.draw(st.sampled_from([0, 3])),
-        "floors": floors,
-        "caps": caps,
+        "minimums": minimums,
+        "maximums": maximums,
         "threshold": 0.3,
         "num_strata": 4,
         "oversampling": 2.0,
@@ -322,16 +324,16 @@ def test_every_image_has_one_reason_and_every_promise_is_kept(data):
         return
     taken = log.taken
     assert budget.costs[taken].sum() <= budget.limit
-    assert floors[0].amounts[taken].sum() >= floors[0].limit
-    assert caps[0].amounts[taken].sum() <= caps[0].limit
+    assert minimums[0].amounts[taken].sum() >= minimums[0].limit
+    assert maximums[0].amounts[taken].sum() <= maximums[0].limit
     counts = [log.counts(taken=True), log.counts(taken=False)]
     assert sum(sum(found.values()) for found in counts) == num_images
     assert (log.reason_index >= 0).all() and (np.sort(log.rank[taken]) == np.arange(1, len(taken) + 1)).all()
     again = select(scores, **options, num_threads=3)
     assert again.selection.image_ids.tolist() == log.selection.image_ids.tolist()
     assert again.selection.reasons == log.selection.reasons
-    given_way = np.flatnonzero(log.because >= 0)
-    keepers = np.searchsorted(scores.image_ids, log.because[given_way])
+    given_way = np.flatnonzero(log.replaced_by >= 0)
+    keepers = np.searchsorted(scores.image_ids, log.replaced_by[given_way])
     assert (scores.image_score[keepers] >= scores.image_score[given_way]).all()
 
 
@@ -339,7 +341,7 @@ def test_the_order_of_the_steps_and_of_the_reasons():
     #             guard  dup of 35  gap to 25  floor  capped  bought, bought, budget
     scores = scores_of([0.9, 0.60, 0.95, 0.7, 0.1, 0.85, 0.8, 0.5])
     columns = PoolColumns(
-        suspicion=np.array([1.0, 0, 0, 0, 0, 0, 0, 0]),
+        label_error_score=np.array([1.0, 0, 0, 0, 0, 0, 0, 0]),
         hashes=np.array([7, 12, 2**60, 12, 2**40 - 1, 2**50 - 1, 2**30 - 1, 2**62 - 1], np.uint64),
         sequences=np.array([0, 0, 0, 1, -1, 0, -1, 1]),
         frame_index=np.array([0, 9, 4, 4, -1, 5, -1, 40]),
@@ -348,18 +350,18 @@ def test_the_order_of_the_steps_and_of_the_reasons():
         scores,
         budget=3,
         columns=columns,
-        guard="drop",
-        guard_quantile=0.8,
+        noise_filter="drop",
+        noise_filter_quantile=0.8,
         duplicate_similarity=0.97,
         sequence_gap=2,
-        floors=[Quota("empty images", np.array([0, 0, 0, 0, 1, 0, 0, 0]), 1)],
-        caps=[Quota("class bus", np.array([0, 0, 0, 0, 0, 0, 5, 0]), 4)],
+        minimums=[Quota("empty images", np.array([0, 0, 0, 0, 1, 0, 0, 0]), 1)],
+        maximums=[Quota("class bus", np.array([0, 0, 0, 0, 0, 0, 5, 0]), 4)],
     )
     assert log.selection.image_ids.tolist() == [45, 25, 35]
     assert log.selection.reasons == ("floor empty images=1", "top_n", "top_n")
     named = {int(image): log.reasons[code] for image, code in zip(log.image_ids, log.reason_index, strict=True)}
     assert named == {
-        5: "noise_guard",
+        5: "label_noise",
         15: "near_duplicate",
         25: "top_n",
         35: "top_n",
@@ -368,11 +370,11 @@ def test_the_order_of_the_steps_and_of_the_reasons():
         65: "cap class bus=4",
         75: "budget",
     }
-    assert dict(zip(log.image_ids.tolist(), log.because.tolist(), strict=True)) == {
+    assert dict(zip(log.image_ids.tolist(), log.replaced_by.tolist(), strict=True)) == {
         5: -1, 15: 35, 25: -1, 35: -1, 45: -1, 55: 25, 65: -1, 75: -1,
     }  # fmt: skip
     assert list(log.counts(taken=False)) == [
-        "noise_guard", "near_duplicate", "sequence_gap", "cap class bus=4", "budget",
+        "label_noise", "near_duplicate", "sequence_gap", "cap class bus=4", "budget",
     ]  # fmt: skip
 
 
@@ -398,14 +400,18 @@ def test_a_negative_seed_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"guard": "on"}, "guard must be one of off, drop, queue, got 'on'"),
-        ({"guard": "drop"}, "the noise guard must be given suspicions, got scores without any"),
+        ({"noise_filter": "on"}, "noise_filter must be one of off, drop, queue, got 'on'"),
+        ({"noise_filter": "drop"}, "the noise filter must be given label-error scores, got scores without any"),
         (
-            {"guard": "drop", "guard_quantile": 1.2, "columns": PoolColumns(suspicion=np.zeros(3))},
+            {
+                "noise_filter": "drop",
+                "noise_filter_quantile": 1.2,
+                "columns": PoolColumns(label_error_score=np.zeros(3)),
+            },
             r"in \[0, 1\], got 1.2",
         ),
         (
-            {"guard": "drop", "columns": PoolColumns(suspicion=np.array([0, np.nan, 1]))},
+            {"noise_filter": "drop", "columns": PoolColumns(label_error_score=np.array([0, np.nan, 1]))},
             "suspicion must be at least 0 and f",
         ),
         ({"duplicate_similarity": 0.9}, "embeddings or hashes must be given .* similarity 0.9, got neither"),
@@ -460,15 +466,15 @@ def test_what_is_held_comes_first_and_counts_for_the_budget():
 def test_others_give_way_to_what_is_held_and_it_to_none():
     scores = scores_of([0.9, 0.1, 0.7, 0.5, 0.3])
     columns = PoolColumns(
-        suspicion=np.array([0.1, 0.9, 0.0, 0.2, 0.8]),
+        label_error_score=np.array([0.1, 0.9, 0.0, 0.2, 0.8]),
         sequences=np.array([0, 0, 0, 1, 1]),
         frame_index=np.array([1, 2, 9, 1, 2]),
     )
-    options = {"columns": columns, "guard": "drop", "guard_quantile": 0.6, "sequence_gap": 3}
+    options = {"columns": columns, "noise_filter": "drop", "noise_filter_quantile": 0.6, "sequence_gap": 3}
     assert taken_ids(scores, budget=5, **options).tolist() == [5, 25, 35]
     log = select(scores, budget=5, held=[(np.array([15, 45]), "seed_set")], **options)
     assert log.selection.image_ids.tolist() == [15, 45, 25]
-    assert log.because.tolist() == [15, -1, -1, 45, -1]
+    assert log.replaced_by.tolist() == [15, -1, -1, 45, -1]
 
 
 def test_two_that_are_held_may_be_alike():
@@ -489,7 +495,7 @@ def test_what_resembles_an_image_that_is_labelled_already_leaves(way):
     log = select(scores_of([0.6, 0.5, 0.4, 0.9]), budget=4, columns=columns, duplicate_similarity=0.975)
     assert log.selection.image_ids.tolist() == [35]
     assert log.counts(taken=False) == {"like_labelled": 2, "near_duplicate": 1}
-    assert log.because.tolist() == [-1, -1, 35, -1]
+    assert log.replaced_by.tolist() == [-1, -1, 35, -1]
 
 
 def test_what_is_near_to_either_of_two_that_are_held_and_alike_gives_way():
@@ -499,16 +505,16 @@ def test_what_is_near_to_either_of_two_that_are_held_and_alike_gives_way():
     )
     log = select(scores, budget=3, columns=columns, sequence_gap=3, held=[(np.array([5, 15]), "seed_set")])
     assert log.selection.image_ids.tolist() == [5, 15]
-    assert log.because.tolist() == [-1, -1, 15]
+    assert log.replaced_by.tolist() == [-1, -1, 15]
 
 
 def test_what_is_held_counts_for_floors_and_caps():
     scores = scores_of([0.9, 0.8, 0.7, 0.6, 0.5])
     bicycles = np.array([1, 0, 1, 0, 2])
     held = [(np.array([45]), "seed_set")]
-    floor, cap = Quota("class bicycle", bicycles, 2), Quota("class bicycle", bicycles, 1)
-    assert taken_ids(scores, budget=2, floors=[floor], held=held).tolist() == [45, 5]
-    assert taken_ids(scores, budget=4, caps=[cap], held=held).tolist() == [45, 15, 35]
+    minimum, maximum = Quota("class bicycle", bicycles, 2), Quota("class bicycle", bicycles, 1)
+    assert taken_ids(scores, budget=2, minimums=[minimum], held=held).tolist() == [45, 5]
+    assert taken_ids(scores, budget=4, maximums=[maximum], held=held).tolist() == [45, 15, 35]
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from detcurate.select.filters import (
     difference_hash,
     hash_duplicates,
     near_duplicates,
+    noisy_rows,
     pair_similarity,
-    suspicious_rows,
 )
 from detcurate.select.neighbours import KeptRows, nearest_rows, require_same_images, unit_rows
 
@@ -32,15 +32,15 @@ def plain_thinning(is_near, num_kept=0):
 
 
 def test_the_guard_takes_its_share_the_most_suspicious_first():
-    suspicion = np.array([0.3, 0.9, 0.1, 0.9, 0.5, 0.2, 0.4])
-    assert suspicious_rows(suspicion, quantile=0.5).tolist() == [1, 3, 4, 6]  # 3.5 of 7, so 4
-    assert suspicious_rows(suspicion, quantile=1).tolist() == []
-    assert len(suspicious_rows(suspicion, quantile=0)) == 7
+    label_error_score = np.array([0.3, 0.9, 0.1, 0.9, 0.5, 0.2, 0.4])
+    assert noisy_rows(label_error_score, quantile=0.5).tolist() == [1, 3, 4, 6]  # 3.5 of 7, so 4
+    assert noisy_rows(label_error_score, quantile=1).tolist() == []
+    assert len(noisy_rows(label_error_score, quantile=0)) == 7
 
 
 def test_a_clean_pool_loses_no_image():
-    assert suspicious_rows(np.zeros(9), quantile=0.1).tolist() == []
-    assert suspicious_rows(np.array([0, 0, 0.2, 0, 0]), quantile=0.1).tolist() == [2]
+    assert noisy_rows(np.zeros(9), quantile=0.1).tolist() == []
+    assert noisy_rows(np.array([0, 0, 0.2, 0, 0]), quantile=0.1).tolist() == [2]
 
 
 # Near-duplicates by embedding

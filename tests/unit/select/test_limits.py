@@ -22,38 +22,38 @@ FALLING = pool([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
 
 
 def test_a_floor_takes_the_best_that_hold_it_and_the_order_the_rest():
-    log = select(FALLING, budget=4, floors=[quota("class bus", [0, 0, 0, 1, 2, 3], 3)])
+    log = select(FALLING, budget=4, minimums=[quota("class bus", [0, 0, 0, 1, 2, 3], 3)])
     assert log.selection.image_ids.tolist() == [4, 5, 1, 2]
     assert log.selection.reasons == ("floor class bus=3",) * 2 + ("top_n",) * 2
 
 
 def test_what_one_floor_has_taken_counts_for_the_next():
-    floors = [quota("class bus", [0, 0, 0, 1, 0, 1], 2), quota("weather rain", [0, 1, 0, 1, 0, 1], 2)]
-    log = select(FALLING, budget=3, floors=floors)
+    minimums = [quota("class bus", [0, 0, 0, 1, 0, 1], 2), quota("weather rain", [0, 1, 0, 1, 0, 1], 2)]
+    log = select(FALLING, budget=3, minimums=minimums)
     assert log.selection.image_ids.tolist() == [4, 6, 1]
     assert log.counts(taken=True) == {"floor class bus=2": 2, "top_n": 1}
 
 
 def test_a_floor_of_nothing_and_one_that_is_met_take_nothing():
-    log = select(FALLING, budget=2, floors=[quota("class bus", [0] * 6, 0)])
+    log = select(FALLING, budget=2, minimums=[quota("class bus", [0] * 6, 0)])
     assert log.selection.image_ids.tolist() == [1, 2]
 
 
 def test_a_cap_is_never_exceeded_and_what_breaks_it_makes_room():
-    log = select(FALLING, budget=3, caps=[quota("class car", [2, 2, 1, 0, 1, 0], 3)])
+    log = select(FALLING, budget=3, maximums=[quota("class car", [2, 2, 1, 0, 1, 0], 3)])
     assert log.selection.image_ids.tolist() == [1, 3, 4]
     assert log.counts(taken=False) == {"cap class car=3": 1, "budget": 2}
 
 
 def test_caps_hold_for_floors_too():
-    caps, floors = [quota("class car", [0, 0, 0, 5, 1, 0], 4)], [quota("class bus", [0, 0, 0, 1, 1, 1], 2)]
-    log = select(FALLING, budget=2, floors=floors, caps=caps)
+    maximums, minimums = [quota("class car", [0, 0, 0, 5, 1, 0], 4)], [quota("class bus", [0, 0, 0, 1, 1, 1], 2)]
+    log = select(FALLING, budget=2, minimums=minimums, maximums=maximums)
     assert log.selection.image_ids.tolist() == [5, 6]
 
 
 def test_a_floor_passes_over_what_does_not_fit_the_budget():
     budget = box_budget(np.array([1, 1, 1, 9, 2, 3]), num_boxes=6)
-    log = select(FALLING, budget=budget, floors=[quota("class bus", [0, 0, 0, 1, 1, 1], 2)])
+    log = select(FALLING, budget=budget, minimums=[quota("class bus", [0, 0, 0, 1, 1, 1], 2)])
     assert log.selection.image_ids.tolist() == [5, 6, 1]
 
 
@@ -62,37 +62,37 @@ def test_a_diverse_order_goes_on_when_caps_turn_some_of_it_down():
     rng = np.random.default_rng(0)
     columns = PoolColumns(embeddings=rng.normal(size=(30, 4)))
     scores = pool(rng.uniform(0, 1, 30))
-    cap = quota("class car", rng.integers(0, 2, 30), 1)
-    log = select(scores, budget=7, strategy="k_center", columns=columns, caps=[cap])
+    maximum = quota("class car", rng.integers(0, 2, 30), 1)
+    log = select(scores, budget=7, strategy="k_center", columns=columns, maximums=[maximum])
     assert len(log.taken) == 7
-    assert cap.amounts[log.taken].sum() <= 1
+    assert maximum.amounts[log.taken].sum() <= 1
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (
-            {"floors": [quota("class bus", [0, 0, 1, 1, 1, 0], 4)]},
+            {"minimums": [quota("class bus", [0, 0, 1, 1, 1, 0], 4)]},
             r"floor class bus=4 must be at most what the pool holds, got a pool that holds 3; lower the floor",
         ),
         (
             {
-                "floors": [quota("class bus", [1, 0, 1, 1, 1, 0], 4)],
-                "guard": "drop",
-                "guard_quantile": 0.8,
-                "columns": PoolColumns(suspicion=np.array([1.0, 0, 0, 0, 0, 0])),
+                "minimums": [quota("class bus", [1, 0, 1, 1, 1, 0], 4)],
+                "noise_filter": "drop",
+                "noise_filter_quantile": 0.8,
+                "columns": PoolColumns(label_error_score=np.array([1.0, 0, 0, 0, 0, 0])),
             },
-            r"got a pool that holds 3 \(4 before the guard and the thinning\); lower the floor",
+            r"got a pool that holds 3 \(4 before the noise filter and the thinning\); lower the floor",
         ),
         (
-            {"floors": [quota("class bus", [0, 0, 1, 1, 1, 0], 2), quota("weather rain", [1, 1, 0, 0, 0, 0], 2)]},
+            {"minimums": [quota("class bus", [0, 0, 1, 1, 1, 0], 2), quota("weather rain", [1, 1, 0, 0, 0, 0], 2)]},
             r"floor weather rain=2 must be met within the budget of 3 images, got 1 with the best-scored images after "
             r"the floors before it; raise the limit or lower the floor",
         ),
         (
             {
-                "floors": [quota("class bus", [0, 0, 1, 1, 1, 0], 2)],
-                "caps": [quota("class car", [0, 0, 2, 2, 2, 0], 3)],
+                "minimums": [quota("class bus", [0, 0, 1, 1, 1, 0], 2)],
+                "maximums": [quota("class car", [0, 0, 2, 2, 2, 0], 3)],
             },
             r"floor class bus=2 must be met within cap class car=3, got 1 with",
         ),
@@ -106,7 +106,7 @@ def test_a_floor_that_cannot_be_met_is_named(options, message):
 
 def test_a_class_that_no_image_holds():
     with pytest.raises(SelectionError, match="floor class tram=1 .* got a pool that holds 0; lower the floor"):
-        select(FALLING, budget=2, floors=[quota("class tram", [0] * 6, 1)])
+        select(FALLING, budget=2, minimums=[quota("class tram", [0] * 6, 1)])
 
 
 @pytest.mark.parametrize("amounts, limit", [([0, -1], 2), ([0, 1], -2)])

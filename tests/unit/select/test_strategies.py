@@ -152,6 +152,6 @@ def test_what_the_floors_have_taken_are_centers_already():
     angles = np.array([0.0, 0.02, 1.5, 3.0])
     embeddings = np.column_stack((np.cos(angles), np.sin(angles)))
     scores = ImageScores(np.arange(4), np.array([0.1, 0.9, 0.8, 0.7]), {})
-    floor = Quota("class bus", np.array([1, 0, 0, 0]), 1)
-    log = select(scores, budget=3, strategy="k_center", columns=PoolColumns(embeddings=embeddings), floors=[floor])
+    minimum = Quota("class bus", np.array([1, 0, 0, 0]), 1)
+    log = select(scores, budget=3, strategy="k_center", columns=PoolColumns(embeddings=embeddings), minimums=[minimum])
     assert log.selection.image_ids.tolist() == [0, 3, 2]  # 1 scores best, and stands beside 0

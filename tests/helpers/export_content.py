@@ -12,7 +12,7 @@ import numpy as np
 from detcurate.cli import main
 from detcurate.coco.dataset import CocoDataset, read_coco
 from detcurate.interop.export.content import Content, queue_rows
-from detcurate.interop.export.relabel_queue import Suspect
+from detcurate.interop.export.relabel_queue import LabelError
 
 SIZES = {30: (64, 48), 7: (62, 46), 12: (63, 47), 41: (65, 49), 9: (60, 44)}
 NAMES = {9: "car", 2: "person", 5: "bike", 11: "bus"}
@@ -73,15 +73,15 @@ def row_of_label(pool: CocoDataset, key: int) -> int:
     return int(np.flatnonzero(pool.annotation_ids == key)[0])
 
 
-def suspects(pool: CocoDataset) -> list[Suspect]:
+def label_errors(pool: CocoDataset) -> list[LabelError]:
     """Return one suspicion of each kind, on two of the images: 6 members."""
     bus, bike, car = (pool.class_names.index(pool_name(pool, key)) for key in (11, 5, 9))
     return [
-        Suspect("swapped", 0.875, row_of_image(pool, 12), row_of_label(pool, 102), (3.5, 5, 13, 17.5), bike, 0.75, 5, 6,
-                True),
-        Suspect("overlooked", 0.5, row_of_image(pool, 41), -1, (50, 6.5, 60.5, 20), bus, 0.625, 4, 6, False),
-        Suspect("badly_located", 0.25, row_of_image(pool, 41), row_of_label(pool, 101), (4, 8, 12, 20.25), car, 0.5, 3,
-                6, False),
+        LabelError("wrong_class", 0.875, row_of_image(pool, 12), row_of_label(pool, 102), (3.5, 5, 13, 17.5), bike,
+                   0.75, 5, 6, True),
+        LabelError("missing_label", 0.5, row_of_image(pool, 41), -1, (50, 6.5, 60.5, 20), bus, 0.625, 4, 6, False),
+        LabelError("inaccurate_box", 0.25, row_of_image(pool, 41), row_of_label(pool, 101), (4, 8, 12, 20.25), car, 0.5,
+                   3, 6, False),
     ]  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def pool_name(pool: CocoDataset, category: int) -> str:
 def content(folder: Path, **options: Any) -> Content:
     """Return the suspected images, the worst first: image 12, then 41."""
     pool = write_pool(folder, **options)
-    found = suspects(pool)
+    found = label_errors(pool)
     return Content(pool, folder / "images", tuple(found), queue_rows(found))
 
 
@@ -113,13 +113,13 @@ def curate_played_members(folder: Path, *overrides: object) -> Path:
     members = []
     for member in range(5):
         rng, path = np.random.default_rng(member), folder / f"member{member}.json"
-        answers = [
+        predictions = [
             {"image_id": found["image_id"], "category_id": found["category_id"], "score": float(rng.uniform(0.6, 1)),
              "bbox": (np.array(found["bbox"]) + rng.normal(0, 0.3, 4).clip(-0.5, 0.5)).clip(0.1).tolist()}
             for found in rendered_truth(output)
             if rng.random() < 0.9
         ]  # fmt: skip
-        path.write_text(json.dumps(answers))
+        path.write_text(json.dumps(predictions))
         members += ["--member", str(path)]
     assert main(["import-results", "played", "--config-file", str(config), *members]) == 0
     words = [str(word) for word in overrides]

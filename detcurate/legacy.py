@@ -1,0 +1,77 @@
+"""Names of version 0.1, read for one release: config keys, folders, columns and JSON keys of an existing run.
+
+Each old name that is met is named once in the log, with the new one. Version 0.3 removes this module.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+CONFIG_KEYS: Mapping[str, str] = {
+    "CURATE.ENSEMBLE.STORAGE": "CURATE.ENSEMBLE.DTYPE",
+    "CURATE.SELECT.GUARD": "CURATE.SELECT.NOISE_FILTER",
+    "CURATE.SELECT.GUARD_QUANTILE": "CURATE.SELECT.NOISE_FILTER_QUANTILE",
+    "CURATE.SELECT.CLASS_FLOORS": "CURATE.SELECT.CLASS_MINIMUMS",
+    "CURATE.SELECT.CLASS_CAPS": "CURATE.SELECT.CLASS_MAXIMUMS",
+    "CURATE.SELECT.METADATA_FLOORS": "CURATE.SELECT.METADATA_MINIMUMS",
+    "CURATE.SELECT.METADATA_CAPS": "CURATE.SELECT.METADATA_MAXIMUMS",
+    "CURATE.SELECT.EMPTY_FLOOR": "CURATE.SELECT.EMPTY_MINIMUM",
+}
+"""Old key of a config -> new key."""
+
+FOLDERS: Mapping[str, str] = {
+    "train": "ensemble",
+    "predict": "predictions",
+    "score": "scores",
+    "select": "selection",
+    "evaluate": "evaluation",
+}
+"""Stage -> old name of its directory."""
+
+PREDICTION_SETS, SET_DESCRIPTION = "pass-*", "pass.json"
+"""Old pattern of the folders of prediction sets, and the old name of the file that describes one."""
+
+COLUMNS: Mapping[str, str] = {
+    "overlooked": "missing_label",
+    "swapped": "wrong_class",
+    "badly_located": "inaccurate_box",
+    "suspicion": "label_error_score",
+    "because": "replaced_by",
+}
+"""Old column of a table, or key of a JSON record -> new name."""
+
+_SETTINGS: Mapping[str, str] = {
+    old.rpartition(".")[2].lower(): new.rpartition(".")[2].lower() for old, new in CONFIG_KEYS.items()
+}
+
+_logger = logging.getLogger("detcurate")
+
+
+@functools.cache
+def warn_renamed(old: str, new: str) -> None:
+    """Log once a process that an old name was read."""
+    _logger.warning("%s is now named %s; the old name is read until version 0.3", old, new)
+
+
+def renamed(name: str, names: Mapping[str, str] = COLUMNS) -> str:
+    """Return the name of today for one of ``names``' keys, with a warning; any other name as it is."""
+    if name not in names:
+        return name
+    warn_renamed(name, names[name])
+    return names[name]
+
+
+def renamed_keys(record: Mapping[str, Any], names: Mapping[str, str] = COLUMNS) -> dict[str, Any]:
+    """Return a record with the keys of today, at the top level only."""
+    return {renamed(key, names): value for key, value in record.items()}
+
+
+def renamed_settings(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stage's recorded settings with the keys of today, at all levels, without a warning."""
+    return {
+        _SETTINGS.get(key, key): renamed_settings(value) if isinstance(value, Mapping) else value
+        for key, value in tree.items()
+    }
