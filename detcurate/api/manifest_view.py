@@ -29,7 +29,7 @@ class Manifest:
     Args:
         directory: The manifest's.
         subset: The images and labels of ``subset.json``.
-        provenance: What ``provenance.json`` says; docs/coco.md tells of it.
+        provenance: What ``provenance.json`` says; docs/explanation/coco-files.md tells of it.
         label_errors: What ``relabel.json`` lists, worst first, with rows of ``pool``.
         pool: The pool that it is a subset of.
     """

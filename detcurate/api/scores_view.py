@@ -62,13 +62,13 @@ class Scores:
         return f"Scores({len(self):,} images, image_score {low:.3f} to {high:.3f}, {count} components)"
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a row an image, the highest score first; docs/scoring.md has the columns."""
+        """Return a row an image, the highest score first; docs/explanation/scoring.md has the columns."""
         order = np.lexsort((self.images.image_ids, -self.images.image_score))
         columns = {name: values[order] for name, values in self._columns().items()}
         return data_frame({"image_id": original_ids(self.pool, self.images.image_ids[order]), **columns})
 
     def objects_to_pandas(self, image_id: int | str | None = None) -> pd.DataFrame:
-        """Return a row an object of one image or, where they fit into memory, of all; docs/scoring.md has the columns.
+        """Return a row an object of one image or, where they fit into memory, of all (columns: explanation/scoring).
 
         Raises:
             DatasetError: There is no such image.

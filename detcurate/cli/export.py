@@ -24,7 +24,7 @@ examples:
   {prog} yolo --what subset output/mine -o yolo_data
       the subset to train on and the evaluation images to validate on, images included
 
-docs/hand_over.md has it step by step for each tool. Exit status: 0 done, 2 something to mend.
+docs/how-to/label-errors.md has it step by step for each tool. Exit status: 0 done, 2 something to mend.
 """
 
 

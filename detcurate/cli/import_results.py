@@ -41,7 +41,7 @@ examples:
   {name} --config-file my.yaml --until manifest CURATE.PREDICT.RESULTS yolo
       scores, selects, and writes the manifest; neither torch nor Detectron2 is needed
 
-docs/any_detector.md has it step by step for Ultralytics and MMDetection. Exit status: 0 done, 2 something to mend.
+docs/how-to/any-detector.md has the steps for Ultralytics and MMDetection. Exit status: 0 done, 2 an error to fix.
 """
 
 

@@ -32,22 +32,22 @@ examples:
   %(prog)s --config-file my.yaml --until manifest CURATE.SELECT.FRACTION 0.25
       stop at the manifest, with a quarter of the pool
   %(prog)s --config-file my.yaml --engine ray, %(prog)s --config-file my.yaml --join
-      predict on a Ray cluster, or with more processes on one OUTPUT_DIR; see docs/scale.md
+      predict on a Ray cluster, or with more processes on one OUTPUT_DIR; see docs/how-to/clusters.md
 
   %(prog)s validate FILE, %(prog)s manifest --help
       check an annotation file; verify, compare, describe and merge manifests
   %(prog)s ensemble add DIR --config-file FILE
-      use the checkpoints of a training that is over; see docs/ensemble.md
+      use the checkpoints of a training that is over; see docs/explanation/ensembles.md
   %(prog)s import-results NAME --config-file FILE --member RESULTS.json ...
-      use what YOLO or any other detector answered, without Detectron2; see docs/any_detector.md
+      use what YOLO or any other detector answered, without Detectron2; see docs/how-to/any-detector.md
   %(prog)s rank LIST --config-file FILE
-      which images of an unlabelled list to label first; see docs/selection.md
+      which images of an unlabelled list to label first; see docs/explanation/selection.md
   %(prog)s explain IMAGE_ID --config-file FILE
-      why an image was selected or not; see docs/selection.md
+      why an image was selected or not; see docs/explanation/selection.md
   %(prog)s export FORMAT OUTPUT_DIR -o FOLDER, %(prog)s relabel apply CORRECTED OUTPUT_DIR -o FILE
-      suspected labels to CVAT, Label Studio, FiftyOne or YOLO, and corrected ones back; see docs/hand_over.md
+      suspected labels to CVAT, Label Studio, FiftyOne or YOLO, and corrected ones back; see docs/how-to/label-errors.md
   %(prog)s report OUTPUT_DIR
-      the report of a run, finished or not; see docs/report.md
+      the report of a run, finished or not; see docs/explanation/report.md
 
 A run that was stopped goes on where it was when the same command is given again. Exit status: 0 done, 2 something
 to mend (one message says what), 130 stopped with Ctrl-C, 143 by SIGTERM.
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     stages.add_argument("--until", choices=STAGE_NAMES, metavar="STAGE", help="stop after this stage")
     stages.add_argument("--only", choices=STAGE_NAMES, metavar="STAGE", help="run this stage alone")
     stages.add_argument(
-        "--join", action="store_true", help="help a run that is at its stage predict; see docs/scale.md"
+        "--join", action="store_true", help="help a run that is at its stage predict; see docs/how-to/clusters.md"
     )
     parser.add_argument("--dry-run", action="store_true", help="validate and tell what would be done; write nothing")
     parser.add_argument("--fresh", action="store_true", help="discard what an earlier run left in OUTPUT_DIR")

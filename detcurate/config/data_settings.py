@@ -58,7 +58,7 @@ class EvaluationSettings(Settings):
 
 
 class StorageSettings(Settings):
-    """Object storage: docs/storage.md says what may be there.
+    """Object storage: docs/how-to/object-storage.md says what may be there.
 
     ``root`` is a URL below which the predictions and scores go; empty is ``OUTPUT_DIR``. ``cache`` is the folder of
     local copies, on a disk of this machine; empty is the user's own cache folder. ``cache_gb`` is what copies of images

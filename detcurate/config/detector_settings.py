@@ -28,7 +28,7 @@ class EnsembleSettings(Settings):
     """How many runs there are, which iterations of each become members, and how those are stored.
 
     ``num_runs`` 0 means only the members that ``detcurate ensemble add`` has put there. ``max_gb`` 0 is no limit.
-    docs/ensemble.md says which schedule reads which setting.
+    docs/explanation/ensembles.md says which schedule reads which setting.
     """
 
     num_runs: int = Field(2, ge=0)
@@ -110,7 +110,7 @@ class PredictSettings(Settings):
 
 
 class RaySettings(Settings):
-    """How ``--engine ray`` uses a cluster; docs/scale.md says what each setting is for.
+    """How ``--engine ray`` uses a cluster; docs/how-to/clusters.md says what each setting is for.
 
     ``num_workers`` 0: as many as there is room for. A worker that predicts on a GPU takes ``gpus_per_worker`` of one
     and is given ``shards_per_block`` shards at a time. After ``max_deaths`` workers at one block the run is given up.

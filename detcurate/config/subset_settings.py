@@ -30,8 +30,8 @@ _SCORE_NAMES: Mapping[str, Iterable[str]] = {
 class ScoreSettings(Settings):
     """Which disagreement is measured, and how it becomes one score an image.
 
-    Every measure is in the tables; ``measures`` and ``weights`` say which of them make the image score. docs/scoring.md
-    says what each setting does.
+    Every measure is in the tables; ``measures`` and ``weights`` say which of them make the image score.
+    docs/explanation/scoring.md says what each setting does.
     """
 
     measures: tuple[str, ...] = ("mutual_information", "iou_dispersion", "existence_entropy")
@@ -69,7 +69,7 @@ class ScoreSettings(Settings):
 
 
 class SearchSettings(Settings):
-    """How the subset is searched. docs/selection.md, "Subset search", says when to take which.
+    """How the subset is searched. docs/explanation/selection.md, "Subset search", says when to take which.
 
     ``compress``: the ensemble is trained on the whole pool, and the best of it is kept. ``pretrain``: likewise, and the
     arms start from the weights of the ensemble's runs. ``build_up``: from a random seed set (``seed_images``, or where
@@ -92,7 +92,7 @@ class SearchSettings(Settings):
 
 
 class SelectSettings(Settings):
-    """What is kept, and in which order it is bought. docs/selection.md has the steps.
+    """What is kept, and in which order it is bought. docs/explanation/selection.md has the steps.
 
     The budget is one of ``num_images``, ``num_boxes`` and ``cost_seconds`` (what annotating takes, by
     ``seconds_per_image`` and ``seconds_per_box``) when it is above 0, else ``fraction`` of the images. Floors and caps
@@ -178,8 +178,8 @@ ARMS = (
 class RetrainSettings(Settings):
     """Which arms are trained from scratch and compared, each with seeds ``SEED, SEED + 1, …``.
 
-    docs/evidence.md says what each arm is. ``equal`` says what they have in common: ``iterations``, so that a smaller
-    subset is seen more often, or ``epochs``, so that its training is shorter, and cheaper, in proportion.
+    docs/explanation/experiments.md says what each arm is. ``equal`` says what they have in common: ``iterations``, so
+    that a smaller subset is seen more often, or ``epochs``, so that its training is shorter in proportion.
     ``curve_fractions`` are shares of the pool, in (0, 1): random subsets for a learning curve, an arm each.
     """
 

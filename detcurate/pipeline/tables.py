@@ -25,7 +25,7 @@ _SIDES = ("x1", "y1", "x2", "y2")
 
 
 def object_schema(class_names: Sequence[str], measures: Sequence[str], num_members: int) -> pa.Schema:
-    """Return the columns; docs/scoring.md says what they mean."""
+    """Return the columns; docs/explanation/scoring.md says what they mean."""
     return _empty_table(class_names, measures, num_members).schema
 
 

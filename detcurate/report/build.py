@@ -73,7 +73,7 @@ def write_report(directory: Path, data: ReportData) -> list[Path]:
 
 
 def results(data: ReportData, found: Verdict) -> dict[str, Any]:
-    """Return what ``results.json`` holds; docs/report.md has the schema."""
+    """Return what ``results.json`` holds; docs/explanation/report.md has the schema."""
     comparison = data.comparison
     return {
         "version": VERSION,

@@ -12,7 +12,7 @@ from helpers.export_content import curate_played_members
 from detcurate.api import Manifest, Pool, Scores, Selection
 from detcurate.errors import ConfigError, DatasetError, PredictionError
 
-NOTEBOOK = REPOSITORY / "docs" / "notebook.ipynb"
+NOTEBOOK = REPOSITORY / "docs" / "tutorials" / "notebook.ipynb"
 VIEWS = (Pool, Scores, Selection, Manifest)
 
 
@@ -43,7 +43,9 @@ def test_the_notebook_runs(tmp_path):
     assert (tmp_path / "train-2.json").is_file()
     found = printed(notebook)
     for pattern in (r"Pool\(.*\)", r"Selection\(.*\)", r"Manifest\(\d+ of \d+ images, \d+ of \d+ boxes"):
-        assert re.search(pattern, found)[0] == re.search(pattern, stored)[0], "execute docs/notebook.ipynb again"
+        assert re.search(pattern, found)[0] == re.search(pattern, stored)[0], (
+            "execute docs/tutorials/notebook.ipynb again"
+        )
 
 
 def printed(notebook):

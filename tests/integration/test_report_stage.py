@@ -22,7 +22,7 @@ from detcurate.pipeline.report_inputs import stage_states
 from detcurate.pipeline.runner import STAGES
 from detcurate.pipeline.stage import read_stage_metadata
 
-DOCUMENT = REPOSITORY / "docs" / "report.md"
+DOCUMENT = REPOSITORY / "docs" / "explanation" / "report.md"
 
 
 @pytest.fixture(scope="module")

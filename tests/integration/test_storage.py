@@ -398,5 +398,5 @@ def test_an_annotation_file_is_copied_once_and_again_when_it_changes(root, fault
 
 @pytest.mark.parametrize("setting", ["ROOT", "CACHE", "CACHE_GB", "RETRIES", "TIMEOUT_S"])
 def test_every_setting_stands_in_the_document(setting):
-    text = (REPOSITORY / "docs" / "storage.md").read_text()
+    text = (REPOSITORY / "docs" / "how-to" / "object-storage.md").read_text()
     assert f"| `{setting}` |" in text

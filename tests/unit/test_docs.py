@@ -23,18 +23,20 @@ def test_every_finding_stands_in_the_table_with_its_policies(code):
     rule = RULES[code]
     others = ", ".join(policy for policy in rule.allowed if policy != rule.policy) or "–"
     row = f"| `{code}` | {rule.policy} | {others} | {rule.repair or '–'} |"
-    assert row in (REPOSITORY / "docs" / "coco.md").read_text().splitlines()
+    assert row in (REPOSITORY / "docs" / "explanation" / "coco-files.md").read_text().splitlines()
 
 
 @pytest.mark.parametrize("name", [*MEASURES, *LABEL_MEASURES, *LABEL_ERRORS, *AGGREGATIONS])
 def test_every_measure_suspicion_and_aggregation_stands_in_the_document(name):
-    text = (REPOSITORY / "docs" / "scoring.md").read_text()
+    text = (REPOSITORY / "docs" / "explanation" / "scoring.md").read_text()
     assert f"`{name}`" in text
     if name in MEASURES or name in LABEL_MEASURES:
         assert f"| `{name}`{' ¹' if name in SINGLE_MEMBER_MEASURES else ''} |" in text
 
 
-QUERIES = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "scoring.md").read_text(), re.DOTALL)
+QUERIES = re.findall(
+    r"```python\n(.*?)```", (REPOSITORY / "docs" / "explanation" / "scoring.md").read_text(), re.DOTALL
+)
 
 
 def write_scores(folder):
@@ -75,25 +77,27 @@ def test_the_queries_run(query, found, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_has_a_row(strategy):
-    assert f"\n| `{strategy}`" in (REPOSITORY / "docs" / "selection.md").read_text()
+    assert f"\n| `{strategy}`" in (REPOSITORY / "docs" / "explanation" / "selection.md").read_text()
 
 
 @pytest.mark.parametrize("setting", SelectSettings.model_fields)
 def test_every_setting_of_the_selection_is_explained(setting):
-    assert setting.upper() in (REPOSITORY / "docs" / "selection.md").read_text()
+    assert setting.upper() in (REPOSITORY / "docs" / "explanation" / "selection.md").read_text()
 
 
 @pytest.mark.parametrize("setting", SearchSettings.model_fields)
 def test_every_setting_of_the_search_stands_in_the_docs(setting):
-    text = (REPOSITORY / "docs" / "selection.md").read_text().replace("CURATE.SEARCH.", "")
+    text = (REPOSITORY / "docs" / "explanation" / "selection.md").read_text().replace("CURATE.SEARCH.", "")
     assert f"`{setting.upper()}" in text
 
 
 @pytest.mark.parametrize("setting", ScoreSettings.model_fields)
 def test_every_setting_of_the_scores_is_explained(setting):
-    assert f"`{setting.upper()}" in (REPOSITORY / "docs" / "scoring.md").read_text().replace("CURATE.SCORE.", "")
+    assert f"`{setting.upper()}" in (REPOSITORY / "docs" / "explanation" / "scoring.md").read_text().replace(
+        "CURATE.SCORE.", ""
+    )
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_has_a_row(arm):
-    assert f"\n| `{arm}` |" in (REPOSITORY / "docs" / "evidence.md").read_text()
+    assert f"\n| `{arm}` |" in (REPOSITORY / "docs" / "explanation" / "experiments.md").read_text()

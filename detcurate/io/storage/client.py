@@ -69,7 +69,8 @@ def _new_client(scheme: str, options: StorageOptions) -> Any:
         ) from error
     except Exception as error:
         raise StorageError(
-            f"the environment must say how to reach {scheme}://, got {_reason(error)}; see docs/storage.md"
+            f"the environment must say how to reach {scheme}://, got {_reason(error)}; "
+            "see docs/how-to/object-storage.md"
         ) from error
 
 
@@ -110,7 +111,7 @@ def _raise_where_final(error: Exception, verb: str, url: str) -> None:
     """Raise what an error means, unless the same request may go well later."""
     if lacks_credentials(error) and not is_denied(error):
         raise StorageError(
-            f"the environment must hold credentials to {verb} {url}, got none; see docs/storage.md"
+            f"the environment must hold credentials to {verb} {url}, got none; see docs/how-to/object-storage.md"
         ) from error
     if is_denied(error):
         raise StorageError(
@@ -120,7 +121,7 @@ def _raise_where_final(error: Exception, verb: str, url: str) -> None:
     if is_final(error):
         raise StorageError(
             f"{url} must answer when asked to {verb}, got {_reason(error)}; check the URL and what the environment "
-            "says of this storage (docs/storage.md)"
+            "says of this storage (docs/how-to/object-storage.md)"
         ) from error
     if isinstance(error, OSError) and error.errno in _NOT_AGAIN:
         raise error

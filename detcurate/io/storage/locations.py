@@ -85,5 +85,5 @@ def require_no_secret(text: str, name: str) -> None:
         return
     raise ConfigError(
         f"{name} must be a URL without credentials, got {match[1]}://… with {found}; put them into the environment "
-        "(docs/storage.md)"
+        "(docs/how-to/object-storage.md)"
     )

@@ -44,7 +44,7 @@ def trained(
 
 @pytest.fixture(scope="session")
 def measured(request: pytest.FixtureRequest) -> Callable[[str, str, float], None]:
-    """Return a function that notes a figure; all are printed at the end, as docs/reliability.md has them."""
+    """Return a function that notes a figure; all are printed at the end for docs/explanation/reliability.md."""
     found: dict[tuple[str, str], list[float]] = {}
 
     def note(what: str, where: str, value: float) -> None:

@@ -301,7 +301,7 @@ def test_queue_rows_are_the_worst_images_first(tmp_path):
     assert queue_rows([]).tolist() == []
 
 
-DOCUMENT = (REPOSITORY / "docs" / "hand_over.md").read_text(encoding="utf-8")
+DOCUMENT = (REPOSITORY / "docs" / "how-to" / "label-errors.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", FORMATS)
