@@ -8,7 +8,7 @@ from pathlib import Path
 
 from detcurate.config.declaration import load_config_text
 from detcurate.ensemble.index import AVERAGE, CHECKPOINT, MemberWriter
-from detcurate.io.dtype import Location
+from detcurate.io.storage import Location
 
 
 @dataclass(frozen=True)
