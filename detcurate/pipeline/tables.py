@@ -66,7 +66,7 @@ def _columns(objects: ObjectScores, class_names: Sequence[str]) -> dict[str, pa.
 
 
 def _without_measures(objects: ObjectScores) -> ObjectScores:
-    return replace(objects, measures={})
+    return replace(objects, measures={}, consensus_boxes=None)
 
 
 def _named(codes: np.ndarray, names: Sequence[str]) -> pa.DictionaryArray:

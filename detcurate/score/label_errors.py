@@ -16,7 +16,7 @@ from detcurate.score.associate import kernel_array
 from detcurate.score.cluster_statistics import ClusterStatistics
 from detcurate.score.kernels.cluster_sums import compare_clusters
 from detcurate.score.label_measures import LabelStatistics, by_image
-from detcurate.structures import Clusters, Labels
+from detcurate.structures import Clusters, Labels, ObjectScores
 
 LABEL_ERRORS = ("missing_label", "wrong_class", "inaccurate_box")
 
@@ -33,12 +33,15 @@ class LabelErrorScores:
             the label evidence; -1 where it overlaps none.
         wrong_class: (J,) float64 in [0, 1], of each label that is no crowd region.
         inaccurate_box: (J,) float64 in [0, 1], likewise.
+        own_cluster: (J,) int64, likewise: the row of the cluster that ``inaccurate_box`` compares with the label; -1
+            where no cluster overlaps it.
     """
 
     missing_label: np.ndarray
     nearest_label: np.ndarray
     wrong_class: np.ndarray
     inaccurate_box: np.ndarray
+    own_cluster: np.ndarray
 
 
 def label_error_scores(
@@ -83,7 +86,73 @@ def label_error_scores(
         nearest_label=nearest,
         wrong_class=_wrong_class(label_statistics, labels.class_index[~labels.iscrowd]),
         inaccurate_box=np.append(confidence, 0.0)[own] * np.maximum(excess, 0.0),
+        own_cluster=own,
     )
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """What the ensemble sees in place of K suspected labels.
+
+    Args:
+        boxes: (K, 4) float64, xyxy in absolute pixels.
+        class_index: (K,) int64 in [0, C); -1 where no member votes for another class than the label's.
+        score: (K,) float64 in [0, 1], the consensus probability of that class; where another class than that of the
+            consensus has most votes, its share of the votes.
+        num_votes: (K,) int64 in [0, E], the members whose most probable class it is.
+    """
+
+    boxes: np.ndarray
+    class_index: np.ndarray
+    score: np.ndarray
+    num_votes: np.ndarray
+
+
+def corrections(objects: ObjectScores, kinds: np.ndarray, *, num_classes: int) -> Corrections:
+    """Return what the ensemble sees in place of suspected labels.
+
+    - missing_label, of a cluster: its own box, class, confidence and votes.
+    - inaccurate_box: box, class, confidence and votes of the cluster that is compared with the label.
+    - wrong_class: the class other than the label's with most votes among the members' predictions at the label, of
+      equally many that of the compared cluster, else the first; the box is the compared cluster's, the label's own
+      where there is none.
+
+    Args:
+        objects: K rows, a row twice where two kinds of error are suspected; of labels with their consensus.
+        kinds: (K,) integers, the place of each row's suspected error in ``LABEL_ERRORS``.
+        num_classes: C.
+    """
+    rows, num_members = np.arange(len(objects)), objects.votes.shape[1]
+    is_missing, is_swap = (kinds == LABEL_ERRORS.index(name) for name in ("missing_label", "wrong_class"))
+    counts = np.zeros((len(objects), num_classes + 2), np.int64)  # the last two: background, and members that missed
+    np.add.at(counts, (rows[:, None], objects.votes), 1)
+    counts = counts[:, :num_classes]
+    boxes, consensus, confidence, votes = _consensus(objects)
+    boxes = np.where(is_missing[:, None], objects.boxes, boxes).astype(np.float64)
+    consensus = np.where(is_missing, objects.class_index, consensus)
+    confidence = np.where(is_missing, objects.confidence, confidence)
+    votes = np.where(is_missing, counts[rows, objects.class_index], votes)
+    others = counts.copy()
+    others[rows, objects.class_index] = 0
+    most = others.max(axis=1, initial=0)
+    is_tied = (consensus >= 0) & (others[rows, np.maximum(consensus, 0)] == most)
+    other = np.where(most == 0, -1, np.where(is_tied, consensus, others.argmax(axis=1)))
+    class_index = np.where(is_swap, other, consensus)
+    num_votes = np.where(is_swap, most, votes)
+    score = np.where(class_index == consensus, confidence, num_votes / num_members)
+    return Corrections(boxes, class_index.astype(np.int64), np.where(class_index < 0, 0.0, score), num_votes)
+
+
+def _consensus(objects: ObjectScores) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the compared cluster's box, class, confidence and votes; those of no cluster where none is known."""
+    if objects.consensus_boxes is None:
+        nothing = np.zeros(len(objects), np.int64)
+        return objects.boxes, nothing - 1, nothing.astype(np.float64), nothing
+    class_index, confidence, votes = (
+        np.asarray(column)
+        for column in (objects.consensus_class, objects.consensus_confidence, objects.consensus_votes)
+    )
+    return objects.consensus_boxes, class_index, confidence, votes
 
 
 def _compare(

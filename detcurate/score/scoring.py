@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -129,7 +130,25 @@ def score_labelled_objects(
         wrong_class=label_error_score.wrong_class,
         inaccurate_box=label_error_score.inaccurate_box,
     )
-    return of_clusters, of_labels
+    return of_clusters, _with_consensus(of_labels, of_clusters, label_error_score.own_cluster)
+
+
+def _with_consensus(labels: ObjectScores, clusters: ObjectScores, own_cluster: np.ndarray) -> ObjectScores:
+    """Return the labels with box, class, confidence and votes of the cluster that is compared with each."""
+    has_cluster = own_cluster >= 0
+    boxes, class_index = labels.boxes.copy(), np.full(len(labels), -1, np.int32)
+    confidence, votes = np.zeros(len(labels)), np.zeros(len(labels), np.int32)
+    own = own_cluster[has_cluster]
+    boxes[has_cluster], class_index[has_cluster] = clusters.boxes[own], clusters.class_index[own]
+    confidence[has_cluster] = clusters.confidence[own]
+    votes[has_cluster] = (clusters.votes[own] == clusters.class_index[own, None]).sum(axis=1)
+    return replace(
+        labels,
+        consensus_boxes=boxes,
+        consensus_class=class_index,
+        consensus_confidence=confidence,
+        consensus_votes=votes,
+    )
 
 
 def validate_measures(measures: Sequence[str], num_members: int, *, known: Sequence[str]) -> None:

@@ -26,6 +26,12 @@ class ObjectScores:
             the member has no detection there.
         annotation_ids: (G,) int64, of a label its own, of a cluster that of the label it overlaps most; -1 for none.
         measures: name -> (G,) float64; higher = more disagreement, or more suspicious.
+        consensus_boxes: (G, 4) float32, of a label the box of the cluster that is compared with it, xyxy in absolute
+            pixels; the label's own box where there is none. None, as the three below, where no cluster is compared:
+            of clusters, and in the mode ``reference``.
+        consensus_class: (G,) int32 in [0, C), the most probable class of that cluster; -1 for none.
+        consensus_confidence: (G,) float64 in [0, 1], the consensus probability of that class; 0 for none.
+        consensus_votes: (G,) int32 in [0, E], the members whose most probable class it is; 0 for none.
 
     Raises:
         PredictionError: A column has another shape or kind than stated, or holds NaN or infinity.
@@ -39,6 +45,10 @@ class ObjectScores:
     votes: np.ndarray
     annotation_ids: np.ndarray
     measures: Mapping[str, np.ndarray]
+    consensus_boxes: np.ndarray | None = None
+    consensus_class: np.ndarray | None = None
+    consensus_confidence: np.ndarray | None = None
+    consensus_votes: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         g = len(self.image_ids)
@@ -55,6 +65,15 @@ class ObjectScores:
             validate_column("ObjectScores", name, getattr(self, name), shape, kind, PredictionError)
         for name, column in self.measures.items():
             validate_column("ObjectScores", name, column, (g,), "f", PredictionError)
+        if self.consensus_boxes is None:
+            return
+        for name, shape, kind in (
+            ("consensus_boxes", (g, 4), "f"),
+            ("consensus_class", (g,), "i"),
+            ("consensus_confidence", (g,), "f"),
+            ("consensus_votes", (g,), "i"),
+        ):
+            validate_column("ObjectScores", name, getattr(self, name), shape, kind, PredictionError)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -71,10 +90,11 @@ class ObjectScores:
                     f"ObjectScores to join must have the same measures, got {names} and {list(part.measures)}; "
                     "score all shards with the same settings"
                 )
+        has_consensus = all(part.consensus_boxes is not None for part in parts)
         columns = {
             name: np.concatenate([getattr(part, name) for part in parts])
             for name in cls.__annotations__
-            if name != "measures"
+            if name != "measures" and (has_consensus or not name.startswith("consensus_"))
         }
         return cls(
             **columns, measures={name: np.concatenate([part.measures[name] for part in parts]) for name in names}

@@ -142,8 +142,8 @@ def label_error(clusters, labels, label_means, iou_threshold):
     """The three suspicions; ``clusters`` are dicts of image_id, box, confidence and agreement."""
     objects = np.flatnonzero(~labels.iscrowd)
     missing_label, nearest, excess = [], [], np.zeros(len(objects))
-    weights = np.zeros(len(objects))
-    for c in clusters:
+    weights, own = np.zeros(len(objects)), np.full(len(objects), -1)
+    for row, c in enumerate(clusters):
         here = labels.image_ids == c["image_id"]
         crowds = [share_inside(c["box"], labels.boxes[j]) for j in np.flatnonzero(here & labels.iscrowd)]
         overlaps = [iou_of(c["box"], labels.boxes[j].astype(np.float32)) if here[j] else 0.0 for j in objects]
@@ -157,8 +157,27 @@ def label_error(clusters, labels, label_means, iou_threshold):
             if speaks and c["confidence"] * overlap > weights[k]:
                 weights[k] = c["confidence"] * overlap
                 excess[k] = c["confidence"] * max(c["agreement"] - overlap, 0.0)
+                own[k] = row
     wrong_class = [
         max(max(p for k, p in enumerate(mean[:-1]) if k != y) - mean[y], 0.0) if len(mean) > 2 else 0.0
         for mean, y in zip(label_means, labels.class_index[objects], strict=True)
     ]
-    return {"missing_label": missing_label, "wrong_class": wrong_class, "inaccurate_box": excess}, nearest
+    scores = {"missing_label": missing_label, "wrong_class": wrong_class, "inaccurate_box": excess}
+    return scores, nearest, own
+
+
+def correction(kind, row, objects, num_classes):
+    """Box, class, score and votes in place of one suspected label; class -1 where there is none."""
+    votes, label_class = objects.votes[row].tolist(), objects.class_index[row]
+    if kind == "missing_label":
+        return objects.boxes[row], label_class, objects.confidence[row], votes.count(label_class)
+    box, consensus = objects.consensus_boxes[row], objects.consensus_class[row]
+    confidence = objects.consensus_confidence[row]
+    if kind == "inaccurate_box":
+        return box, consensus, confidence, objects.consensus_votes[row]
+    counts = {k: votes.count(k) for k in range(num_classes) if k != label_class}
+    most = max(counts.values(), default=0)
+    if most == 0:
+        return box, -1, 0.0, 0
+    best = consensus if counts.get(consensus) == most else min(k for k in counts if counts[k] == most)
+    return box, best, confidence if best == consensus else most / len(votes), most

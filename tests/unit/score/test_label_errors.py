@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 from helpers.label_pools import detections_of, label_error_scores_of, labels_of, random_pool
-from helpers.slow_scoring import label_error
+from helpers.slow_scoring import correction, label_error
+
+from detcurate.score.label_errors import LABEL_ERRORS, corrections
+from detcurate.score.scoring import score_labelled_objects
 
 CAR, TRUCK = [0.96, 0.02, 0.01, 0.01], [0.02, 0.96, 0.01, 0.01]
 E = 4
@@ -217,8 +220,9 @@ def test_against_the_definitions_in_plain_python(seed, iou_threshold, form):
             clusters.image_ids, clusters.boxes, statistics.mean_probs, statistics.mean_iou, strict=True
         )
     ]
-    expected, nearest = label_error(rows, labels, predictions.mean_probs, iou_threshold)
+    expected, nearest, own = label_error(rows, labels, predictions.mean_probs, iou_threshold)
     assert got.nearest_label.tolist() == nearest
+    assert got.own_cluster.tolist() == own.tolist()
     for name, values in expected.items():
         column = getattr(got, name)
         np.testing.assert_allclose(column, values, rtol=1e-6, atol=1e-6)
@@ -240,3 +244,59 @@ def test_one_class_cannot_be_swapped():
     detections = detections_of(range(E), [BOX] * E, [[0.3, 0.7]] * E)
     label_error_score, *_ = label_error_scores_of(detections, labels_of([BOX]))
     assert label_error_score.wrong_class.tolist() == [0]
+
+
+# Consensus and corrections
+
+
+def scored(detections, labels, num_members=E, missing="background"):
+    return score_labelled_objects(detections, labels, num_members=num_members, measures=["entropy"], missing=missing)
+
+
+def test_consensus_by_hand_is_that_of_the_compared_cluster():
+    lonely = [300, 0, 340, 20]
+    detections = seen((BOX, TRUCK), members=[0, 1, 3])
+    _, labels = scored(detections, labels_of([np.add(BOX, [4, 0, 4, 0]), lonely]))
+    assert labels.consensus_boxes.tolist() == [BOX, lonely]  # without a cluster the label's own box
+    assert labels.consensus_class.tolist() == [1, -1]
+    assert labels.consensus_confidence == pytest.approx([0.72, 0], rel=1e-6)
+    assert labels.consensus_votes.tolist() == [3, 0]
+
+
+@pytest.mark.parametrize("missing", ["background", "ignore"])
+def test_consensus_is_of_the_cluster_that_the_score_compares(missing):
+    detections, labels = random_pool(5, num_members=5)
+    got, clusters, statistics, _ = label_error_scores_of(detections, labels, num_members=5)
+    scored_clusters, scored_labels = scored(detections, labels, 5, missing=missing)
+    own = got.own_cluster
+    assert (own >= 0).sum() > 5
+    for row in np.flatnonzero(own >= 0):
+        cluster = own[row]
+        assert scored_labels.consensus_boxes[row].tolist() == clusters.boxes[cluster].tolist()
+        assert scored_labels.consensus_confidence[row] == scored_clusters.confidence[cluster]
+        votes = (scored_clusters.votes[cluster] == scored_clusters.class_index[cluster]).sum()
+        assert scored_labels.consensus_votes[row] == votes
+        assert scored_labels.consensus_class[row] == statistics.mean_probs[cluster, :-1].argmax()
+
+
+@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("seed", range(4))
+def test_corrections_equal_the_definitions_in_plain_python(seed, form):
+    num_classes = 2 + seed
+    detections, labels = random_pool(seed, form, num_members=5, num_classes=num_classes)
+    clusters, labelled = scored(detections, labels, 5)
+    for objects, kinds in ((clusters, LABEL_ERRORS[:1]), (labelled, LABEL_ERRORS[1:])):
+        for kind in kinds:
+            got = corrections(objects, np.full(len(objects), LABEL_ERRORS.index(kind)), num_classes=num_classes)
+            for row in range(len(objects)):
+                if kind == "missing_label" or objects.consensus_class[row] >= 0 or kind == "wrong_class":
+                    box, class_index, score, votes = correction(kind, row, objects, num_classes)
+                    assert got.boxes[row].tolist() == box.tolist()
+                    assert (got.class_index[row], got.num_votes[row]) == (class_index, votes)
+                    assert got.score[row] == pytest.approx(score)
+
+
+def test_corrections_without_a_vote_for_another_class_have_no_class():
+    _, labels = scored(seen((BOX, CAR)), labels_of([BOX]))
+    got = corrections(labels, np.array([LABEL_ERRORS.index("wrong_class")]), num_classes=3)
+    assert (got.class_index.tolist(), got.num_votes.tolist(), got.score.tolist()) == ([-1], [0], [0])
