@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Make the virtual environment that `make demo` and `make test` use, from a package index alone.
+"""Create the virtual environment that `make demo` and `make test` use, from a package index.
 
-All that is installed is pinned with the digests of its files, in requirements.lock and requirements-detectron2.txt.
-Run it with the Python to build on. Where that Python already has Detectron2 (say, an official build with compiled
-operators), its packages are used as they are and only what is missing goes into the new environment. Needs nothing but
-the standard library.
+Every package is pinned with the digests of its files, in requirements.lock and requirements-detectron2.txt. Run the
+script with the Python that the environment shall use. If that Python already has Detectron2, for example an official
+build with compiled operators, its packages are reused and only missing ones are installed. The script needs only the
+standard library.
 """
 
 from __future__ import annotations
@@ -24,34 +24,36 @@ OLDEST, NEWEST = (3, 10), (3, 13)
 
 
 def main() -> int:
-    """Build the environment; return the exit status."""
+    """Create the environment and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, nargs="?", default=ROOT / ".venv", help="where the environment goes")
+    parser.add_argument(
+        "directory", type=Path, nargs="?", default=ROOT / ".venv", help="folder of the environment (default: .venv)"
+    )
     directory = parser.parse_args().directory
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
         sys.stderr.write(
-            f"setup: Python must be 3.{OLDEST[1]} to 3.{NEWEST[1]}, got {sys.version.split()[0]}; "
-            "name another, as in `make PYTHON=python3.11 setup`\n"
+            f"setup: Python 3.{OLDEST[1]} to 3.{NEWEST[1]} required (got {sys.version.split()[0]}). "
+            "Choose another, for example `make PYTHON=python3.11 setup`.\n"
         )
         return 2
     venv.create(directory, with_pip=True)
     try:
         install(directory / "bin" / "python")
     except subprocess.CalledProcessError as error:
-        sys.stderr.write(f"setup: a step failed: {' '.join(map(str, error.cmd))}\n")
+        sys.stderr.write(f"setup: command failed: {' '.join(map(str, error.cmd))}\n")
         return 2
     return 0
 
 
 def install(python: Path) -> None:
-    """Install detcurate and all it needs into the environment of ``python``."""
+    """Install detcurate and its requirements into the environment of ``python``."""
     if all(importlib.util.find_spec(name) for name in ("torch", "torchvision", "detectron2")):
-        print("setup: using the Detectron2 that this Python already has")
+        print("setup: using the Detectron2 of this Python")
         use_packages_of_this_python(python)
-        pip(python, "-e", f"{ROOT}[train,dev,interop]")
+        pip(python, "-e", f"{ROOT}[train,dev,docs,interop]")
         return
     install_locked(python)
-    # The wheel is tagged for CPython 3.10, but its Python files are all that is used.
+    # The wheel is tagged for CPython 3.10, but only its Python files are used.
     pip(
         python,
         *("--no-deps", "--require-hashes", "--only-binary=:all:", "--implementation", "cp", "--python-version", "3.10"),
@@ -60,14 +62,14 @@ def install(python: Path) -> None:
 
 
 def install_locked(python: Path) -> None:
-    """Install what the lock names, each file with a digest of it, and detcurate itself without looking further.
+    """Install the locked packages, verified by digest, and detcurate without resolving requirements again.
 
-    What builds the few packages that come as source alone is pinned too: it is installed first, no other is fetched.
+    A few packages have source distributions only. setuptools, which builds them, is pinned too and installed first.
     """
     lock = (ROOT / "requirements.lock").read_text()
     builder = re.search(r"^setuptools==.*(?:\n .*)*", lock, re.MULTILINE)
     if builder is None:
-        raise ValueError("requirements.lock must pin setuptools, got a lock without it; run `make lock`")
+        raise ValueError("requirements.lock: setuptools is not pinned. Run `make lock`.")
     with tempfile.TemporaryDirectory() as folder:
         alone = Path(folder) / "builder.txt"
         alone.write_text(builder[0] + "\n")
@@ -78,19 +80,19 @@ def install_locked(python: Path) -> None:
 
 
 def use_packages_of_this_python(python: Path) -> None:
-    """Let the environment find the packages of the Python that runs this, after its own."""
+    """Add the packages of the running Python to the environment, after its own."""
     folders = [*site.getsitepackages(), site.getusersitepackages()]
     (Path(site_packages(python)) / "host-packages.pth").write_text("\n".join(folders) + "\n")
 
 
 def site_packages(python: Path) -> str:
-    """Return the environment's own package folder."""
+    """Return the package folder of the environment."""
     command = [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def pip(python: Path, *arguments: str) -> None:
-    """Run ``pip install`` in the environment, with pip's configuration as it is found."""
+    """Run ``pip install`` in the environment, with pip's own configuration."""
     subprocess.run([python, "-m", "pip", "install", "--quiet", *arguments], check=True)
 
 
