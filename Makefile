@@ -1,4 +1,4 @@
-# The two commands are `make demo` and `make test`; each sets up what it needs.
+# The two main targets are `make demo` and `make test`. Each sets up the environment first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,18 +6,18 @@ READY := $(VENV)/.ready
 
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup demo test faults lint lock audit clean
+.PHONY: help setup demo test faults lint docs lock audit stats clean
 
-help:  ## say what the targets do
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## */  make \1|/' | column -t -s '|'
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
 
 $(READY): pyproject.toml requirements.lock requirements-detectron2.txt tools/setup_env.py
 	$(PYTHON) tools/setup_env.py $(VENV)
 	touch $@
 
-setup: $(READY)  ## make the virtual environment
+setup: $(READY)  ## create the virtual environment .venv
 
-demo: $(READY)  ## the whole job on a rendered driving pool, on a CPU
+demo: $(READY)  ## run all stages on a rendered driving pool, on a CPU
 	$(BIN)/python tools/curate.py --config-file configs/quickstart.yaml
 
 test: $(READY)  ## the tests
@@ -26,16 +26,22 @@ test: $(READY)  ## the tests
 faults: $(READY)  ## the whole fault suite: kills, signals, damage, full disks (an hour; root mounts small disks)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/robustness/faults --faults -s
 
-lint: $(READY)  ## ruff and mypy
+lint: $(READY)  ## run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lock:  ## pin what pyproject.toml names anew, with digests
+docs: $(READY)  ## build the documentation into site/
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+lock:  ## update requirements.lock from pyproject.toml
 	$(PYTHON) tools/lock.py
 
-audit: $(READY)  ## known weaknesses of the packages, or where the list cannot be reached, that they are the lock's
+audit: $(READY)  ## look for known vulnerabilities of the locked packages
 	$(BIN)/python tools/audit.py
 
+stats:  ## print the size of the package and its tests
+	$(PYTHON) tools/stats.py
+
 clean:  ## remove the environment and all output
-	rm -rf $(VENV) output
+	rm -rf $(VENV) output site build

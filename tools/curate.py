@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Curate a labelled detection pool: the same command as ``detcurate``."""
+"""Run detcurate as a script in the manner of Detectron2: an alias of the command ``detcurate``."""
 
 import sys
 
 from detcurate.cli import main
 
-if __name__ == "__main__":  # the workers import this file again
+if __name__ == "__main__":  # spawned workers import this file
     sys.exit(main())

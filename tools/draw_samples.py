@@ -17,7 +17,7 @@ import numpy as np
 from detcurate.coco.dataset import CocoDataset, read_coco
 from detcurate.errors import ConfigError, DatasetError, DetcurateError
 
-# Well apart from one another and from streets; further classes get hues in between.
+# BGR colours that differ from each other and from typical streets. Further classes get hues in between.
 _PALETTE = ((0, 200, 255), (255, 150, 50), (255, 60, 220), (90, 255, 60), (255, 255, 0), (60, 60, 255), (255, 170, 255))
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _FONT, _LINE_PX, _GAP_PX = cv2.FONT_HERSHEY_SIMPLEX, 24, 6
@@ -25,21 +25,23 @@ _PAPER, _INK = (32, 32, 32), (240, 240, 240)
 
 
 def main() -> int:
-    """Draw the sheet; return the exit status."""
+    """Draw the contact sheet and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("annotations", type=Path, help="a COCO detection file")
-    parser.add_argument("image_root", type=Path, help="the folder that its file names are relative to")
-    parser.add_argument("output", type=Path, help=f"the picture to write: {', '.join(_SUFFIXES)}")
+    parser.add_argument("image_root", type=Path, help="folder that file names are relative to")
+    parser.add_argument("output", type=Path, help=f"output picture ({', '.join(_SUFFIXES)})")
     parser.add_argument("--num-images", type=int, default=12, help="images on the sheet (default: %(default)s)")
-    parser.add_argument("--columns", type=int, default=3, help="images side by side (default: %(default)s)")
-    parser.add_argument("--scale", type=float, default=1.0, help="size of an image on the sheet (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="which images are drawn (default: %(default)s)")
+    parser.add_argument("--columns", type=int, default=3, help="images in a row (default: %(default)s)")
+    parser.add_argument("--scale", type=float, default=1.0, help="scale factor of an image (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the random choice of images (default: %(default)s)"
+    )
     parser.add_argument(
         "--caption",
         nargs="+",
         default=["file_name"],
         metavar="FIELD",
-        help="of the image's record (default: file_name)",
+        help="fields of the image record below each image (default: file_name)",
     )
     arguments = parser.parse_args()
     try:
@@ -62,7 +64,7 @@ def main() -> int:
 
 
 def choose_images(dataset: CocoDataset, *, num_images: int, seed: int) -> list[int]:
-    """Choose rows at random, a second one of a sequence only after one of every other; all when there are fewer."""
+    """Choose rows at random, spread over sequences; return all rows if there are at most ``num_images``."""
     rows = np.random.default_rng(seed).permutation(len(dataset)).tolist()
     drawn: dict[str, int] = {}
     turns = {}
@@ -77,22 +79,22 @@ def choose_images(dataset: CocoDataset, *, num_images: int, seed: int) -> list[i
 def draw_sheet(
     dataset: CocoDataset, image_root: Path, rows: Sequence[int], *, columns: int, scale: float, caption: Sequence[str]
 ) -> np.ndarray:
-    """Draw images side by side, each with its boxes and a caption, below a legend of the classes that are seen.
+    """Draw a grid of images with boxes and captions, below a legend of the classes that occur.
 
     Args:
-        dataset: The labels.
-        image_root: What the file names are relative to.
-        rows: Which images, as rows of the dataset; at least one.
-        columns: Images side by side.
-        scale: Size of an image on the sheet, as a multiple of its own.
-        caption: Fields of the image's record, such as ``file_name``.
+        dataset: Labelled images.
+        image_root: Folder that file names are relative to.
+        rows: Images as rows of the dataset; at least one.
+        columns: Images in a row.
+        scale: Scale factor of an image.
+        caption: Fields of the image record, such as ``file_name``.
 
     Returns:
         (H, W, 3) uint8, BGR.
 
     Raises:
-        ConfigError: A record has not got a field of the caption.
-        DatasetError: An image cannot be read, or has another size than its record states.
+        ConfigError: A record lacks a field of the caption.
+        DatasetError: An image cannot be read, or its size differs from its record.
     """
     shapes = [(_scaled(dataset.heights[row], scale), _scaled(dataset.widths[row], scale)) for row in rows]
     height, width = (max(sides) for sides in zip(*shapes, strict=True))
@@ -115,13 +117,13 @@ def draw_sheet(
 def _validate(arguments: argparse.Namespace) -> None:
     for name in ("num_images", "columns"):
         if getattr(arguments, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
+            raise ConfigError(f"--{name.replace('_', '-')}: must be at least 1 (got {getattr(arguments, name)}).")
     if not 0 < arguments.scale <= 16:
-        raise ConfigError(f"--scale must be above 0 and at most 16, got {arguments.scale}")
+        raise ConfigError(f"--scale: must be above 0 and at most 16 (got {arguments.scale}).")
     if arguments.seed < 0:
-        raise ConfigError(f"--seed must be at least 0, got {arguments.seed}")
+        raise ConfigError(f"--seed: must be at least 0 (got {arguments.seed}).")
     if arguments.output.suffix.lower() not in _SUFFIXES:
-        raise ConfigError(f"output must end in {', '.join(_SUFFIXES)}, got {arguments.output}")
+        raise ConfigError(f"output: suffix must be one of {', '.join(_SUFFIXES)} (got {arguments.output}).")
 
 
 def _draw_image(dataset: CocoDataset, image_root: Path, row: int, size: tuple[int, int]) -> np.ndarray:
@@ -133,9 +135,9 @@ def _draw_image(dataset: CocoDataset, image_root: Path, row: int, size: tuple[in
     )
     of_image = np.flatnonzero(dataset.image_index == row)
     boxes = dataset.boxes[of_image] * np.tile(np.divide(size, stated), 2)
-    corners = np.clip(boxes.round(), 1, np.subtract((*size, *size), 2)).astype(int)  # so that no line is cut off
+    corners = np.clip(boxes.round(), 1, np.subtract((*size, *size), 2)).astype(int)  # keeps every line inside the image
     for (x0, y0, x1, y1), number in zip(corners.tolist(), dataset.class_index[of_image].tolist(), strict=True):
-        # A dark rim keeps light colours visible on a light sky.
+        # A dark outline keeps light colours visible on a light sky.
         cv2.rectangle(image, (x0, y0), (x1, y1), (0, 0, 0), 4)
         cv2.rectangle(image, (x0, y0), (x1, y1), _color(number), 2)
     return image
@@ -146,19 +148,16 @@ def _read_image(path: Path, stated: tuple[int, int], image_id: int) -> np.ndarra
         data = path.read_bytes()
     except OSError as error:
         raise DatasetError(
-            f"every image must be readable, got {error.strerror or error} ({path}, image_id {image_id}); "
-            "name the folder that the file names are relative to"
+            f"{path}: image {image_id} cannot be read ({error.strerror or error}). Check image_root."
         ) from error
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if image is None:
-        raise DatasetError(
-            f"every image must decode, got {len(data):,} bytes that do not ({path}, image_id {image_id})"
-        )
+        raise DatasetError(f"{path}: image {image_id} cannot be decoded (got {len(data):,} bytes).")
     found = (image.shape[1], image.shape[0])
     if found != stated:
         raise DatasetError(
-            f"an image must have the size of its record, {stated[0]}x{stated[1]}, got {found[0]}x{found[1]} "
-            f"({path}, image_id {image_id}); mend the record or name another folder"
+            f"{path}: size of image {image_id} must be {stated[0]}x{stated[1]} as in its record "
+            f"(got {found[0]}x{found[1]}). Fix the record or check image_root."
         )
     return image
 
@@ -168,8 +167,8 @@ def _caption(dataset: CocoDataset, row: int, names: Sequence[str]) -> str:
     absent = [name for name in names if name not in record]
     if absent:
         raise ConfigError(
-            f"--caption must name fields of the image records, got {', '.join(absent)} "
-            f"({dataset.path}, image_id {record['id']}); choose from {', '.join(record)}"
+            f"--caption: not a field of image {record['id']} in {dataset.path} (got {', '.join(absent)}). "
+            f"Choose from {', '.join(record)}."
         )
     return ", ".join(str(record[name]) for name in names)
 
@@ -193,7 +192,7 @@ def _join(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:
 
 
 def _legend(entries: Sequence[tuple[str, tuple[int, int, int]]], width: int) -> np.ndarray:
-    """Draw swatches with names, in as many lines as they need."""
+    """Draw colour swatches with class names, wrapped into lines."""
     places, x, y = [], 0, 0
     for name, _ in entries:
         needed = 26 + _text_width(name) + 18
@@ -225,7 +224,7 @@ def _write(path: Path, sheet: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data.tobytes())
     except OSError as error:
-        raise ConfigError(f"output must be writable, got {error.strerror or error} ({path}); name another") from error
+        raise ConfigError(f"output: {path} cannot be written ({error.strerror or error}).") from error
 
 
 if __name__ == "__main__":

@@ -14,14 +14,16 @@ from detcurate.synthetic import SyntheticConfig, write_dataset
 
 
 def main() -> int:
-    """Render the sets; return the exit status."""
+    """Render both datasets and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path, help="where train.json, val.json and their images go")
-    parser.add_argument("--num-images", type=int, default=600, help="images of the pool (default: %(default)s)")
-    parser.add_argument("--num-evaluation-images", type=int, default=300, help="(default: %(default)s)")
-    parser.add_argument("--width", type=int, default=256, help="px (default: %(default)s)")
-    parser.add_argument("--height", type=int, default=160, help="px (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (default: %(default)s)")
+    parser.add_argument("directory", type=Path, help="output folder for train.json, val.json and their images")
+    parser.add_argument("--num-images", type=int, default=600, help="images in the pool (default: %(default)s)")
+    parser.add_argument(
+        "--num-evaluation-images", type=int, default=300, help="images in the evaluation set (default: %(default)s)"
+    )
+    parser.add_argument("--width", type=int, default=256, help="image width in pixels (default: %(default)s)")
+    parser.add_argument("--height", type=int, default=160, help="image height in pixels (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)")
     arguments = parser.parse_args()
     size = {"width": arguments.width, "height": arguments.height}
     try:

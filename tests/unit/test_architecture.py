@@ -1,12 +1,14 @@
-"""Imports run one way; Detectron2 and torch stay where they belong."""
+"""Tests of the architecture: direction of imports, use of frameworks, names of modules."""
 
 import ast
+import functools
 
+import pytest
 from helpers import REPOSITORY
 
 PACKAGE = REPOSITORY / "detcurate"
 
-# A module may import from its own rank's own package and from lower ranks.
+# A package imports only from packages of lower rank.
 RANKS = {
     "version": 0,
     "errors": 0,
@@ -30,64 +32,84 @@ RANKS = {
     "api": 9,
     "cli": 9,
 }
-FREE_OF_FRAMEWORKS = ("score", "select")
+IO_RANKS = {"storage": 0, "files": 1, "safe_loading": 2, "parquet": 2, "leases": 2, "workers": 2}
+# Modules that only read arrays and write arrays.
+PURE = ("score", "select")
+FRAMEWORKS_AND_FILES = ("torch", "detectron2", "pathlib", "pyarrow")
 
 
-def modules():
+@functools.cache
+def imports():
+    """Return the imported names of every module, by its parts below the package."""
+    found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        yield path, (parts[0] if parts[0] != "__init__" else "__init__")
+        names = []
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path.relative_to(PACKAGE)}: relative import"
+                names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        found[path.relative_to(PACKAGE).with_suffix("").parts] = names
+    return found
 
 
-def imported_names(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+def upward_imports(ranks, prefix=()):
+    """Return the imports of a module below ``prefix`` from another one of the same or a higher rank."""
+    dotted = ".".join(("detcurate", *prefix, ""))
+    found = []
+    for module, names in imports().items():
+        if module[: len(prefix)] != prefix or len(module) <= len(prefix) or module[len(prefix)] == "__init__":
+            continue
+        own = module[len(prefix)]
+        for name in names:
+            other = name.removeprefix(dotted).split(".")[0] if name.startswith(dotted) else own
+            if other in ranks and other != own and ranks[other] >= ranks[own]:
+                found.append(f"{'/'.join(module)} imports {name}")
+    return found
 
 
-def test_every_module_has_a_rank():
-    assert {name for _, name in modules()} - {"__init__"} == set(RANKS)
+def test_ranks_cover_every_package():
+    assert {module[0] for module in imports()} - {"__init__"} == set(RANKS)
+    assert {module[1] for module in imports() if module[0] == "io"} - {"__init__"} == set(IO_RANKS)
 
 
-def test_imports_never_run_back():
-    backward = []
-    for path, name in modules():
-        for imported in imported_names(path):
-            if name == "__init__" or not imported.startswith("detcurate."):
-                continue
-            other = imported.split(".")[1]
-            if other != name and RANKS[other] >= RANKS[name]:
-                backward.append(f"{path.relative_to(PACKAGE)} imports {imported}")
-    assert backward == []
+@pytest.mark.parametrize(("ranks", "prefix"), [(RANKS, ()), (IO_RANKS, ("io",))], ids=["detcurate", "io"])
+def test_imports_run_downwards(ranks, prefix):
+    assert upward_imports(ranks, prefix) == []
+
+
+def test_upward_import_is_found(monkeypatch):
+    monkeypatch.setitem(globals(), "imports", lambda: {("score", "measures"): ["detcurate.coco.dataset"]})
+    assert upward_imports(RANKS) == ["score/measures imports detcurate.coco.dataset"]
 
 
 def test_only_d2_imports_detectron2():
-    strays = [
-        f"{path.relative_to(PACKAGE)}: {imported}"
-        for path, name in modules()
-        for imported in imported_names(path)
-        if imported.split(".")[0] == "detectron2" and name != "d2" and imported != "detectron2.config"
-    ]
-    assert strays == []
+    strays = {
+        "/".join(module)
+        for module, names in imports().items()
+        for name in names
+        if name.split(".")[0] == "detectron2" and module[0] != "d2" and not name.startswith("detectron2.config")
+    }
+    assert strays == set()
 
 
-def test_scoring_and_selection_need_no_framework_and_no_files():
-    strays = [
-        f"{path.relative_to(PACKAGE)}: {imported}"
-        for path, name in modules()
-        for imported in imported_names(path)
-        if name in FREE_OF_FRAMEWORKS and imported.split(".")[0] in ("torch", "detectron2", "pathlib", "pyarrow")
-    ]
-    assert strays == []
+@pytest.mark.parametrize("package", PURE)
+def test_pure_package_imports_no_framework_and_no_files(package):
+    strays = {
+        f"{'/'.join(module)}: {name}"
+        for module, names in imports().items()
+        for name in names
+        if module[0] == package and name.split(".")[0] in FRAMEWORKS_AND_FILES
+    }
+    assert strays == set()
 
 
-def test_no_import_cycle():
+def test_imports_have_no_cycle():
     graph = {}
-    for path, _ in modules():
-        name = ".".join(("detcurate", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
-        graph[name] = {imported for imported in imported_names(path) if imported.startswith("detcurate")}
+    for module, names in imports().items():
+        name = ".".join(("detcurate", *module)).removesuffix(".__init__")
+        graph[name] = {imported for imported in names if imported.startswith("detcurate.")}
     done, active = set(), []
 
     def visit(name):
@@ -95,11 +117,15 @@ def test_no_import_cycle():
         if name in done or name not in graph:
             return
         active.append(name)
-        for imported in graph[name]:
-            if imported != "detcurate":
-                visit(imported)
+        for imported in graph[name] - {name}:
+            visit(imported)
         active.pop()
         done.add(name)
 
     for name in graph:
         visit(name)
+
+
+def test_unit_tests_mirror_the_packages():
+    folders = {path.name for path in (REPOSITORY / "tests" / "unit").iterdir() if any(path.glob("test_*.py"))}
+    assert folders <= set(RANKS)
