@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="what category_id is: the pool's (default), or its place among the pool's ascending ids, from 0 or 1",
     )  # fmt: skip
     parser.add_argument(
-        "--score-floor", type=float, default=defaults.score_threshold, metavar="S",
+        "--score-floor", dest="score_threshold", type=float, default=defaults.score_threshold, metavar="S",
         help="leave out detections with a score below S (default: %(default)s, as in Detectron2)",
     )  # fmt: skip
     parser.add_argument(

@@ -1,8 +1,9 @@
-"""One run at a time in an ``OUTPUT_DIR``: a lock by file, on any shared folder, that a dead run does not keep.
+"""Leases: files that give one process at a time the right to an ``OUTPUT_DIR`` or to a shard, on any shared folder.
 
-The file names its holder: host, process, since when. The holder touches it every few seconds. A holder that has ended
-is recognised at once on its own machine, by the number and the start of its process, and by the age of its last sign
-of life from any other.
+A lease names its holder: host, process and start of the process. The holder touches the file every few seconds. A
+holder that has ended is recognised at once on its own machine, by the number and the start of its process, and from
+any other machine by the age of the file. Ages are measured with the clock that dates the folder's files, so that the
+clocks of two machines need not agree.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,21 +25,136 @@ from typing import Any
 import orjson
 
 from detcurate.errors import ConfigError
-from detcurate.io.files import sha256_json, temporary_beside, write_bytes
+from detcurate.io.files import UMASK, sha256_json, temporary_beside, write_bytes
 from detcurate.io.storage import Location
 
-_SUFFIX = ".claim"
+LOCK = ".lock"
+"""Name of the file that locks a directory."""
+
+LOCK_STALE_SECONDS, SHARD_STALE_SECONDS = 120.0, 60.0
+"""Age at which a lease of another machine counts as abandoned."""
+
+_SUFFIX = ".lease"
+_LEFTOVERS = (f".*{_SUFFIX}*", ".*.claim")  # the second: version 0.1
+_HEARTBEAT_SECONDS = 15.0
+_DECISION_SECONDS = 10.0  # longest time that taking over a lease takes
+_POLL_SECONDS, _RETRY_SECONDS = 0.5, 0.01
+
+_logger = logging.getLogger("detcurate")
 
 
-def leases_folder(directory: Location, output_dir: Path) -> Path:
-    """Return where the claims of what is made in a directory are: in it or, when that is elsewhere, in the cache."""
-    return (
-        directory if isinstance(directory, Path) else output_dir / "cache" / "leases" / sha256_json(str(directory))[:16]
-    )
+class Leases:
+    """The leases of one holder in one directory, kept alive by a thread until the end of the ``with`` block.
+
+    Args:
+        directory: Where the lease files are; created when absent.
+        stale_seconds: Age at which a lease of another machine counts as abandoned.
+    """
+
+    def __init__(self, directory: Path, *, stale_seconds: float = SHARD_STALE_SECONDS) -> None:
+        self._directory, self._stale_seconds = directory, stale_seconds
+        since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._content = orjson.dumps({**identity(), "since": since, "lease": secrets.token_hex(8)})
+        self._held: set[Path] = set()
+        self._closed = threading.Event()
+
+    def __enter__(self) -> Leases:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        threading.Thread(target=self._beat, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release all leases."""
+        self._closed.set()
+        for path in list(self._held):
+            self.release(path.name)
+
+    def acquire(self, name: str) -> bool:
+        """Create the lease file ``name``, or take it over from a dead holder; return whether it is held now."""
+        path = self._directory / name
+        if path in self._held:
+            return True
+        self._held.add(path)  # first: a signal that comes right after the file is created must not leave it behind
+        if self._create(path) or (self._is_stale(path) and self._take_over(path)):
+            return True
+        self._held.discard(path)
+        return False
+
+    def release(self, name: str) -> None:
+        """Remove a lease file, unless another holder has taken it over."""
+        path = self._directory / name
+        self._held.discard(path)
+        with contextlib.suppress(OSError):  # a folder that is gone or read-only by now: the lease grows stale
+            if _read(path) == self._content:
+                path.unlink()
+
+    def is_intact(self, name: str) -> bool:
+        """Tell whether the lease file ``name`` still names this holder."""
+        return _read(self._directory / name) == self._content
+
+    def living_holder(self, name: str) -> bytes:
+        """Return the content of a lease file; empty where there is none or its holder is dead."""
+        path = self._directory / name
+        return b"" if self._is_stale(path) else _read(path)
+
+    def _create(self, path: Path) -> bool:
+        if path.exists():
+            return False
+        with temporary_beside(path) as temporary:
+            temporary.write_bytes(self._content)
+            temporary.chmod(0o666 & ~UMASK)  # users who share the folder must be able to read the holder
+            try:
+                path.hardlink_to(temporary)  # atomic with its content, also on NFS
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without links
+                return _create_without_link(path, self._content)
+        return True
+
+    def _is_stale(self, path: Path) -> bool:
+        is_dead = _is_dead(_read(path))
+        if is_dead is not None:
+            return is_dead
+        with contextlib.suppress(FileNotFoundError):  # released meanwhile
+            return self._age(path) > self._stale_seconds
+        return False
+
+    def _age(self, path: Path) -> float:
+        """Return the seconds since a file was touched; both ends by the clock that dates this folder's files."""
+        with temporary_beside(path) as probe:
+            return probe.stat().st_mtime - path.stat().st_mtime
+
+    def _take_over(self, path: Path) -> bool:
+        """Replace the lease of a dead holder; of several processes that try, one succeeds."""
+        deciding = path.with_name(f"{path.name}.deciding")
+        if not self._create(deciding):
+            with contextlib.suppress(FileNotFoundError):
+                if self._age(deciding) > _DECISION_SECONDS:  # the process that was deciding died
+                    deciding.unlink()
+            return False
+        try:
+            previous = _read(path)
+            if not self._is_stale(path):
+                return False
+            write_bytes(path, self._content)
+            _logger.info("%s: taken over from %s, which ended without releasing it", path, _describe(previous))
+            return True
+        finally:
+            deciding.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._closed.wait(min(_HEARTBEAT_SECONDS, self._stale_seconds / 4)):
+            for path in list(self._held):
+                with contextlib.suppress(OSError):
+                    if _read(path) == self._content:
+                        os.utime(path)
 
 
 class NoLeases:
-    """In place of claims, where each process was told which names are its own."""
+    """Stand in for :class:`Leases` where a process is assigned its shards and needs no lease."""
 
     def __enter__(self) -> NoLeases:
         return self
@@ -45,7 +162,7 @@ class NoLeases:
     def __exit__(self, *_: object) -> None:
         """Do nothing."""
 
-    def take(self, name: str) -> bool:
+    def acquire(self, name: str) -> bool:
         """Return True."""
         return True
 
@@ -53,113 +170,156 @@ class NoLeases:
         """Do nothing."""
 
 
-class ShardLeases:
-    """The claims of one process in one folder.
+def shard_lease(shard: str) -> str:
+    """Return the name of the lease file of a shard.
 
-    Args:
-        directory: The folder.
-        stale_seconds: A claim whose process does not show a sign of life for so long is taken over. On this machine
-            a dead process is recognised at once.
+    Example:
+        >>> shard_lease("shard-00007.parquet")
+        '.shard-00007.parquet.lease'
     """
-
-    def __init__(self, directory: Path, *, stale_seconds: float = 60.0) -> None:
-        self._directory, self._stale_seconds = directory, stale_seconds
-        self._held: set[Path] = set()
-        self._identity = orjson.dumps({**identity(), "thread": id(self)})
-        self._stopped = threading.Event()
-
-    def __enter__(self) -> ShardLeases:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._heart = threading.Thread(target=self._beat, daemon=True)
-        self._heart.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._heart.join()
-        for path in list(self._held):
-            self._release(path)
-
-    def take(self, name: str) -> bool:
-        """Claim a name; return False when another process that lives has it."""
-        path = self._path(name)
-        if not (self._create(path) or (self._is_stale(path) and self._take_over(path))):
-            return False
-        self._held.add(path)
-        return True
-
-    def release(self, name: str) -> None:
-        """Give a claimed name back."""
-        self._release(self._path(name))
-
-    def _path(self, name: str) -> Path:
-        return self._directory / f".{name}{_SUFFIX}"
-
-    def _create(self, path: Path) -> bool:
-        try:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            return False
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(self._identity)
-        return True
-
-    def _take_over(self, path: Path) -> bool:
-        """Replace a stale claim by ours; of several that try, the last one to write keeps it."""
-        write_bytes(path, self._identity)
-        time.sleep(0.05)
-        return _read_claim(path) == self._identity
-
-    def _is_stale(self, path: Path) -> bool:
-        content = _read_claim(path)
-        try:
-            age = time.time() - path.stat().st_mtime
-        except FileNotFoundError:
-            return False  # released just now: whoever asks again finds the work done
-        try:
-            dead = is_dead(orjson.loads(content))
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            dead = None  # being written, or cut short by the end of its process: age tells
-        return age > self._stale_seconds if dead is None else dead
-
-    def _release(self, path: Path) -> None:
-        self._held.discard(path)
-        if _read_claim(path) == self._identity:
-            path.unlink(missing_ok=True)
-
-    def _beat(self) -> None:
-        while not self._stopped.wait(self._stale_seconds / 4):
-            for path in list(self._held):
-                with contextlib.suppress(FileNotFoundError):
-                    os.utime(path)
+    return f".{shard}{_SUFFIX}"
 
 
-def identity() -> dict[str, Any]:
-    """Return what tells this process from every other: host, number, when it began, and where that number counts."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid()), "space": _space()}
-
-
-def is_dead(holder: Mapping[str, Any]) -> bool | None:
-    """Tell whether the process of an :func:`identity` has ended; None when that cannot be seen from here.
-
-    Raises:
-        KeyError: It is no identity.
-        TypeError: Likewise.
-    """
-    # Containers may share a host's name, but not the numbers of its processes.
-    if holder["host"] != socket.gethostname() or holder.get("space", _space()) != _space():
-        return None
-    return bool(_born(holder["pid"]) != holder["born"])
+def leases_folder(directory: Location, output_dir: Path) -> Path:
+    """Return the folder of the leases on the shards of ``directory``: itself, or a cache folder for object storage."""
+    if isinstance(directory, Path):
+        return directory
+    return output_dir / "cache" / "leases" / sha256_json(str(directory))[:16]
 
 
 def remove_leases(directory: Path) -> None:
-    """Remove the claims below ``directory``, when all that was claimed is made: those of the dead are left there."""
-    for leftover in directory.rglob(f".*{_SUFFIX}"):
-        leftover.unlink(missing_ok=True)
+    """Remove the shard leases below ``directory`` that dead processes left; call it when every shard is complete."""
+    for pattern in _LEFTOVERS:
+        for path in directory.rglob(pattern):
+            path.unlink(missing_ok=True)
 
 
-def _space() -> str:
-    """Return a name of the kernel's boot and of the process numbers that are seen here; empty where none is told."""
+@dataclass
+class _Lock:
+    leases: Leases
+    depth: int = 1
+
+
+_locks: dict[Path, _Lock] = {}
+
+
+@contextmanager
+def locked(
+    directory: Path, *, wait: bool = False, name: str = LOCK, stale_seconds: float = LOCK_STALE_SECONDS
+) -> Iterator[None]:
+    """Hold the lock of a directory; a process may hold it several times.
+
+    Args:
+        directory: Created when absent.
+        wait: Wait until another holder has ended, instead of refusing.
+        name: Name of the lock file in the directory.
+        stale_seconds: See ``LOCK_STALE_SECONDS``.
+
+    Raises:
+        ConfigError: Another process holds the lock; the message names its host, process and start.
+    """
+    path = directory.resolve() / name
+    if path in _locks:
+        _locks[path].depth += 1
+    else:
+        _acquire(path, wait, stale_seconds)
+    try:
+        yield
+    finally:
+        lock = _locks.get(path)  # absent after release_all()
+        if lock is not None:
+            lock.depth -= 1
+            if not lock.depth:
+                _release(path)
+
+
+def require_held(directory: Path, *, name: str = LOCK) -> None:
+    """Raise ``ConfigError`` when another process has taken over this process's lock, as after a long suspension."""
+    lock = _locks.get(directory.resolve() / name)
+    if lock is not None and not lock.leases.is_intact(name):
+        raise ConfigError(
+            f"OUTPUT_DIR: {_describe(_read(directory / name))} has taken over {directory}, because this process was "
+            "suspended for too long. Run the same command again when that run has ended."
+        )
+
+
+def release_all() -> None:
+    """Release all locks of this process, before it ends without unwinding."""
+    for path in list(_locks):
+        _release(path)
+
+
+def _acquire(path: Path, wait: bool, stale_seconds: float) -> None:
+    leases, is_logged = Leases(path.parent, stale_seconds=stale_seconds), False
+    _locks[path] = _Lock(leases)
+    try:
+        leases.__enter__()
+        while not leases.acquire(path.name):
+            holder = leases.living_holder(path.name)
+            if holder and not wait:
+                raise ConfigError(
+                    f"OUTPUT_DIR: {_describe(holder)} is using {path.parent}. Wait for its end with --wait, or give "
+                    "another OUTPUT_DIR."
+                )
+            if holder and not is_logged:
+                _logger.info("waiting for %s (%s)", _describe(holder), path.parent)
+                is_logged = True
+            time.sleep(_POLL_SECONDS if holder else _RETRY_SECONDS)
+    except BaseException:
+        _release(path)
+        raise
+
+
+def _release(path: Path) -> None:
+    lock = _locks.pop(path, None)
+    if lock is not None:
+        lock.leases.close()
+
+
+def identity() -> dict[str, Any]:
+    """Return what identifies this process: host, number, start, and the namespace in which the number counts."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "born": _start_of(os.getpid()), "space": _namespace()}
+
+
+def _is_dead(content: bytes) -> bool | None:
+    """Tell whether the holder that a lease names has ended; None when that cannot be seen from here."""
+    try:
+        holder: Mapping[str, Any] = orjson.loads(content)
+        # Containers may share a host's name, but not the numbers of its processes.
+        if holder["host"] != socket.gethostname() or holder.get("space", _namespace()) != _namespace():
+            return None
+        return bool(_start_of(holder["pid"]) != holder["born"])
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):  # being written, cut short or damaged
+        return None
+
+
+def _describe(content: bytes) -> str:
+    try:
+        holder: Mapping[str, Any] = orjson.loads(content)
+        return f"the run of process {holder['pid']} on {holder['host']} since {holder['since']}"
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return "another run"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _create_without_link(path: Path, content: bytes) -> bool:
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    except FileExistsError:
+        return False
+    with os.fdopen(handle, "wb") as stream:
+        stream.write(content)
+    return True
+
+
+def _namespace() -> str:
+    """Return the kernel's boot id and the namespace of process numbers; empty where the system has none."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -167,15 +327,8 @@ def _space() -> str:
         return ""
 
 
-def _read_claim(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-
-
-def _born(pid: int) -> str | None:
-    """Return when a process of this machine began, so that a number used again is told apart; None when it is dead."""
+def _start_of(pid: int) -> str | None:
+    """Return when a process of this machine began, since its number may be used again; None when it is dead."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -191,189 +344,3 @@ def _is_alive(pid: int) -> str | None:
     except PermissionError:
         pass
     return "alive"
-
-
-LOCK = ".lock"
-"""The file's name below the directory that is locked."""
-
-STALE_SECONDS = 120.0
-"""A holder on another machine that shows no sign of life for so long is taken for dead."""
-
-_POLL_SECONDS = 0.5
-_TAKE_OVER_SECONDS = 10.0  # what deciding about a dead holder takes at the very most
-
-_logger = logging.getLogger("detcurate")
-_held: dict[Path, _Held] = {}
-
-
-@dataclass
-class _Held:
-    """A lock of this process: what stands in the file, and how many of its callers are inside."""
-
-    content: bytes
-    depth: int = 1
-    stopped: threading.Event = field(default_factory=threading.Event)
-
-
-@contextmanager
-def locked(
-    directory: Path, *, wait: bool = False, name: str = LOCK, stale_seconds: float = STALE_SECONDS
-) -> Iterator[None]:
-    """Hold the lock of a directory; one that this process holds already is held once more.
-
-    Args:
-        directory: Is made when absent.
-        wait: Wait for another holder to end, instead of refusing.
-        name: The lock's file, below the directory.
-        stale_seconds: As ``STALE_SECONDS``.
-
-    Raises:
-        ConfigError: Another process holds it; its host, process and age are named.
-    """
-    path = directory.resolve() / name
-    if path in _held:
-        _held[path].depth += 1
-    else:
-        directory.mkdir(parents=True, exist_ok=True)
-        _held[path] = _Held(_acquire(path, wait, stale_seconds))
-        threading.Thread(target=_beat, args=(path, _held[path], stale_seconds / 8), daemon=True).start()
-    try:
-        yield
-    finally:
-        held = _held.get(path)  # none when all were given back
-        if held is not None:
-            held.depth -= 1
-            if not held.depth:
-                _release(path)
-
-
-def require_held(directory: Path, *, name: str = LOCK) -> None:
-    """Raise ``ConfigError`` when a lock of this process has been taken over, as one that slept for long may find."""
-    path = directory.resolve() / name
-    held = _held.get(path)
-    if held is not None and _read(path) != held.content:
-        raise ConfigError(
-            f"OUTPUT_DIR must stay this run's own, got {_describe(_read(path))} in its place ({directory}): this "
-            "process showed no sign of life for too long; run the same command again when that run has ended"
-        )
-
-
-def release_all() -> None:
-    """Give back all locks of this process, for when it ends without unwinding."""
-    for path in list(_held):
-        _release(path)
-
-
-def _acquire(path: Path, wait: bool, stale_seconds: float) -> bytes:
-    """Take the lock and return what stands in it."""
-    content = orjson.dumps({**identity(), "since": datetime.now(timezone.utc).isoformat(timespec="seconds")})
-    try:
-        _wait_for(path, content, wait, stale_seconds)
-    except BaseException:  # a signal may come when the file is there and nobody knows of it yet
-        if _read(path) == content:
-            path.unlink(missing_ok=True)
-        raise
-    return content
-
-
-def _wait_for(path: Path, content: bytes, wait: bool, stale_seconds: float) -> None:
-    is_told = False
-    while (now := _create(path, content)) is not None:
-        if _is_stale(path, now, stale_seconds):
-            if _take_over(path, content, stale_seconds):
-                return
-        elif (holder := _read(path)) and not wait:
-            raise ConfigError(
-                f"OUTPUT_DIR must be used by one run at a time, got {_describe(holder)} at work ({path.parent}); "
-                "wait for its end, with --wait, or give another OUTPUT_DIR"
-            )
-        elif holder and not is_told:
-            _logger.info("%-9s for %s (%s)", "waiting", _describe(holder), path.parent)
-            is_told = True
-        time.sleep(_POLL_SECONDS if wait else 0.01)
-
-
-def _create(path: Path, content: bytes) -> float | None:
-    """Create the lock with its content, or return the present time by the clock that dates this folder's files."""
-    with temporary_beside(path) as mine:
-        mine.write_bytes(content)
-        try:
-            path.hardlink_to(mine)  # with its content, or not at all
-        except FileExistsError:
-            return mine.stat().st_mtime
-        except OSError:  # a folder without links
-            return None if _create_empty(path, content) else mine.stat().st_mtime
-        return None
-
-
-def _create_empty(path: Path, content: bytes) -> bool:
-    try:
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-    except FileExistsError:
-        return False
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(content)
-    return True
-
-
-def _is_stale(path: Path, now: float, stale_seconds: float) -> bool:
-    content = _read(path)
-    try:
-        age = now - path.stat().st_mtime
-    except FileNotFoundError:
-        return False  # given back just now
-    try:
-        dead = is_dead(orjson.loads(content))
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        dead = None  # cut short or damaged: age tells
-    return age > stale_seconds if dead is None else dead
-
-
-def _take_over(path: Path, content: bytes, stale_seconds: float) -> bool:
-    """Put our name in the place of a dead holder's; of several that try, one does."""
-    deciding = path.with_name(f"{path.name}.deciding")
-    now = _create(deciding, content)
-    if now is not None:
-        with contextlib.suppress(FileNotFoundError):
-            if now - deciding.stat().st_mtime > _TAKE_OVER_SECONDS:  # who was deciding died of it
-                deciding.unlink()
-        return False
-    try:
-        before = _read(path)
-        if not _is_stale(path, deciding.stat().st_mtime, stale_seconds):
-            return False
-        write_bytes(path, content)
-        _logger.warning("%-9s of %s is taken over: it has ended without giving it back", "the lock", _describe(before))
-        return True
-    finally:
-        deciding.unlink(missing_ok=True)
-
-
-def _release(path: Path) -> None:
-    held = _held.pop(path)
-    held.stopped.set()
-    with contextlib.suppress(OSError):  # the folder is gone, or cannot be written any more: it will grow stale
-        if _read(path) == held.content:
-            path.unlink()
-
-
-def _beat(path: Path, held: _Held, seconds: float) -> None:
-    while not held.stopped.wait(seconds):
-        with contextlib.suppress(OSError):
-            if _read(path) == held.content:
-                os.utime(path)
-
-
-def _describe(content: bytes) -> str:
-    try:
-        holder: dict[str, Any] = orjson.loads(content)
-        return f"the run of process {holder['pid']} on {holder['host']} since {holder['since']}"
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return "another run"
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""

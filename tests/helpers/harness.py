@@ -148,7 +148,7 @@ def wait_until(condition: Callable[[], bool], running: Running, seconds: float =
 
 def leftovers(output: Path) -> list[str]:
     """Return what no finished run leaves: temporaries, locks and claims."""
-    found = [path for pattern in (".*.partial", ".*.claim", ".*lock*", ".incoming") for path in output.rglob(pattern)]
+    found = [path for pattern in (".*.partial", ".*.lease*", ".*lock*", ".incoming") for path in output.rglob(pattern)]
     return sorted(str(path.relative_to(output)) for path in found)
 
 

@@ -27,7 +27,7 @@ from detcurate.d2.infer.posteriors import predict_posteriors
 from detcurate.d2.infer.worker import PredictionJob
 from detcurate.d2.train.hooks import save_weights
 from detcurate.errors import DatasetError, EnsembleError, PredictionError
-from detcurate.io.leases import ShardLeases
+from detcurate.io.leases import Leases, shard_lease
 from detcurate.predictions.shards import read_shard, shard_path
 from detcurate.structures import Detections
 from detcurate.synthetic import SyntheticConfig, write_dataset
@@ -194,10 +194,10 @@ def test_shards_that_are_there_are_left_as_they_are(job, tmp_path):
 
 def test_a_shard_that_another_process_is_at_is_waited_for(job, whole, tmp_path):
     """The other one gives up after a second without having made it; then it is made here."""
-    other = ShardLeases(tmp_path / "x")
+    other, lease = Leases(tmp_path / "x"), shard_lease(shard_path(tmp_path, 1).name)
     with other:
-        assert other.take(shard_path(tmp_path, 1).name)
-        release = threading.Timer(1.0, other.release, [shard_path(tmp_path, 1).name])
+        assert other.acquire(lease)
+        release = threading.Timer(1.0, other.release, [lease])
         release.start()
         begun = time.monotonic()
         found, *_ = predict(job, tmp_path / "x", shard_size=3)

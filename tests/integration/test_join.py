@@ -80,7 +80,7 @@ def test_a_helper_does_what_the_run_does_not(request, copied_to, tmp_path, mode)
     helper = start(words, "--join")
     run = start(words, "--until", "predict")
     try:
-        wait_for(lambda: list((output / "predict" / folders[0]).glob(".*.claim")))
+        wait_for(lambda: list((output / "predict" / folders[0]).glob(".*.lease")))
         os.kill(run.pid, signal.SIGSTOP)
         held = len(shards_of(output, folders[0])) + 1
         wait_for(lambda: len(shards_of(output, folders[0])) >= NUM_SHARDS - 1)

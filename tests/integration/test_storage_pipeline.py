@@ -133,7 +133,7 @@ def test_nothing_temporary_is_left(there):
     _, _, folder, _, storage, _, _, _ = there
     assert list((folder / "cache" / "outgoing").iterdir()) == []
     assert not [path for path in folder.rglob("*.partial*")]
-    assert not [path for path in folder.rglob("*.claim")]
+    assert not [path for path in folder.rglob("*.lease*")]
     assert sorted(key.removeprefix("runs/tiny/") for key in keys(storage, "runs/") if "shard" not in key) == [
         "detcurate.json", "predict/members.json", "predict/set-00/set.json", "predict/stage.json",
         "score/images.parquet", "score/objects.parquet", "score/stage.json",

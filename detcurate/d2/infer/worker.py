@@ -22,7 +22,7 @@ from detcurate.d2 import registration  # noqa: F401  registers the small backbon
 from detcurate.d2.infer.models import MemberModels
 from detcurate.d2.registration import open_remote_images, storage_options
 from detcurate.errors import DatasetError, PredictionError, StorageError
-from detcurate.io.leases import NoLeases, ShardLeases, leases_folder
+from detcurate.io.leases import Leases, NoLeases, leases_folder, shard_lease
 from detcurate.io.storage import Location, fetch_ahead
 from detcurate.predictions.shards import missing_shards, shard_path, write_embeddings
 
@@ -187,10 +187,10 @@ def make_shards(job: PredictionJob, work: Work, keeper: ModelKeeper | None = Non
         work(kept.models(job, cfg), number, batches)
 
     folder = leases_folder(job.directory, Path(cfg.OUTPUT_DIR))
-    with NoLeases() if job.is_handed_out else ShardLeases(folder) as leases:
+    with NoLeases() if job.is_handed_out else Leases(folder) as leases:
         while job.missing():
             if not _sweep(job, leases, cfg, make):
-                time.sleep(_POLL_SECONDS)  # the rest is in others' hands: they finish it, or their claims grow stale
+                time.sleep(_POLL_SECONDS)  # other processes hold the rest: they finish it, or their leases grow stale
 
 
 def predict_groups(
@@ -258,9 +258,7 @@ def write_shard_embeddings(job: PredictionJob, number: int, embeddings: dict[int
     write_embeddings(job.embeddings / job.shards[number].name, image_ids, rows)
 
 
-def _sweep(
-    job: PredictionJob, leases: ShardLeases | NoLeases, cfg: Any, make: Callable[[int, list[Batch]], None]
-) -> int:
+def _sweep(job: PredictionJob, leases: Leases | NoLeases, cfg: Any, make: Callable[[int, list[Batch]], None]) -> int:
     """Go over the shards once; return how many were made here. One is decoded ahead when there are decoders."""
     mapper, made = DatasetMapper(cfg, is_train=False), 0
     waiting: deque[tuple[int, list[Callable[[], dict]]]] = deque()
@@ -268,16 +266,17 @@ def _sweep(
     def finish() -> None:
         number, samples = waiting.popleft()
         make(number, _batches([sample() for sample in samples], job.batch_size))
-        leases.release(job.shards[number].name)
+        leases.release(shard_lease(job.shards[number].name))
 
     with _decoders(max(1, job.num_decoders)) as decoders:
         shards, options = job.shards, storage_options(cfg)
         for number in job.missing():
             path = shards[number]
-            if not leases.take(path.name):
+            lease = shard_lease(path.name)
+            if not leases.acquire(lease):
                 continue
             if path.is_file():  # made between the two looks
-                leases.release(path.name)
+                leases.release(lease)
                 continue
             records = job.records(number)
             fetch_ahead((record["file_name"] for record in records), options)
