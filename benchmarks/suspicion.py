@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from scipy.stats import rankdata
 
 from detcurate.predictions.store import read_members, read_predictions
-from detcurate.score.aggregate import average_ranks
 from detcurate.score.label_errors import LABEL_ERRORS
 from detcurate.score.measures import LABEL_MEASURES, MEASURES
 from detcurate.structures import Detections
@@ -43,7 +43,7 @@ def box_of(bbox: list[float]) -> np.ndarray:
 
 def auroc(positives: np.ndarray, negatives: np.ndarray) -> float:
     """Return the probability that a positive is above a negative, ties counting half (Mann and Whitney 1947)."""
-    ranks = average_ranks(np.concatenate((positives, negatives)))[: len(positives)]
+    ranks = rankdata(np.concatenate((positives, negatives)))[: len(positives)]
     return float((ranks.mean() - (len(positives) + 1) / 2) / len(negatives))
 
 

@@ -1,1 +1,1 @@
-"""Evaluation: COCO figures of one model, and the comparison of arms over seeds."""
+"""COCO figures of one model, and the comparison of arms over training seeds."""

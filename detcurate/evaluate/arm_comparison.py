@@ -1,4 +1,8 @@
-"""The arms side by side: means over training seeds, their deviation, and what may be said of a difference."""
+"""Comparison of arms: means over training seeds, their deviation, and which differences are significant.
+
+An arm is one of the compared training sets, such as the curated subset, a random subset or the full pool; each arm is
+trained once per seed.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,19 @@ from typing import Any
 import numpy as np
 
 from detcurate.errors import PredictionError
-from detcurate.evaluate.bootstrap import paired_interval
+from detcurate.evaluate.bootstrap import paired_interval, student_t
 from detcurate.evaluate.coco_eval import FIGURES, CocoFigures
 from detcurate.evaluate.learning_curve import learning_curve
-from detcurate.evaluate.student import t_95
 from detcurate.evaluate.summary import ABSENT, HEADINGS, curve_sentence, mean_and_std, signed, table
 
 COMPARED, FIRST = "curated", ("random", "full")
-"""The arm that is compared with every other one, and which of these come first."""
+"""The arm that is compared with every other one, and the arms that are listed first among those."""
 
 TRAINING = ("num_images", "num_boxes", "iterations", "images_seen", "seconds")
-"""What is known of a training: its set, and its cost."""
+"""Fields of a training record: the size of the training set, and the cost."""
 
 Replicates = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
-"""Arm -> ``figures`` and ``per_class`` -> name -> (B, S) in percent on B resampled evaluation sets, a column a seed."""
+"""Arm -> ``figures`` and ``per_class`` -> name -> (B, S), percent, on B resampled sets, a column per seed."""
 
 
 def summarise(
@@ -34,24 +37,28 @@ def summarise(
 ) -> dict[str, Any]:
     """Summarise each arm over its seeds, and pair the arm ``curated`` with every other one, seed by seed.
 
-    A standard deviation of one seed is None; a figure that is NaN for any seed has the mean None.
+    The standard deviation of one seed is None. The mean of a figure that is NaN for any seed is None.
 
     Args:
-        results: Arm -> one record a seed, the seeds in the same order in every arm; all on one evaluation set.
-        replicates: Figures on the same resampled evaluation sets, of all arms or of none.
-        training: Arm -> one record a seed of what it was trained on and what that took, the keys ``TRAINING``.
-        curve_arms: The random subsets that are there for the learning curve alone; needs ``training``.
+        results: Arm -> one record per seed, in the same order of seeds for every arm; all on one evaluation set.
+        replicates: Figures on the same resampled evaluation sets, for all arms or for none.
+        training: Arm -> one training record per seed, with the keys ``TRAINING``.
+        curve_arms: The random subsets that serve the learning curve only; requires ``training``.
 
     Returns:
-        A JSON-able dict: ``arms`` (arm -> ``num_seeds``, ``figures``, ``per_class`` and ``training``, means over the
-        seeds, None where one is unknown) and ``differences`` (``"curated - random"`` and so on, where both arms have
-        the same number of seeds and neither is of ``curve_arms`` -> ``num_seeds``, ``figures``, ``per_class`` and,
-        with replicates, ``bootstrap``, that of AP). A figure is ``mean``, ``std`` (sample, ddof 1), ``interval`` (half
-        the width of the 95 % interval of the mean over the seeds, Student's t) and ``values``, all in percent; that of
-        a difference has, with replicates, ``bootstrap`` too, the ends of its 95 % interval over seeds and images. With
-        ``curve_arms`` there is ``learning_curve``: their names, ``arms``, and what
-        :func:`detcurate.evaluate.learning_curve.learning_curve` gives for them, ``random``, ``full`` and ``curated``;
-        its ``equivalent`` has, beside ``images``, their ``boxes`` and the surplus ``more_boxes`` in percent.
+        A JSON-serialisable dict:
+
+        - ``arms``: arm -> ``num_seeds``, ``figures``, ``per_class`` and ``training`` (means over the seeds, None where
+          one is unknown).
+        - ``differences``: ``"curated - random"`` and so on, for arms with equally many seeds that are not in
+          ``curve_arms`` -> ``num_seeds``, ``figures``, ``per_class`` and, with replicates, ``bootstrap`` of the AP.
+        - ``learning_curve``, with ``curve_arms``: their names in ``arms``, and the result of
+          :func:`detcurate.evaluate.learning_curve.learning_curve` for them, ``random``, ``full`` and ``curated``. Its
+          ``equivalent`` also has ``boxes``, those of ``images``, and ``more_boxes``, their surplus in percent.
+
+        A figure is ``mean``, ``std`` (sample, ddof 1), ``interval`` (half the width of the 95 % interval of the mean
+        over the seeds, Student's t) and ``values``, all in percent. With replicates, that of a difference also has
+        ``bootstrap``, the ends of its 95 % interval over seeds and images.
 
     Raises:
         PredictionError: An arm has no result, or the results are not of one evaluation set.
@@ -73,16 +80,15 @@ def summarise(
 
 
 def markdown_table(summary: Mapping[str, Any], arm_info: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return two GitHub tables, arms by figure and classes by arm, and what the seeds allow to say.
+    """Return two GitHub tables, arms by figure and classes by arm, and a sentence on the differences.
 
-    The random subsets of a learning curve are in the first table only; what the curated images are worth is said last.
-
-    Figures are ``mean ± standard deviation`` with one decimal, the mean alone for one seed. A difference is claimed
-    only when its 95 % interval over the paired seeds leaves out 0, and so does the one over seeds and images.
+    Random subsets of a learning curve appear in the first table only; the equivalent of the curated images is the last
+    sentence. Figures are ``mean ± standard deviation`` with one decimal, the mean alone for one seed. A difference is
+    claimed only if both its 95 % intervals exclude 0: over the paired seeds, and over seeds and images.
 
     Args:
-        summary: What :func:`summarise` returned; without arms both tables are empty.
-        arm_info: Arm -> ``num_images`` and ``num_boxes`` of its training set; what is absent shows as a dash.
+        summary: The result of :func:`summarise`; without arms both tables are empty.
+        arm_info: Arm -> ``num_images`` and ``num_boxes`` of its training set; a missing value is shown as a dash.
     """
     arms = summary["arms"]
     figures = table(
@@ -101,7 +107,7 @@ def markdown_table(summary: Mapping[str, Any], arm_info: Mapping[str, Mapping[st
 
 
 def _others(results: Mapping[str, Any]) -> list[str]:
-    """Return the arms that the curated one is compared with, those that everyone asks about first."""
+    """Return the arms that the curated one is compared with, those in ``FIRST`` first."""
     if COMPARED not in results:
         return []
     others = [arm for arm in results if arm != COMPARED]
@@ -111,11 +117,13 @@ def _others(results: Mapping[str, Any]) -> list[str]:
 def _validate_results(results: Mapping[str, Sequence[CocoFigures]]) -> None:
     empty = [arm for arm, figures in results.items() if not figures]
     if empty:
-        raise PredictionError(f"every arm must have at least one result, got none for {', '.join(empty)}")
+        raise PredictionError(f"results: every arm needs at least one result (got none for {', '.join(empty)})")
     sets = {(f.num_images, f.num_boxes, tuple(f.per_class)) for figures in results.values() for f in figures}
     if len(sets) > 1:
         shown = "; ".join(f"{images} images, {boxes} boxes, {len(names)} classes" for images, boxes, names in sets)
-        raise PredictionError(f"results must be of one evaluation set, got {shown}; evaluate all arms on the same file")
+        raise PredictionError(
+            f"results: all arms need one evaluation set (got {shown}). Evaluate all arms on the same file"
+        )
 
 
 def _difference(
@@ -162,7 +170,7 @@ def _curve(
 
 
 def _columns(results: Sequence[CocoFigures]) -> dict[str, dict[str, list[float]]]:
-    """Return figure -> one value a seed, for the overall figures and for the classes."""
+    """Return figure -> one value per seed, for the overall figures and for the classes."""
     return {
         "figures": {name: [getattr(result, name) for result in results] for name in FIGURES},
         "per_class": {name: [result.per_class[name] for result in results] for name in results[0].per_class},
@@ -195,7 +203,7 @@ def _statistics(values: list[float]) -> dict[str, Any]:
     if n == 1:
         return {"mean": mean, "std": None, "interval": None, "values": shown}
     std = float(np.std(values, ddof=1))
-    return {"mean": mean, "std": std, "interval": t_95(n - 1) * std / math.sqrt(n), "values": shown}
+    return {"mean": mean, "std": std, "interval": student_t(n - 1) * std / math.sqrt(n), "values": shown}
 
 
 def _arm_row(arm: str, summary: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]:
@@ -207,17 +215,17 @@ def _arm_row(arm: str, summary: Mapping[str, Any], info: Mapping[str, Any]) -> l
 def _sentence(summary: Mapping[str, Any]) -> str:
     deviations = [arm["figures"]["AP"]["std"] for arm in summary["arms"].values()]
     known = [deviation for deviation in deviations if deviation is not None]
-    seeds = f"Seeds of one arm deviate by up to {max(known):.1f} AP" if known else "The seeds' deviation is unknown"
+    seeds = f"Seeds of one arm deviate by up to {max(known):.1f} AP" if known else "The deviation over seeds is unknown"
     verdicts = [_verdict(pair, difference) for pair, difference in summary["differences"].items()]
     return "; ".join([seeds, *verdicts]) + "."
 
 
 def _verdict(pair: str, difference: Mapping[str, Any]) -> str:
-    """Say what one paired difference of AP shows, and claim nothing that its interval does not leave out."""
+    """Describe one paired difference of AP; claim a gain or a loss only if its intervals exclude 0."""
     figure, num_seeds = difference["figures"]["AP"], difference["num_seeds"]
     seeds = f"{num_seeds} seed{'s' if num_seeds > 1 else ''}"
     if figure["mean"] is None:
-        return f"{pair} is not defined: the evaluation set has no boxes"
+        return f"{pair} is undefined: the evaluation set has no boxes"
     if figure["interval"] is None:
         return f"{pair} is {signed(figure['mean'])} AP: no difference can be claimed with {seeds}"
     low, high = figure["mean"] - figure["interval"], figure["mean"] + figure["interval"]
@@ -225,7 +233,7 @@ def _verdict(pair: str, difference: Mapping[str, Any]) -> str:
     ends = difference.get("bootstrap") or [None, None]
     if ends[0] is not None:
         text += f" over the seeds, {signed(ends[0])} to {signed(ends[1])} over seeds and images"
-        low, high = min(low, ends[0]), max(high, ends[1])  # both have to leave out 0
+        low, high = min(low, ends[0]), max(high, ends[1])  # both must exclude 0
     text += ")"
     if low <= 0 <= high:
         return f"{text}: no difference can be claimed with {seeds}"

@@ -1,4 +1,4 @@
-"""How sure: average precision on resampled images, and intervals over training seeds and images together."""
+"""Confidence intervals: average precision on resampled images, and Student's t over training seeds."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from detcurate.evaluate.coco_eval import MatchTable
 
 _RECALLS = np.linspace(0.0, 1.0, 101)
 _AP50, _AP75 = 0, 5  # among COCO's ten IoU thresholds
-_AT_ONCE = 100  # draws at a time, as NumPy makes them in 64 bits
+_AT_ONCE = 100  # draws per block: NumPy returns 64-bit counts
 
 
 def image_weights(num_images: int, num_replicates: int, *, seed: int = 0) -> np.ndarray:
-    """Draw how often each image stands in each resampled evaluation set.
+    """Draw the number of times that each image is in each resampled evaluation set.
 
     Args:
         num_images: I, at least 1.
         num_replicates: B.
-        seed: of the draw; the same for all models that are compared, so that they are compared on the same images.
+        seed: Seed of the draw. Use one seed for all compared models, so that they share the resampled sets.
 
     Returns:
-        (B, I) int32 whose rows sum to I.
+        (B, I) int32; each row sums to I.
 
     Source:
         Efron 1979, the bootstrap.
@@ -36,13 +36,13 @@ def image_weights(num_images: int, num_replicates: int, *, seed: int = 0) -> np.
 
 
 def weighted_ap(table: MatchTable, weights: np.ndarray) -> np.ndarray:
-    """COCO's AP when each image counts as often as its weight says.
+    """Compute COCO's AP with a weight for each image.
 
-    With a weight of 1 an image it is the AP of ``pycocotools``; classes without a box in the sample are left out, and a
-    sample without any box gives NaN.
+    With all weights 1 it equals the AP of ``pycocotools``. Classes without a box in the sample are excluded; a sample
+    without any box gives NaN.
 
     Args:
-        table: Of one model.
+        table: The matches of one model.
         weights: (B, I) integers, 0 or more.
 
     Returns:
@@ -56,15 +56,15 @@ def weighted_ap(table: MatchTable, weights: np.ndarray) -> np.ndarray:
 
 
 def weighted_figures(table: MatchTable, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """COCO's figures and the AP of each class when each image counts as often as its weight says.
+    """Compute COCO's figures and the AP of each class with a weight for each image.
 
     Args:
-        table: Of one model.
+        table: The matches of one model.
         weights: (B, I) integers, 0 or more.
 
     Returns:
         ``AP``, ``AP50``, ``AP75`` and those of ``table.by_size``, (B,) float64 in [0, 100] each; ``per_class``, (B, C).
-        NaN where the sample has no box that a figure is about.
+        NaN where the sample has no box that counts for a figure.
     """
     parts = weighted_ap_per_class(table, weights)
     figures = {"AP": _mean(parts, (1, 2)), "AP50": _mean(parts[:, :, _AP50], 1), "AP75": _mean(parts[:, :, _AP75], 1)}
@@ -73,17 +73,17 @@ def weighted_figures(table: MatchTable, weights: np.ndarray) -> dict[str, np.nda
 
 
 def weighted_ap_per_class(table: MatchTable, weights: np.ndarray) -> np.ndarray:
-    """AP of each class at each IoU threshold when each image counts as often as its weight says.
+    """Compute the AP of each class at each IoU threshold with a weight for each image.
 
     Args:
-        table: Of one model.
+        table: The matches of one model.
         weights: (B, I) integers, 0 or more.
 
     Returns:
         (B, C, T) float64 in [0, 100], NaN for a class without a box in the sample.
     """
     if weights.ndim != 2 or weights.shape[1] != len(table.num_labels):
-        raise PredictionError(f"weights must have shape (B, {len(table.num_labels)}), got {weights.shape}")
+        raise PredictionError(f"weights must have shape (B, {len(table.num_labels)}) (got {weights.shape})")
     labelled, classes = np.nonzero(table.num_labels)
     figures: np.ndarray = _weighted_ap(
         np.ascontiguousarray(weights, np.int32),
@@ -98,16 +98,16 @@ def weighted_ap_per_class(table: MatchTable, weights: np.ndarray) -> np.ndarray:
 def paired_interval(
     first: np.ndarray, second: np.ndarray, *, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Return the percentile interval of the mean difference, over training seeds and images resampled together.
+    """Return the bootstrap percentile interval of the mean difference of two arms, over training seeds and images.
 
-    Seeds are drawn again for each replicate of the images, and both arms share seed and images in each draw. With few
-    seeds it is narrower than it should be: Student's interval over the seeds belongs beside it.
+    Each replicate of the images gets its own draw of seeds, and both arms share seeds and images in a draw. With few
+    seeds the interval is too narrow; report Student's interval over the seeds beside it.
 
     Args:
-        first: (B, S) AP of one arm on B resampled sets, a column a seed.
-        second: (B, S) the same of the other arm, with the same seeds and sets.
-        level: in (0, 1).
-        seed: of the draw of seeds.
+        first: (B, S) AP of one arm on B resampled sets, one column per seed.
+        second: (B, S) AP of the other arm, with the same seeds and sets.
+        level: Confidence level, in (0, 1).
+        seed: Seed of the draw of training seeds.
 
     Returns:
         The two ends; NaN where no replicate has a difference.
@@ -116,7 +116,7 @@ def paired_interval(
         PredictionError: The two differ in shape.
     """
     if first.shape != second.shape:
-        raise PredictionError(f"both arms must have the same replicates and seeds, got {first.shape}, {second.shape}")
+        raise PredictionError(f"both arms need the same replicates and seeds (got {first.shape}, {second.shape})")
     replicates, num_seeds = first.shape
     drawn = np.random.default_rng(seed).integers(0, num_seeds, (replicates, num_seeds))
     differences = np.take_along_axis(first - second, drawn, axis=1).mean(axis=1)
@@ -127,13 +127,31 @@ def paired_interval(
     return float(low), float(high)
 
 
-def _events(table: MatchTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what is right or ignored, threshold by threshold.
+def student_t(degrees_of_freedom: int, *, level: float = 0.95) -> float:
+    """Return the half width of a two-sided interval by Student's t, in standard errors.
 
-    Most detections are neither, and of those only the sum of the weights matters, which a running sum has.
+    With two seeds it is 12.7, not 2: an interval of two standard errors would be wrong three times in ten.
+
+    Args:
+        degrees_of_freedom: At least 1; the number of seeds less 1.
+        level: Confidence level, in (0, 1).
+
+    Example:
+        >>> round(student_t(1), 3), round(student_t(9), 3)
+        (12.706, 2.262)
+    """
+    from scipy.stats import t  # imported late: it takes a second, and only the report needs it
+
+    return float(t.ppf((1 + level) / 2, degrees_of_freedom))
+
+
+def _events(table: MatchTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the detections that are matched or ignored, by threshold and class.
+
+    Most detections are neither. They count only through the sum of their weights, which a running sum provides.
 
     Returns:
-        (V,) the rows, (V,) bool whether they are right, and (T, C + 1) where those of each threshold and class begin.
+        (V,) rows, (V,) bool whether they are true positives, and (T, C + 1) the start of each threshold and class.
     """
     masks = list(zip(table.is_matched, table.is_ignored, strict=True))
     rows = [np.flatnonzero(matched | ignored) for matched, ignored in masks]
@@ -144,7 +162,7 @@ def _events(table: MatchTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _mean(parts: np.ndarray, axes: int | tuple[int, ...]) -> np.ndarray:
-    """Return the mean over axes of what is not NaN, NaN where nothing is."""
+    """Return the mean of the finite values over axes, NaN where there is none."""
     known = np.isfinite(parts)
     count = known.sum(axis=axes)
     total: np.ndarray = np.where(known, parts, 0.0).sum(axis=axes)

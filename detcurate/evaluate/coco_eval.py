@@ -1,4 +1,4 @@
-"""COCO average precision of one model, by pycocotools on ids that it cannot trip over."""
+"""COCO average precision of one model by pycocotools, with ids that it handles correctly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from detcurate.structures import Detections
 from detcurate.structures.boxes import xyxy_to_xywh
 
 SIZES = {"small": "AP_small", "medium": "AP_medium", "large": "AP_large"}
-"""The object sizes of ``pycocotools`` -> the figures that are about them."""
+"""The object sizes of ``pycocotools`` -> the names of their figures."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class MatchTable:
     Args:
         image_index: (N,) int64 in [0, I).
         class_index: (N,) int64 in [0, C), ascending.
-        is_matched: (T, N) bool, whether the detection took a ground-truth box at the threshold.
-        is_ignored: (T, N) bool, whether it counts for nothing, such as one on a crowd region.
+        is_matched: (T, N) bool, whether the detection is matched to a ground-truth box at the threshold.
+        is_ignored: (T, N) bool, whether the detection is ignored, such as one on a crowd region.
         num_labels: (I, C) int64, the ground-truth boxes that count.
-        by_size: Figure -> the same for the objects of one size, for those in ``SIZES``; of the detections those that
-            count at one threshold at least.
+        by_size: Figure in ``SIZES`` -> the table for objects of that size, without the detections that are ignored at
+            every threshold.
     """
 
     image_index: np.ndarray
@@ -47,14 +47,14 @@ class MatchTable:
 
     @property
     def class_starts(self) -> np.ndarray:
-        """(C + 1,) int64: where each class's detections begin."""
+        """(C + 1,) int64: the start of each class's detections."""
         return np.searchsorted(self.class_index, np.arange(self.num_labels.shape[1] + 1))
 
 
 def match_table(evaluator: Any, num_images: int, num_classes: int) -> MatchTable:
-    """Read the matches from a ``pycocotools`` evaluator that has evaluated.
+    """Read the matches from a ``pycocotools`` evaluator after ``evaluate()``.
 
-    Equal scores keep the order that ``COCOeval.accumulate`` gives them, so that its figures can be had again.
+    Equal scores keep the order of ``COCOeval.accumulate``, so that the table reproduces its figures.
     """
     names = evaluator.params.areaRngLbl
     by_size = {
@@ -93,7 +93,7 @@ def _columns(evaluator: Any, num_images: int, num_classes: int, area: int) -> di
 
 
 def _counting(table: MatchTable) -> MatchTable:
-    """Return the table without the detections that count for nothing at any threshold: those of other sizes."""
+    """Return the table without the detections that are ignored at every threshold: those of other sizes."""
     kept = ~table.is_ignored.all(axis=0)
     return MatchTable(
         image_index=table.image_index[kept],
@@ -109,15 +109,15 @@ FIGURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 
 @dataclass(frozen=True)
 class CocoFigures:
-    """COCO's box figures in percent, in [0, 100]; NaN where the labels hold no box that a figure is about.
+    """COCO's box figures in percent, in [0, 100]; NaN where no labelled box counts for a figure.
 
     Args:
         AP: Mean over the classes and over IoU thresholds .50 to .95, at most 100 detections an image and class.
         AP50: At IoU threshold .50.
         AP75: At IoU threshold .75.
-        AP_small: Of objects of at most 32² px² (the annotation's ``area``).
-        AP_medium: Of objects of 32² to 96² px².
-        AP_large: Of objects of at least 96² px².
+        AP_small: For objects of at most 32² px² (the annotation's ``area``).
+        AP_medium: For objects of 32² to 96² px².
+        AP_large: For objects of at least 96² px².
         per_class: Class name -> AP, in the order of ``class_index``.
         num_images: Images evaluated.
         num_boxes: Their annotations, crowd regions included.
@@ -134,7 +134,7 @@ class CocoFigures:
     num_boxes: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as JSON-able values, NaN as None."""
+        """Return the figures as JSON-serialisable values, NaN as None."""
         return {
             **{name: _none_for_nan(getattr(self, name)) for name in FIGURES},
             "per_class": {name: _none_for_nan(value) for name, value in self.per_class.items()},
@@ -144,7 +144,7 @@ class CocoFigures:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CocoFigures:
-        """Rebuild the record from what :meth:`to_dict` gave."""
+        """Build the record from the result of :meth:`to_dict`."""
         return cls(
             **{name: _nan_for_none(values[name]) for name in FIGURES},
             per_class={name: _nan_for_none(value) for name, value in values["per_class"].items()},
@@ -156,20 +156,19 @@ class CocoFigures:
 def evaluate_coco(dataset: CocoDataset, detections: Detections) -> tuple[CocoFigures, MatchTable]:
     """Evaluate the detections of one model on every image of a labelled set.
 
-    Perfect detections give 100, none at all 0. The evaluator is given new ids, contiguous from 1, and complete
-    records: it counts an annotation id 0 as unmatched, merges repeated ids, and fails on a missing ``iscrowd`` or
-    ``area`` and on an empty list of detections.
+    Perfect detections give 100, no detections 0. pycocotools gets new ids, contiguous from 1, and complete records: it
+    counts an annotation id 0 as unmatched, merges repeated ids, and fails on a missing ``iscrowd`` or ``area`` and on
+    an empty list of detections.
 
     Args:
-        dataset: The labels; their ``area`` decides which size an object has.
-        detections: N rows; ``member`` is ignored, and so is an image of the set that no row names.
+        dataset: The labels; their ``area`` determines the size class of an object.
+        detections: N rows; ``member`` is ignored. Images without a row have no detections.
 
     Returns:
-        The figures, and the matches that AP is counted from.
+        The figures, and the table of matches.
 
     Raises:
-        PredictionError: A detection is on an image that the set does not have, or of a model with another number
-            of classes.
+        PredictionError: A detection is on an image outside the set, or the model has another number of classes.
 
     Source:
         https://cocodataset.org/#detection-eval; ``pycocotools.cocoeval``.
@@ -203,19 +202,19 @@ def _validate_detections(dataset: CocoDataset, detections: Detections) -> np.nda
     unknown = np.setdiff1d(detections.image_ids, dataset.image_ids)
     if len(unknown):
         raise PredictionError(
-            f"image_ids of the detections must be images of {dataset.path}, got {unknown[0]} "
-            f"({len(unknown):,} unknown images); evaluate on the file that the detections were made for"
+            f"{dataset.path}: detections are on images that are not in this file (got image_id {unknown[0]}; "
+            f"{len(unknown):,} unknown images). Evaluate on the file that was predicted"
         )
     if detections.num_classes != len(dataset.class_names):
         raise PredictionError(
-            f"the detections must be of the {len(dataset.class_names)} classes of {dataset.path}, got a model with "
-            f"{detections.num_classes}; train and evaluate with the same categories"
+            f"{dataset.path}: the file has {len(dataset.class_names)} classes (got a model with "
+            f"{detections.num_classes}). Train and evaluate with the same categories"
         )
     return np.searchsorted(dataset.image_ids, detections.image_ids)
 
 
 def _records(image_rows: np.ndarray, class_index: np.ndarray, boxes: np.ndarray) -> list[dict[str, Any]]:
-    """Return one COCO record a box; ids start at 1 because pycocotools takes a match with id 0 for none."""
+    """Return one COCO record per box; ids start at 1 because pycocotools treats a match with id 0 as unmatched."""
     xywh = xyxy_to_xywh(boxes).tolist()
     columns = zip((image_rows + 1).tolist(), (class_index + 1).tolist(), xywh, strict=True)
     return [
@@ -242,7 +241,7 @@ def _per_class(evaluator: Any) -> list[float]:
 
 
 def _percent(value: float) -> float:
-    # -1 is pycocotools' word for "no ground truth".
+    # pycocotools returns -1 where there is no ground truth.
     return math.nan if value < 0 else 100.0 * float(value)
 
 

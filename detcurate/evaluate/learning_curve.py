@@ -1,4 +1,4 @@
-"""A power law through the AP of random subsets, and its inverse."""
+"""Learning curve of random subsets: a fitted power law, and the number of random images that equals a subset."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from detcurate.errors import PredictionError
-from detcurate.evaluate.student import t_95
+from detcurate.evaluate.bootstrap import student_t
 
 MIN_SIZES = 3
-"""A power law has three unknowns."""
+"""The fewest different subset sizes: a power law has three parameters."""
 
 _EXPONENTS = np.geomspace(1e-3, 10.0, 121)  # from a logarithm to a step
-_ZOOMS, _ZOOM_POINTS = 14, 9
 _BEST_AP = 100.0
 
 
@@ -25,16 +24,16 @@ class PowerLaw:
     """AP of ``num_images`` random images: ``asymptote - scale * num_images ** -exponent``, in percent.
 
     Args:
-        asymptote: What no number of images goes beyond, at most 100.
-        scale: 0 or more; 0 for a curve that does not rise, whose ``asymptote`` is the mean.
+        asymptote: The AP that the curve approaches, at most 100.
+        scale: 0 or more. A curve that does not rise has 0, and the mean AP as ``asymptote``.
         exponent: Above 0; 0 where ``scale`` is.
-        smallest: The smallest number of images that was measured.
-        largest: The largest.
+        smallest: The smallest measured number of images.
+        largest: The largest measured number of images.
         rmse: Root of the mean squared distance of the points from the curve, in AP percent.
 
     Source:
         Hestness et al. 2017, "Deep Learning Scaling is Predictable, Empirically" (arXiv 1712.00409): the error is a
-        power of the number of samples plus what cannot be reduced.
+        power of the number of samples plus an irreducible part.
     """
 
     asymptote: float
@@ -45,22 +44,25 @@ class PowerLaw:
     rmse: float
 
     def ap(self, num_images: np.ndarray | float) -> np.ndarray:
-        """Return the AP of numbers of images above 0."""
+        """Return the AP at the given numbers of images, all above 0."""
         return np.asarray(self.asymptote - self.scale * np.power(num_images, -self.exponent))
 
 
 def fit_power_law(num_images: np.ndarray, ap: np.ndarray) -> PowerLaw:
     """Fit a power law to the AP of random subsets by least squares over all points.
 
-    A curve that is flat or falls gives its mean. For a given exponent the law is linear in the other two, so the search
-    goes along one line only.
+    A flat or falling curve is fitted by its mean. For a given exponent the law is linear in the other two parameters,
+    so the search is one-dimensional (variable projection).
 
     Args:
-        num_images: (K,) integers of at least 1, the size of each subset; three different ones at least.
+        num_images: (K,) integers of at least 1, the size of each subset; at least three different sizes.
         ap: (K, S) AP in [0, 100], a column a seed.
 
     Raises:
-        PredictionError: The shapes do not go together, a value is out of range, or there are too few sizes.
+        PredictionError: The shapes do not match, a value is out of range, or there are too few sizes.
+
+    Source:
+        Golub and Pereyra 1973, variable projection; ``scipy.optimize.elementwise.find_minimum`` for the exponent.
 
     Example:
         >>> sizes = np.array([100, 200, 400, 800])
@@ -83,15 +85,15 @@ def fit_power_law(num_images: np.ndarray, ap: np.ndarray) -> PowerLaw:
 
 
 def equivalent_images(law: PowerLaw, ap: float) -> float:
-    """Return how many random images give an AP, within what was measured.
+    """Return the number of random images that reaches an AP, within the measured sizes.
 
     Args:
         law: Of random subsets.
         ap: In [0, 100].
 
     Returns:
-        In [``law.smallest``, ``law.largest``]; ``inf`` for more than the largest, or than any number, and 0 for fewer
-        than the smallest. Of a flat curve it is one of these two.
+        A number in [``law.smallest``, ``law.largest``]; ``inf`` when the AP is above the curve, 0 when it is below. A
+        flat curve gives ``inf`` or 0.
 
     Example:
         >>> law = PowerLaw(asymptote=60.0, scale=300.0, exponent=0.5, smallest=100, largest=800, rmse=0.0)
@@ -104,16 +106,16 @@ def equivalent_images(law: PowerLaw, ap: float) -> float:
 
 def _validate(num_images: np.ndarray, ap: np.ndarray) -> None:
     if num_images.ndim != 1 or ap.ndim != 2 or len(ap) != len(num_images) or not ap.shape[1]:
-        raise PredictionError(f"ap must have shape ({len(num_images)}, seeds), a row a size, got {ap.shape}")
+        raise PredictionError(f"ap must have shape ({len(num_images)}, seeds), one row per size (got {ap.shape})")
     if num_images.size and num_images.min() < 1:
-        raise PredictionError(f"num_images must be at least 1, got {num_images.min()}")
+        raise PredictionError(f"num_images must be at least 1 (got {num_images.min()})")
     if len(np.unique(num_images)) < MIN_SIZES:
         raise PredictionError(
-            f"a learning curve must have at least {MIN_SIZES} different numbers of images, got "
-            f"{sorted(set(num_images.tolist()))}; add fractions to CURATE.RETRAIN.CURVE_FRACTIONS"
+            f"CURATE.RETRAIN.CURVE_FRACTIONS: a learning curve needs at least {MIN_SIZES} different numbers of images "
+            f"(got {sorted(set(num_images.tolist()))}). Add fractions"
         )
     if not ((ap >= 0) & (ap <= _BEST_AP)).all():
-        raise PredictionError(f"ap must be in [0, 100], got {ap[~((ap >= 0) & (ap <= _BEST_AP))][0]}")
+        raise PredictionError(f"ap must be in [0, 100] (got {ap[~((ap >= 0) & (ap <= _BEST_AP))][0]})")
 
 
 def fit_laws(num_images: np.ndarray, ap: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -126,25 +128,31 @@ def fit_laws(num_images: np.ndarray, ap: np.ndarray) -> tuple[np.ndarray, np.nda
     Returns:
         The asymptote, the rise to it from the smallest size, and the exponent, (R,) each.
     """
-    ratio = np.log(num_images / num_images.min())
-    exponents = np.broadcast_to(_EXPONENTS, (len(ap), len(_EXPONENTS)))
-    steps = np.log(_EXPONENTS[1] / _EXPONENTS[0]) * np.linspace(-1, 1, _ZOOM_POINTS)
-    for zoom in range(_ZOOMS):
-        top, rise, error = _solve(ratio, ap, exponents)
-        best = np.take_along_axis(exponents, error.argmin(axis=1)[:, None], axis=1)
-        exponents = np.clip(best * np.exp(steps * (2.0 / (_ZOOM_POINTS - 1)) ** zoom), *_EXPONENTS[[0, -1]])
-    top, rise, _ = (part[:, 0] for part in _solve(ratio, ap, best))
-    return top, rise, np.where(rise > 0, best[:, 0], 0.0)
+    from scipy.optimize.elementwise import find_minimum  # imported late: only the report needs it
+
+    ratio, logs = np.log(num_images / num_images.min()), np.log(_EXPONENTS)
+
+    def error_of(log_exponent: np.ndarray, *columns: np.ndarray) -> np.ndarray:
+        return _solve(ratio, np.stack(columns, axis=-1), np.exp(log_exponent)[..., None])[2][..., 0]
+
+    # The error may have several minima: the grid finds the bracket of the lowest one.
+    _, _, error = _solve(ratio, ap, np.broadcast_to(_EXPONENTS, (len(ap), len(_EXPONENTS))))
+    middle, step = logs[error.argmin(axis=1)], logs[1] - logs[0]
+    found = find_minimum(error_of, (middle - step, middle, middle + step), args=tuple(ap.T))
+    # Without success there is no minimum between the ends: the error still falls at a bound of the exponent.
+    log_exponent = np.clip(np.where(found.success, found.x, middle), logs[0], logs[-1])
+    top, rise, _ = (part[:, 0] for part in _solve(ratio, ap, np.exp(log_exponent)[:, None]))
+    return top, rise, np.where(rise > 0, np.exp(log_exponent), 0.0)
 
 
 def _solve(ratio: np.ndarray, ap: np.ndarray, exponents: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the best asymptote and rise, (R, X), of each of (R, X) exponents, and their squared error."""
+    """Return the least-squares asymptote and rise for (R, X) exponents, and the squared error, (R, X) each."""
     x = np.exp(-exponents[..., None] * ratio)  # (R, X, K), 1 at the smallest size and falling
     y = ap[:, None, :]
     centred = x - x.mean(axis=2, keepdims=True)
     rise = np.maximum(-(centred * y).sum(axis=2) / (centred**2).sum(axis=2), 0.0)
     top = y.mean(axis=2) + rise * x.mean(axis=2)
-    bounded = ((_BEST_AP - y) * x).sum(axis=2) / (x**2).sum(axis=2)  # the best rise to an asymptote of 100
+    bounded = ((_BEST_AP - y) * x).sum(axis=2) / (x**2).sum(axis=2)  # least squares with the asymptote fixed at 100
     rise, top = np.where(top > _BEST_AP, bounded, rise), np.minimum(top, _BEST_AP)
     return top, rise, ((y - top[..., None] + rise[..., None] * x) ** 2).sum(axis=2)
 
@@ -152,15 +160,15 @@ def _solve(ratio: np.ndarray, ap: np.ndarray, exponents: np.ndarray) -> tuple[np
 def invert_laws(
     top: np.ndarray, rise: np.ndarray, exponent: np.ndarray, ap: np.ndarray, smallest: int, largest: int
 ) -> np.ndarray:
-    """Return what :func:`equivalent_images` does for (R,) ``ap`` and the laws of :func:`fit_laws`."""
+    """Return :func:`equivalent_images` of (R,) ``ap`` for the R laws of :func:`fit_laws`."""
     below_top = (ap < top) & (rise > 0)
     missing = np.where(below_top, top - ap, 1.0)
     logarithm = np.log(np.where(below_top, rise, 1.0) / missing) / np.where(below_top, exponent, 1.0)
     reach = math.log(largest / smallest)
-    slack = 1e-9  # what rounding does to an AP that lies on the curve's end
+    slack = 1e-9  # tolerance for an AP exactly at an end of the curve
     inside = smallest * np.exp(np.clip(logarithm, 0.0, reach))
     images = np.where(logarithm > reach + slack, np.inf, np.where(logarithm < -slack, 0.0, inside))
-    # A flat curve gives its one AP with the fewest images, and more than that with none.
+    # A flat curve reaches its mean AP with the fewest images, and a higher AP with no number of images.
     return np.where(below_top, images, np.where((rise == 0) & (ap <= top), 0.0, np.inf))
 
 
@@ -174,20 +182,24 @@ def learning_curve(
     *,
     subset: str = "curated",
 ) -> dict[str, Any]:
-    """Fit the learning curve of random subsets, and say how many random images a subset is worth.
+    """Fit the learning curve of random subsets, and find the number of random images that equals a subset.
 
     Args:
-        num_images: Arm -> images that it was trained on; all but ``subset`` are random subsets, or the whole pool.
+        num_images: Arm -> number of training images; all but ``subset`` are random subsets, or the whole pool.
         ap: Arm -> (S,) AP, the seeds in the same order.
-        replicates: Arm -> (B, S) AP on resampled evaluation sets; None where there are none.
-        subset: The arm in question; it need not be there.
+        replicates: Arm -> (B, S) AP on resampled evaluation sets, or None.
+        subset: The arm to compare with the curve; it may be absent.
 
     Returns:
-        JSON-able: ``points``, by size; ``fit``, the fields of :class:`PowerLaw`, and None with ``why_not`` where there
-        can be none; ``equivalent``, None without the arm: ``num_images`` and ``ap`` of it, ``images``, ``where`` and
-        ``more``, the ``interval`` of two such ends (None for one seed) and ``num_seeds``. ``where`` is ``within``
-        what was measured, ``above`` or ``below`` it (no ``images`` then) or ``flat``; ``more`` is the surplus over
-        ``num_images`` in percent, that of the largest or smallest size where ``images`` is beyond it.
+        A JSON-serialisable dict:
+
+        - ``points``: the arms of the curve by size.
+        - ``fit``: the fields of :class:`PowerLaw`, or None with the reason in ``why_not``.
+        - ``equivalent``: None without the arm ``subset``. Otherwise its ``num_images`` and ``ap``; ``images``, the
+          equal number of random images; ``where``, which is ``within``, ``above`` or ``below`` the measured curve
+          (``images`` is None for the last two) or ``flat``; ``more``, the surplus of ``images`` over ``num_images`` in
+          percent, that of the largest or smallest size where ``images`` is None; ``interval``, two ends with
+          ``images``, ``where`` and ``more`` (None for one seed); ``num_seeds``.
     """
     arms = sorted((arm for arm in num_images if arm != subset), key=lambda arm: (num_images[arm], arm))
     points = [{"arm": arm, "num_images": num_images[arm], **_spread(ap[arm])} for arm in arms]
@@ -206,7 +218,7 @@ def learning_curve(
         by_seed = student_interval(sizes, np.stack(curve), own)
         sets = {arm: np.tile(ap[arm], (_DRAWS, 1)) for arm in (*arms, subset)} if replicates is None else replicates
         drawn = bootstrap_interval(sizes, np.stack([sets[arm] for arm in arms]), sets[subset])
-        # As a difference is claimed only where both intervals leave out 0, so here what either holds is possible.
+        # The union of both intervals: a difference too is claimed only where both exclude 0.
         low, high = np.fmin(by_seed[0], drawn[0]), np.fmax(by_seed[1], drawn[1])
         ends = [_end(float(images), law, num_images[subset]) for images in (low, high)]
     images = equivalent_images(law, float(own.mean()))
@@ -224,16 +236,17 @@ def learning_curve(
 def bootstrap_interval(
     num_images: np.ndarray, ap: np.ndarray, subset_ap: np.ndarray, *, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Return the percentile interval of :func:`equivalent_images`: seeds are drawn again, and the law is fitted again.
+    """Return the bootstrap percentile interval of :func:`equivalent_images`.
 
-    All subsets share seed and images in each draw. With few seeds it is narrower than it should be.
+    Each draw resamples the training seeds, takes the next resampled evaluation set, and fits the law again; all subsets
+    share seeds and images in a draw. With few seeds the interval is too narrow.
 
     Args:
         num_images: (K,) the size of each random subset.
-        ap: (K, B, S) AP of each on B resampled evaluation sets, a column a seed.
-        subset_ap: (B, S) of the subset in question, on the same sets and with the same seeds.
-        level: in (0, 1).
-        seed: of the draw of seeds.
+        ap: (K, B, S) AP of each on B resampled evaluation sets, one column per seed.
+        subset_ap: (B, S) AP of the compared subset, on the same sets and with the same seeds.
+        level: Confidence level, in (0, 1).
+        seed: Seed of the draw of training seeds.
 
     Returns:
         The two ends as :func:`equivalent_images` gives them; NaN where no draw has an AP.
@@ -255,13 +268,13 @@ def bootstrap_interval(
 def student_interval(num_images: np.ndarray, ap: np.ndarray, subset_ap: np.ndarray) -> tuple[float, float]:
     """Return the 95 % interval of :func:`equivalent_images` by Student's t over the seeds.
 
-    It holds the sizes at which the subset and the curve do not differ by more than the seeds do: the standard error of
-    their difference is the jackknife's, which leaves out one seed and fits the law again.
+    It contains the sizes at which subset and curve do not differ significantly. The standard error of the difference is
+    the jackknife's: the law is fitted again without each seed.
 
     Args:
         num_images: (K,) the size of each random subset.
-        ap: (K, S) AP of each, a column a seed.
-        subset_ap: (S,) of the subset in question, with the same seeds; two at least.
+        ap: (K, S) AP of each, one column per seed.
+        subset_ap: (S,) AP of the compared subset with the same seeds; at least two.
 
     Returns:
         The two ends as :func:`equivalent_images` gives them.
@@ -278,9 +291,9 @@ def student_interval(num_images: np.ndarray, ap: np.ndarray, subset_ap: np.ndarr
     sizes = np.sort(np.append(np.geomspace(smallest, largest, _GRID), np.clip(best, smallest, largest)))
     curves = top[:, None] - rise[:, None] * (sizes / smallest) ** -exponent[:, None]
     differences = means[:, -1:] - curves
-    half = t_95(num_seeds - 1) * np.sqrt((num_seeds - 1) * differences[1:].var(axis=0)) + _ROUNDING
+    half = student_t(num_seeds - 1) * np.sqrt((num_seeds - 1) * differences[1:].var(axis=0)) + _ROUNDING
     possible = np.flatnonzero(np.abs(differences[0]) <= half)
-    if not len(possible):  # beyond one end, and the curve rises
+    if not len(possible):  # the curve rises, so the subset is beyond one of its ends
         end = math.inf if differences[0, 0] > 0 else 0.0
         return end, end
     low = 0.0 if possible[0] == 0 else float(sizes[possible[0]])

@@ -1,4 +1,4 @@
-"""The parts of the summary beside its first tables: differences, the learning curve, what the trainings took."""
+"""Markdown of a comparison of arms: tables, differences, the learning curve and the cost of the trainings."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 HEADINGS: Mapping[str, str] = {"AP_small": "AP_S", "AP_medium": "AP_M", "AP_large": "AP_L"}
-"""Figures that are called otherwise in the head of a table."""
+"""Figure -> its heading in a table, where that differs from its name."""
 
 ABSENT = "–"
 
 
 def mean_and_std(figure: Mapping[str, Any]) -> str:
-    """Return ``mean ± deviation`` with one decimal, the mean alone where one seed has none, a dash without a mean."""
+    """Return ``mean ± deviation`` with one decimal; the mean alone for one seed, a dash without a mean."""
     if figure["mean"] is None:
         return ABSENT
     mean = f"{figure['mean']:.1f}"
@@ -25,7 +25,7 @@ def signed(value: float) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a GitHub table whose columns also line up in a terminal: the first to the left, the rest to the right."""
+    """Return a GitHub table that is also aligned as plain text: the first column left, the others right."""
     cells = [[_escape(cell) for cell in row] for row in [header, *rows]]
     widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(header))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -41,7 +41,7 @@ def _escape(cell: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Return a text as one line in which no tag can begin, as viewers may show HTML that stands in Markdown."""
+    """Return a text as one line with ``<`` escaped: viewers may render HTML inside Markdown."""
     return " ".join(text.split()).replace("<", "&lt;")
 
 
@@ -49,16 +49,13 @@ _COLUMNS = {"num_images": "images", "num_boxes": "boxes", "iterations": "iterati
 
 
 def sections(summary: Mapping[str, Any]) -> list[str]:
-    """Return the sections of a summary, Markdown with a heading each.
-
-    What there is nothing to say about is left out.
-    """
+    """Return the non-empty sections of a summary, each as Markdown with a heading."""
     found = [difference_section(summary), curve_section(summary), training_section(summary)]
     return [section for section in found if section]
 
 
 def difference_section(summary: Mapping[str, Any]) -> str:
-    """Return every paired difference by figure, object size and class; empty where no arms are paired."""
+    """Return all paired differences by figure, object size and class; empty if no arms are paired."""
     pairs = summary["differences"]
     if not pairs:
         return ""
@@ -71,13 +68,13 @@ def difference_section(summary: Mapping[str, Any]) -> str:
     count = sum(row[1 + column] != ABSENT for row in rows for column in range(len(pairs)))
     return (
         f"## Differences by object size and class\n\n{table(['AP', *pairs], rows)}\n\n"
-        "In brackets the 95 % interval over seeds and images. A star where it leaves out 0 and so does Student's over "
-        f"the seeds; of {count} differences a starred one may be chance."
+        "In brackets: the 95 % interval over seeds and images. A star marks differences for which this interval and "
+        f"Student's over the seeds exclude 0; of {count} differences some may be starred by chance."
     )
 
 
 def curve_section(summary: Mapping[str, Any]) -> str:
-    """Return the AP of the random subsets beside the fitted curve, and what the curated images are worth."""
+    """Return the AP of the random subsets beside the fitted curve, and the equivalent of the curated images."""
     curve = summary.get("learning_curve")
     if curve is None:
         return ""
@@ -92,7 +89,7 @@ def curve_section(summary: Mapping[str, Any]) -> str:
 
 
 def training_section(summary: Mapping[str, Any]) -> str:
-    """Return what each arm was trained on and what that took, means over its seeds; empty where nothing is known."""
+    """Return training set and cost of each arm, means over its seeds; empty if no training is known."""
     known = {arm: found["training"] for arm, found in summary["arms"].items()}
     if not any(training["num_images"] for training in known.values()):
         return ""
@@ -101,28 +98,28 @@ def training_section(summary: Mapping[str, Any]) -> str:
         for arm, training in known.items()
     ]
     return (
-        f"## What a training took\n\n{table(['arm', *_COLUMNS.values(), 'seconds'], rows)}\n\n"
-        "Means over the seeds. The seconds are those of the iterations, beside whatever else the machine did. What the "
-        "search took, the ensemble's training and its answers, is not in this table."
+        f"## Cost of the trainings\n\n{table(['arm', *_COLUMNS.values(), 'seconds'], rows)}\n\n"
+        "Means over the seeds. Seconds are wall-clock time of the iterations and depend on the machine's other load. "
+        "The cost of the search (training the ensemble and its predictions) is not included."
     )
 
 
 def curve_sentence(curve: Mapping[str, Any]) -> str:
-    """Say how many random images the curated ones are worth, with the interval, or why that cannot be said.
+    """Return a sentence: the number of random images that equals the curated ones, or the reason why there is none.
 
     Args:
-        curve: What :func:`detcurate.evaluate.learning_curve.learning_curve` gave.
+        curve: The result of :func:`detcurate.evaluate.learning_curve.learning_curve`.
     """
     if curve["fit"] is None:
         return f"No learning curve: {curve['why_not']}."
     found, smallest, largest = curve["equivalent"], curve["fit"]["smallest"], curve["fit"]["largest"]
     if found is None:
-        return "No curated subset was trained and evaluated that the learning curve could be compared with."
+        return "The learning curve has no curated subset to compare with."
     subset = f"The {found['num_images']:,} curated images ({found['ap']:.1f} AP)"
     if _places(found) == ["below", "above"]:
         return (
-            f"What {subset[0].lower()}{subset[1:]} are worth cannot be told with {found['num_seeds']} seeds: the 95 % "
-            f"interval goes from fewer than {smallest:,} to more than {largest:,} random images."
+            f"{subset} cannot be placed on the curve with {found['num_seeds']} seeds: the 95 % interval goes from "
+            f"fewer than {smallest:,} to more than {largest:,} random images."
         )
     if found["where"] == "flat":
         return (
@@ -136,7 +133,7 @@ def curve_sentence(curve: Mapping[str, Any]) -> str:
     else:
         how = "" if set(_places(found)) <= {found["where"]} else "on average "
         end = f"more than {largest:,}" if found["where"] == "above" else f"fewer than {smallest:,}"
-        text = f"{subset} are {how}{found['where']} the curve: worth {end} random images, {_more(found)} data"
+        text = f"{subset} are {how}{found['where']} the curve: they equal {end} random images, {_more(found)} data"
     return f"{text} ({_interval(found)})."
 
 
@@ -145,7 +142,7 @@ def _places(found: Mapping[str, Any]) -> list[str]:
 
 
 def _beside(found: Mapping[str, Any]) -> str:
-    """Say of a flat curve on which side of it a subset surely is."""
+    """Return on which side of a flat curve the subset is, if the interval lies on one side."""
     places = _places(found)
     return f", and the curated ones are {places[0]} that" if len(set(places)) == 1 and places[0] != "within" else ""
 
@@ -173,8 +170,8 @@ def _law(fit: Mapping[str, Any]) -> str:
     rise = fit["scale"] * fit["smallest"] ** -fit["exponent"]
     return (
         f"Fitted over all seeds: AP = {fit['asymptote']:.1f} - {rise:.1f} · (images / {fit['smallest']:,})^"
-        f"-{fit['exponent']:.2f}, {fit['rmse']:.1f} AP from the points (root mean square). What it says beyond "
-        f"{fit['largest']:,} images is an extrapolation."
+        f"-{fit['exponent']:.2f}, {fit['rmse']:.1f} AP from the points (root mean square). Values beyond "
+        f"{fit['largest']:,} images are extrapolated."
     )
 
 

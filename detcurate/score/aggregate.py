@@ -149,24 +149,14 @@ WEIGHTED = ("class_weighted_sum",)
 """The aggregations that weigh the objects by their class."""
 
 
-def average_ranks(values: np.ndarray) -> np.ndarray:
-    """Rank (I,) values from 1 for the lowest to I; equal values share the mean of their ranks.
-
-    Example:
-        >>> average_ranks(np.array([0.2, 0.9, 0.2, 0.5])).tolist()
-        [1.5, 4.0, 1.5, 3.0]
-    """
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    highest = np.cumsum(counts)
-    ranks: np.ndarray = (highest - (counts - 1) / 2)[group]
-    return ranks
-
-
 def _rank(values: np.ndarray) -> np.ndarray:
-    """Average ranks scaled to [0, 1]; without any order to tell (one image, or all equal) the middle, 0.5."""
+    """Scale average ranks to [0, 1]; one image, or images that are all equal, get 0.5."""
+    from scipy.stats import rankdata  # imported late: it takes a second
+
     if len(values) < 2:
         return np.full(len(values), 0.5)
-    return (average_ranks(values) - 1.0) / (len(values) - 1)
+    ranks: np.ndarray = (rankdata(values) - 1.0) / (len(values) - 1)
+    return ranks
 
 
 def _zscore(values: np.ndarray) -> np.ndarray:

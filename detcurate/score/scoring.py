@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from detcurate.errors import ConfigError, PredictionError
-from detcurate.score.aggregate import WEIGHTED, aggregate, average_ranks, combine
+from detcurate.score.aggregate import WEIGHTED, aggregate, combine
 from detcurate.score.associate import associate
 from detcurate.score.cluster_statistics import ClusterStatistics, gather_cluster_statistics
 from detcurate.score.label_errors import LABEL_ERRORS, label_error_scores
@@ -315,10 +315,10 @@ def score_images(
 
 
 def score_box_correlation(scores: ImageScores) -> float:
-    """Spearman's rank correlation of an image's score with its number of objects: how much the score buys crowds.
+    """Return Spearman's rank correlation of image score and number of objects: the preference for crowded images.
 
-    1 when more objects always score higher, 0 when the count says nothing, and 0 too where it is undefined (fewer
-    than two images, or a column that is constant).
+    1 when more objects always score higher, 0 when score and count are unrelated. 0 also where the correlation is
+    undefined: fewer than two images, or a constant column.
 
     Args:
         scores: I rows with a component ``num_objects``.
@@ -329,13 +329,12 @@ def score_box_correlation(scores: ImageScores) -> float:
     Source:
         Spearman 1904; the crowd bias of summed uncertainty: Haussmann et al. 2020 (arXiv 2004.04699).
     """
-    score_ranks = average_ranks(scores.image_score)
-    count_ranks = average_ranks(scores.components["num_objects"])
-    deviations = np.stack((score_ranks, count_ranks)) - (len(scores) + 1) / 2
-    norms = np.linalg.norm(deviations, axis=1)
-    if not norms.all():
+    from scipy.stats import spearmanr  # imported late: it takes a second
+
+    columns = (scores.image_score, scores.components["num_objects"])
+    if any(len(column) < 2 or column.min() == column.max() for column in columns):
         return 0.0
-    return float(np.clip(deviations[0] @ deviations[1] / norms.prod(), -1.0, 1.0))
+    return float(np.clip(spearmanr(*columns).statistic, -1.0, 1.0))
 
 
 def _image_index(object_image_ids: np.ndarray, image_ids: np.ndarray) -> np.ndarray:

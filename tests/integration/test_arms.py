@@ -157,6 +157,6 @@ def test_the_report_of_a_learning_curve(pool):
     assert sorted(results["arms"]["differences"]) == ["curated - full", "curated - random"]
     summary = (output / "report" / "summary.md").read_text()
     headings = [line for line in summary.splitlines() if line.startswith("#")]
-    assert headings[1:] == ["## Differences by object size and class", "## Learning curve", "## What a training took"]
+    assert headings[1:] == ["## Differences by object size and class", "## Learning curve", "## Cost of the trainings"]
     stage_metadata = json.loads((output / "retrain" / "stage.json").read_bytes())
     assert stage_metadata["summary"].endswith("; random_30% is the arm random, which has as many images")

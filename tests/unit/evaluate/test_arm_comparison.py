@@ -5,12 +5,10 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from detcurate.errors import PredictionError
 from detcurate.evaluate.arm_comparison import markdown_table, summarise
 from detcurate.evaluate.coco_eval import FIGURES, CocoFigures
-from detcurate.evaluate.student import t_95
 from detcurate.evaluate.summary import curve_section, curve_sentence, difference_section, sections, training_section
 
 
@@ -65,7 +63,7 @@ def test_mean_and_deviation_by_hand():
     assert arm["num_seeds"] == 3
     assert arm["figures"]["AP"]["mean"] == pytest.approx(34.0)
     assert arm["figures"]["AP"]["std"] == pytest.approx(4.0)
-    assert arm["figures"]["AP"]["interval"] == pytest.approx(4.303 * 4 / math.sqrt(3))
+    assert arm["figures"]["AP"]["interval"] == pytest.approx(4.3026527 * 4 / math.sqrt(3))
     assert arm["figures"]["AP"]["values"] == [30.0, 34.0, 38.0]
     assert arm["figures"]["AP50"]["mean"] == pytest.approx(54.0)
     assert arm["per_class"]["car"]["mean"] == pytest.approx(34.0)
@@ -129,19 +127,10 @@ def test_the_summary_is_json():
 
 
 def test_results_that_cannot_be_compared():
-    with pytest.raises(PredictionError, match="every arm must have at least one result, got none for full"):
+    with pytest.raises(PredictionError, match=r"results: .*full"):
         summarise({"curated": [figures(1.0)], "full": []})
-    with pytest.raises(PredictionError, match="results must be of one evaluation set, got "):
+    with pytest.raises(PredictionError, match=r"results: .*one evaluation set"):
         summarise({"curated": [figures(1.0)], "full": [figures(1.0, num_boxes=8)]})
-
-
-@pytest.mark.parametrize("degrees", [1, 2, 5, 17, 30])
-def test_student_t_against_scipy(degrees):
-    assert t_95(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), abs=6e-4)
-
-
-def test_above_the_table_the_factor_stays_on_the_careful_side():
-    assert t_95(500) == t_95(30) > stats.t.ppf(0.975, 500)
 
 
 def test_tables():
@@ -186,10 +175,8 @@ def test_two_seeds_need_more_than_two_standard_errors():
 
 def test_one_seed_claims_nothing():
     text = sentence(curated=[60.0], random=[10.0])
-    assert (
-        text
-        == "The seeds' deviation is unknown; curated - random is +50.0 AP: no difference can be claimed with 1 seed."
-    )
+    assert "+50.0 AP: no difference can be claimed with 1 seed" in text
+    assert "unknown" in text
 
 
 def test_equal_arms_claim_nothing():
@@ -206,7 +193,7 @@ def test_clear_differences_are_named_with_their_direction():
 
 def test_a_set_without_boxes_says_so():
     text = sentence(curated=[math.nan] * 2, random=[math.nan] * 2)
-    assert "curated - random is not defined: the evaluation set has no boxes" in text
+    assert "curated - random is undefined: the evaluation set has no boxes" in text
 
 
 def test_every_figure_of_the_record_is_summarised():
@@ -243,7 +230,7 @@ def test_differences_have_intervals_by_size_and_class():
     assert cells["AP_L"].startswith("+10.0* (+9.")
     assert cells["car"] == f"+0.0 ({low:+.1f} to {high:+.1f})"
     assert cells["AP_S"] == cells["bike"] == "–"
-    assert "of 6 differences a starred one may be chance" in lines[-1]
+    assert "of 6 differences" in lines[-1]
 
 
 def test_one_seed_has_no_interval_by_class_either():
@@ -297,7 +284,7 @@ def test_the_arms_of_the_curve_are_listed_but_not_compared():
     assert "| random_25%    |    100 | 20.0 ± 0.0 |" in section
     assert "Fitted over all seeds: AP = 40.0 - 20.0 · (images / 100)^-1.00, 0.0 AP from the points" in section
     assert [part.splitlines()[0] for part in sections(summary)] == [
-        "## Differences by object size and class", "## Learning curve", "## What a training took",
+        "## Differences by object size and class", "## Learning curve", "## Cost of the trainings",
     ]  # fmt: skip
     assert curve_section(summarise(arms(full=[1.0]))) == ""
 
@@ -305,13 +292,13 @@ def test_the_arms_of_the_curve_are_listed_but_not_compared():
 def test_beyond_the_curve_it_says_so():
     worth = curve_sentence(curve_summary(curated=(36.2, 36.2))["learning_curve"])
     assert worth == (
-        "The 125 curated images (36.2 AP) are above the curve: worth more than 400 random images, over 220 % more data "
-        "(95 % interval: over 220 % more throughout)."
+        "The 125 curated images (36.2 AP) are above the curve: they equal more than 400 random images, over 220 % more "
+        "data (95 % interval: over 220 % more throughout)."
     )
     worth = curve_sentence(curve_summary(curated=(10.0,), seeds=1)["learning_curve"])
-    assert "are below the curve: worth fewer than 100 random images, under 20 % less data (no interval: one" in worth
+    assert "are below the curve: they equal fewer than 100 random images, under 20 % less data (no interval" in worth
     worth = curve_sentence(curve_summary(curated=(35.5, 36.0))["learning_curve"])
-    assert "are on average above the curve: worth more than 400 random images, over 220 % more data (95 % int" in worth
+    assert "are on average above the curve: they equal more than 400 random images, over 220 % more data (95" in worth
     assert worth.endswith(" to over 220 % more).")
     flat = curve_sentence(curve_summary(full=(1.0, 1.0))["learning_curve"])
     assert "have no equivalent: from 100 to 400 random images the AP does not rise (19.6 on average), and" in flat
@@ -321,7 +308,7 @@ def test_beyond_the_curve_it_says_so():
 def test_an_interval_that_holds_the_whole_curve_is_no_answer():
     worth = curve_sentence(curve_summary(curated=(5.0, 55.0))["learning_curve"])
     assert worth == (
-        "What the 125 curated images (30.0 AP) are worth cannot be told with 2 seeds: the 95 % interval goes from "
+        "The 125 curated images (30.0 AP) cannot be placed on the curve with 2 seeds: the 95 % interval goes from "
         "fewer than 100 to more than 400 random images."
     )
 
@@ -331,7 +318,5 @@ def test_a_curve_that_cannot_be_fitted_says_why():
     training = trained(results, **{"curated": 10, "random_25%": 5, "random_50%": 10})
     summary = summarise(results, training=training, curve_arms=["random_25%", "random_50%"])
     last = markdown_table(summary, {}).splitlines()[-1]
-    assert last.startswith(
-        "No learning curve: a learning curve must have at least 3 different numbers of images, got [5, 10]"
-    )
+    assert last.startswith("No learning curve: CURATE.RETRAIN.CURVE_FRACTIONS: ") and "[5, 10]" in last
     assert "| random_50%    |     10 | 25.0 |      – |" in curve_section(summary)

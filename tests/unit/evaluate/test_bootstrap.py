@@ -1,12 +1,13 @@
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
 
 from detcurate.coco.dataset import read_coco
 from detcurate.errors import PredictionError
-from detcurate.evaluate.bootstrap import image_weights, paired_interval, weighted_ap, weighted_figures
+from detcurate.evaluate.bootstrap import image_weights, paired_interval, student_t, weighted_ap, weighted_figures
 from detcurate.evaluate.coco_eval import evaluate_coco
 from detcurate.structures import Detections
 
@@ -209,7 +210,23 @@ def test_the_interval_covers_what_is_true():
 
 def test_weights_of_another_set(dataset):
     _, table = evaluate_coco(dataset, noisy(dataset, 0))
-    with pytest.raises(PredictionError, match=r"weights must have shape \(B, 11\), got \(2, 9\)"):
+    with pytest.raises(PredictionError, match=r"weights .*\(B, 11\).*\(2, 9\)"):
         weighted_ap(table, np.ones((2, 9), np.int64))
-    with pytest.raises(PredictionError, match="the same replicates and seeds"):
+    with pytest.raises(PredictionError, match=r"replicates and seeds"):
         paired_interval(np.zeros((4, 2)), np.zeros((4, 3)))
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99])
+def test_student_t_equals_closed_forms_of_one_two_and_four_degrees(level):
+    p = (1 + level) / 2
+    alpha = 4 * p * (1 - p)
+    q = math.cos(math.acos(math.sqrt(alpha)) / 3) / math.sqrt(alpha)
+    assert student_t(1, level=level) == pytest.approx(math.tan(math.pi * (p - 0.5)))
+    assert student_t(2, level=level) == pytest.approx(2 * (p - 0.5) * math.sqrt(2 / alpha))
+    assert student_t(4, level=level) == pytest.approx(2 * math.sqrt(q - 1))
+
+
+def test_student_t_falls_to_the_normal_quantile():
+    values = [student_t(degrees) for degrees in (1, 2, 5, 30, 31, 500, 10**6)]
+    assert values == sorted(values, reverse=True) and len(set(values)) == len(values)
+    assert values[-1] == pytest.approx(1.959964, abs=1e-5)
