@@ -115,7 +115,7 @@ def _write(path: Path, columns: dict[str, np.ndarray]) -> None:
 
 def _write_objects(path: Path, boxes: np.ndarray, classes: np.ndarray, num_images: int) -> None:
     """Write the table of objects as the stage does, a row group a block of images."""
-    from detcurate.pipeline.tables import object_table
+    from detcurate.pipeline.object_table import object_table
     from detcurate.structures import ObjectScores
 
     rng = np.random.default_rng(1)

@@ -209,7 +209,7 @@ def score_store(folder: Path) -> tuple[float, float]:
     from detcurate.coco.dataset import read_coco
     from detcurate.config import ScoreSettings
     from detcurate.pipeline.stages.score import score_predictions
-    from detcurate.pipeline.tables import write_columns
+    from detcurate.pipeline.tables import ImagesTable
     from detcurate.predictions.store import open_predictions, read_members
     from detcurate.score.scoring import combine_images
 
@@ -228,10 +228,7 @@ def score_store(folder: Path) -> tuple[float, float]:
     )
     weights = dict(zip(settings.measures, settings.weights, strict=True))
     scores = combine_images(dataset.image_ids, components, weights=weights)
-    write_columns(
-        folder / "images.parquet",
-        {"image_id": scores.image_ids, "image_score": scores.image_score, **scores.components},
-    )
+    ImagesTable.within(folder).write_scores(scores)
     seconds = time.perf_counter() - start
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return seconds, peak / 1e6

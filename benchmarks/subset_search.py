@@ -36,8 +36,8 @@ from detcurate.pipeline import Run, run_pipeline
 from detcurate.pipeline.image_similarity import read_pool_embeddings
 from detcurate.pipeline.prediction_jobs import count_shards, make_missing_shards, prediction_job, predictions_digest
 from detcurate.pipeline.search import search_rounds
-from detcurate.pipeline.stages.score import read_scores, score_predictions
-from detcurate.pipeline.tables import read_selection
+from detcurate.pipeline.stages.score import score_predictions
+from detcurate.pipeline.tables import read_scores, read_selection
 from detcurate.pipeline.training_jobs import train_jobs, training_job
 from detcurate.predictions.store import open_predictions, prepare_prediction_sets, read_members, read_predictions
 from detcurate.score.label_errors import LABEL_ERRORS

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from detcurate.errors import ConfigError, DatasetError
 from detcurate.pipeline.context import Run
-from detcurate.pipeline.named import named_run
+from detcurate.pipeline.workspace import named_run
 
 if TYPE_CHECKING:
     import pandas as pd

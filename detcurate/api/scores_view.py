@@ -6,15 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from detcurate.api.pool_view import Folder, data_frame, open_run, original_ids, require_column, row_of
 from detcurate.coco.dataset import CocoDataset
-from detcurate.errors import PredictionError
-from detcurate.io.parquet import bounded
-from detcurate.io.storage import Location
-from detcurate.pipeline.stages.score import OBJECTS, read_scores
+from detcurate.pipeline.object_table import ObjectsTable
+from detcurate.pipeline.tables import RemovedTable, SelectionTable, read_scores
 from detcurate.structures import ImageScores
 
 if TYPE_CHECKING:
@@ -22,8 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 from collections import Counter
 from collections.abc import Mapping
-
-from detcurate.pipeline.tables import REMOVED, SELECTION, read_columns
 
 _SCORE = "image_score"
 
@@ -39,7 +33,7 @@ class Scores:
     """
 
     images: ImageScores
-    objects: Location
+    objects: ObjectsTable
     pool: CocoDataset
 
     @classmethod
@@ -50,8 +44,7 @@ class Scores:
             DetcurateError: The folder is of no run, or nothing is scored there.
         """
         run = open_run(output_dir)
-        run.stage_metadata("score")
-        return cls(read_scores(run), run.directory("score") / OBJECTS, run.pool)
+        return cls(read_scores(run), ObjectsTable.of(run), run.pool)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -75,13 +68,7 @@ class Scores:
             PredictionError: There is no table of objects.
         """
         row = None if image_id is None else row_of(self.pool, image_id)
-        filters = None if row is None else [("image_id", "=", int(self.pool.image_ids[row]))]
-        try:
-            table = pq.read_table(bounded(self.objects), partitioning=None, filters=filters)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise PredictionError(
-                f"the objects must be a whole Parquet file ({self.objects}): {error}; score in a mode that has objects"
-            ) from error
+        table = self.objects.rows(None if row is None else self.pool.image_ids[row : row + 1])
         columns = {name: table[name].to_pandas() for name in table.column_names}
         columns["image_id"] = original_ids(self.pool, table["image_id"].to_pylist())
         return data_frame(columns)
@@ -139,9 +126,7 @@ class Selection:
             DetcurateError: The folder is of no run, or nothing is selected there.
         """
         run = open_run(output_dir)
-        run.stage_metadata("select")
-        directory = run.directory("select")
-        return cls(read_columns(directory / SELECTION), read_columns(directory / REMOVED), run.pool)
+        return cls(SelectionTable.of(run).read(), RemovedTable.of(run).read(), run.pool)
 
     def __len__(self) -> int:
         return len(self.taken["image_id"])

@@ -10,7 +10,7 @@ from typing import Any
 
 from detcurate.cli.common import say, say_json, table
 from detcurate.pipeline.commands.explain import explain_image
-from detcurate.pipeline.named import named_run
+from detcurate.pipeline.workspace import named_run
 
 _MOST_CLUSTERS = 12
 _EPILOG = """\

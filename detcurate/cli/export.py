@@ -11,7 +11,7 @@ from detcurate.cli.common import local_path, say, say_json
 from detcurate.interop.export.formats import FORMATS, IMAGES, Images, Options, write_export
 from detcurate.interop.export.label_studio import LOCAL_FILES
 from detcurate.pipeline.commands.export import WHAT, export_content
-from detcurate.pipeline.named import named_run
+from detcurate.pipeline.workspace import named_run
 
 _EPILOG = """\
 The run is named by its config, with KEY VALUE overrides, or by its OUTPUT_DIR; its stage manifest must have finished.

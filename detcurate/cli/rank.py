@@ -15,7 +15,7 @@ from detcurate.io.storage import is_url, local_file, locate
 from detcurate.pipeline import Run
 from detcurate.pipeline.commands.rank import rank_candidates
 from detcurate.pipeline.stages.select import subset_file
-from detcurate.pipeline.tables import SELECTION
+from detcurate.pipeline.tables import SelectionTable
 
 _EPILOG = """\
 The ensemble is that of the config's run, whose stage train must have finished. CURATE.SELECT says how many images are
@@ -54,5 +54,5 @@ def run(argv: Sequence[str]) -> int:
     image_root = None if root is None else locate(root, name="--image-root", options=options)
     images = local_file(arguments.images, name="LIST", options=options)
     ranked = rank_candidates(Run(cfg, arguments.config_file), images, image_root)
-    say("", f"to label: {subset_file(ranked)}", f"ranks:    {ranked.directory('select') / SELECTION}")
+    say("", f"to label: {subset_file(ranked)}", f"ranks:    {SelectionTable.of(ranked).path}")
     return 0

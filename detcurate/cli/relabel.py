@@ -11,7 +11,7 @@ from typing import Any
 from detcurate.cli.common import local_path, say, say_json
 from detcurate.interop.corrections.apply import apply_corrections
 from detcurate.interop.corrections.readers import read_corrected
-from detcurate.pipeline.named import named_run
+from detcurate.pipeline.workspace import named_run
 
 _EPILOG = """\
 CORRECTED is COCO, "CVAT for images 1.1" (XML) or Label Studio's JSON export, plain or gzip. The labels of each image

@@ -10,11 +10,10 @@ from pathlib import Path
 
 from detcurate.cli.common import local_path, say
 from detcurate.errors import ConfigError
-from detcurate.pipeline.named import named_run
 from detcurate.pipeline.report_inputs import stage_states
 from detcurate.pipeline.stage import run_stage
 from detcurate.pipeline.stages.report import build_report, report_stage
-from detcurate.pipeline.workspace import report_lock
+from detcurate.pipeline.workspace import named_run, report_lock
 
 _EPILOG = """\
 the run is named by its config, or by its OUTPUT_DIR:

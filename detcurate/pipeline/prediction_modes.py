@@ -20,6 +20,7 @@ from detcurate.errors import ConfigError, PredictionError
 from detcurate.io.files import atomic_path, sha256_json
 from detcurate.io.storage import Location
 from detcurate.pipeline.context import Run
+from detcurate.pipeline.object_table import reference_table
 from detcurate.pipeline.prediction_jobs import (
     EMBEDDINGS,
     Preparation,
@@ -28,7 +29,6 @@ from detcurate.pipeline.prediction_jobs import (
     prediction_job,
     predictions_digest,
 )
-from detcurate.pipeline.tables import reference_table
 from detcurate.pipeline.training_jobs import training_config
 from detcurate.predictions.shards import DENSE_AGGREGATIONS, read_dense, read_references, shard_path
 from detcurate.score.aggregate import class_weights, combine

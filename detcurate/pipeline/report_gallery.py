@@ -8,17 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from detcurate.coco.image_files import leads_out_by_link
 from detcurate.coco.validation.findings import LINK, RULES
 from detcurate.errors import PredictionError
-from detcurate.io.parquet import DAMAGES, bounded
+from detcurate.io.parquet import DAMAGES
 from detcurate.io.storage import Location
 from detcurate.pipeline.context import Run
-from detcurate.pipeline.stages.score import OBJECTS
+from detcurate.pipeline.object_table import SIDES, ObjectsTable
 from detcurate.predictions.store import open_predictions, read_members
 from detcurate.report.pictures import (
     LABEL_ERRORS,
@@ -34,7 +31,7 @@ from detcurate.report.pictures import (
 from detcurate.report.records import Choice, DrawnBox, Gallery, Picture, Pool, Scores, Tile
 from detcurate.report.tables import count_of
 
-SIDES = ("x1", "y1", "x2", "y2")
+_SHOWN_COLUMNS = ("image_id", "kind", "annotation_id", *SIDES, "class_index", "confidence", "votes", *LABEL_ERRORS)
 _LEAST_CONFIDENCE, _LEAST_VOTE = 0.3, 0.3
 _MOST_CLUSTERS, _MOST_VOTES = 40, 200
 
@@ -43,23 +40,13 @@ Objects = Mapping[int, Sequence[Mapping[str, Any]]]
 
 
 def read_objects(run: Run, ids: np.ndarray) -> dict[int, list[dict[str, Any]]]:
-    """Read the objects of some images, and no more of the table than the row groups that hold them."""
-    path = run.directory("score") / OBJECTS
-    if not path.is_file():  # the mode dense keeps no objects
+    """Return the objects of some images, by image; none in the mode ``dense``, which has no table of objects."""
+    table = ObjectsTable.within(run.directory("score"))
+    if not table.exists():
         return {}
     found: dict[int, list[dict[str, Any]]] = {}
-    with pq.ParquetFile(bounded(path)) as file:
-        wanted = pa.array(ids)
-        own = ("image_id", "kind", "annotation_id", *SIDES, "class_index", "confidence", "votes", *LABEL_ERRORS)
-        columns = [name for name in own if name in file.schema_arrow.names]
-        for group in range(file.metadata.num_row_groups):
-            bounds = file.metadata.row_group(group).column(0).statistics
-            if bounds is not None and bounds.has_min_max and not ((ids >= bounds.min) & (ids <= bounds.max)).any():
-                continue
-            table = file.read_row_group(group, columns=columns)
-            table = table.filter(pc.is_in(table["image_id"], wanted))
-            for row in table.to_pylist():
-                found.setdefault(row["image_id"], []).append(row)
+    for row in table.rows(ids, names=_SHOWN_COLUMNS).to_pylist():
+        found.setdefault(row["image_id"], []).append(row)
     return found
 
 

@@ -13,8 +13,7 @@ from detcurate.manifest.write import histograms
 from detcurate.pipeline.context import LOG, STAGES, Run, StageMetadata
 from detcurate.pipeline.pool_columns import sequence_codes
 from detcurate.pipeline.stage import damaged_outputs, output_digest, read_stage_metadata
-from detcurate.pipeline.stages.score import IMAGES
-from detcurate.pipeline.tables import REMOVED, SELECTION, read_columns
+from detcurate.pipeline.tables import ImagesTable, RemovedTable, SelectionTable
 from detcurate.report.pictures import LABEL_ERRORS
 from detcurate.report.records import Choice, Pool, Scores, StageState
 
@@ -56,7 +55,7 @@ def report_scores(run: Run, pool: Pool) -> Scores:
     """
     settings = run.stage_metadata("score")["settings"]
     used, wanted = tuple(settings["measures"]), ("image_id", "image_score", *settings["measures"], *LABEL_ERRORS)
-    columns = read_columns(run.directory("score") / IMAGES, wanted)
+    columns = ImagesTable.of(run).read(wanted)
     image_ids, image_score = columns.pop("image_id"), columns.pop("image_score")
     if not np.array_equal(image_ids, pool.image_ids):
         raise PredictionError(f"the scores must be of the pool's {len(pool)} images, got {len(image_ids)}; score again")
@@ -69,8 +68,7 @@ def report_choice(run: Run, pool: Pool) -> Choice:
     Raises:
         PredictionError: A table is absent, damaged, or of other images.
     """
-    directory = run.directory("select")
-    taken, gone = read_columns(directory / SELECTION), read_columns(directory / REMOVED)
+    taken, gone = SelectionTable.of(run).read(), RemovedTable.of(run).read()
     ids = np.concatenate((taken["image_id"], gone["image_id"]))
     order = np.argsort(ids, kind="stable")
     if not np.array_equal(ids[order], pool.image_ids):

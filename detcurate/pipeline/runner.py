@@ -35,7 +35,7 @@ from detcurate.pipeline.training_jobs import require_device, require_model, requ
 from detcurate.pipeline.workspace import (
     claim_output_dir,
     logged_to,
-    named_when_full,
+    naming_full_disk,
     output_lock,
     report_lock,
     require_locations,
@@ -154,7 +154,7 @@ def run_pipeline(
     """
     names = stage_names(run, until=until, only=only)
     _validate(run, names)
-    with named_when_full(run.output_dir), output_lock(run, wait=wait):
+    with naming_full_disk(run.output_dir), output_lock(run, wait=wait):
         claim_output_dir(run, fresh=fresh)
         with logged_to(run.output_dir / LOG):
             for name in names:

@@ -17,7 +17,7 @@ from detcurate.config import CurateSettings
 from detcurate.errors import ConfigError, SelectionError
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.pool_columns import planned_amount, requested_budget
-from detcurate.pipeline.tables import SELECTION, read_selection
+from detcurate.pipeline.tables import SelectionTable, read_selection
 from detcurate.select.compose import select
 from detcurate.select.limits import Budget, resolve_budget
 from detcurate.structures import ImageScores
@@ -142,7 +142,7 @@ def lineage(run: Run) -> dict[str, Any]:
     """Describe the search for the provenance: its scheme, and every round before with the digest of what it chose."""
     before, rounds = previous_round(run), []
     while before is not None:
-        output = before.stage_metadata("select")["outputs"][SELECTION]
+        output = before.stage_metadata("select")["outputs"][SelectionTable.FILE]
         rounds.append(
             {
                 "round": before.round,

@@ -1,8 +1,8 @@
-"""A stage of the pipeline: skipped when its inputs' digests match, continued when it was interrupted.
+"""Run one stage: skip it when its settings and input digests are unchanged, continue it when it was interrupted.
 
-Each stage owns one directory. ``stage.json`` in it says what the stage was given, whether it finished, and the digest
-of every file it wrote. What a later stage depends on are those digests, so a stage that is done again with the same
-result does not touch the stages after it.
+Each stage owns one directory. ``stage.json`` there, the stage metadata, records its settings, its input digests, its
+status and the digest of every file it wrote. Later stages depend on these output digests. A stage that runs again with
+the same result therefore leaves the later stages up to date.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from detcurate.legacy import renamed_settings
 STAGE_FILE = "stage.json"
 
 _CHECKED_WHEN_READ = ("*.safetensors", "shard-*.parquet")
-"""Large files that whoever reads them checks, by the ledger's digest and by the checksums of their pages."""
+"""Large files that are verified when they are read: by the member index, or by the checksums of their pages."""
 
 State = Literal["complete", "interrupted", "changed", "new"]
 
@@ -44,7 +44,7 @@ _found_good: set[tuple[Any, ...]] = set()
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage wrote.
+    """The result of a stage.
 
     Args:
         outputs: The files that later stages may depend on.
@@ -63,12 +63,12 @@ class Stage:
 
     Args:
         name: Such as ``"train"``.
-        directory: Where it writes; nothing else writes there.
-        settings: The settings that touch its result, as JSON values.
-        inputs: Name -> digest of what it reads.
-        run: Does the work. Interrupted and called again with the same settings and inputs, it continues.
-        keeps_good_files: Whether ``run`` itself knows which of its files are still good when settings or inputs have
-            changed; else all of them are removed then.
+        directory: Its directory; no other stage writes there.
+        settings: The settings that affect its result, as JSON values.
+        inputs: Name -> digest of each input.
+        run: Computes the result. After an interruption it is called again and continues.
+        keeps_good_files: Whether ``run`` decides which of its files are still valid after settings or inputs changed.
+            If False, all of them are removed first.
     """
 
     name: str
@@ -80,15 +80,15 @@ class Stage:
 
     @property
     def digest(self) -> str:
-        """The digest of the settings and inputs."""
+        """SHA-256 of the settings and inputs."""
         return sha256_json({"settings": self.settings, "inputs": self.inputs})
 
 
 def read_stage_metadata(directory: Location) -> dict[str, Any] | None:
-    """Return what ``stage.json`` says, or ``None`` when no stage has begun there.
+    """Return the content of ``stage.json``, or ``None`` if no stage has started there.
 
     Raises:
-        ConfigError: The marker cannot be read.
+        ConfigError: The file cannot be read, or is damaged.
     """
     path = directory / STAGE_FILE
     if not path.exists():
@@ -97,17 +97,16 @@ def read_stage_metadata(directory: Location) -> dict[str, Any] | None:
         stage_metadata = verify_checksum(read_bytes(path, MOST_JSON_BYTES))
         stage_metadata["status"], stage_metadata["digest"]
         _require_own_outputs(stage_metadata.get("outputs", {}))
-        stage_metadata = _with_names_of_today(stage_metadata)
+        stage_metadata = _with_current_names(stage_metadata)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"a stage marker must be JSON from detcurate ({path}): {error}; "
-            "delete it, and the stage is done again from its beginning"
+            f"{path}: not valid stage metadata ({error}). Delete it to run the stage again from its beginning."
         ) from error
     return stage_metadata
 
 
-def _with_names_of_today(stage_metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return the metadata that version 0.1 wrote with the settings' names of today, and the digest of those."""
+def _with_current_names(stage_metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return metadata of version 0.1 with the current names of its settings, and the digest that these give."""
     before = stage_metadata.get("settings", {})
     settings = renamed_settings(before)
     if settings == before:
@@ -117,15 +116,15 @@ def _with_names_of_today(stage_metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def _require_own_outputs(outputs: Any) -> None:
-    """Raise ``ValueError`` where a marker, which may be a stranger's, names a file outside its directory as its own."""
+    """Raise ``ValueError`` if the metadata, which are untrusted input, name a file outside their directory."""
     for name, output in outputs.items() if isinstance(outputs, dict) else [(None, None)]:
         sizes = isinstance(output, dict) and isinstance(output.get("sha256"), str) and type(output.get("bytes")) is int
         if not is_inside(name) or not sizes:
-            raise ValueError(f"outputs must be files of the stage with their digests and sizes, got {name!r}")
+            raise ValueError(f"outputs must be files of the stage with digests and sizes, got {name!r}")
 
 
 def stage_state(stage: Stage) -> State:
-    """Tell what would become of a stage: skipped, continued, done again, or done for the first time."""
+    """Return ``complete`` (skip), ``interrupted`` (continue), ``changed`` (run again) or ``new`` (run) for a stage."""
     stage_metadata = read_stage_metadata(stage.directory)
     if stage_metadata is None:
         return "new"
@@ -136,42 +135,42 @@ def stage_state(stage: Stage) -> State:
 
 
 def damaged_outputs(directory: Location, stage_metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Return which files of a finished stage are not as it wrote them, and what they are: absent or damaged.
+    """Return the files of a finished stage that are missing or damaged, each with a phrase that says which.
 
-    Files of this machine are read for it, once a process, but for those that are large and checked by whoever reads
-    them. Of objects in storage the sizes are looked at.
+    Local files are hashed once a process, except large ones that are verified when they are read. Of objects in
+    storage only the sizes are compared.
     """
     damaged, sizes = {}, file_sizes(directory, stage_metadata["outputs"])
     for name, output in stage_metadata["outputs"].items():
         path = directory / name
         if name not in sizes:
-            damaged[name] = "is not there any more"
+            damaged[name] = "is missing"
         elif sizes[name] != output["bytes"] or (isinstance(path, Path) and not _is_good(path, output)):
             damaged[name] = "is damaged"
     return damaged
 
 
 def run_stage(stage: Stage) -> dict[str, Any]:
-    """Bring a stage to completion and return its marker."""
+    """Run a stage unless it is up to date, and return its metadata."""
     if stage.directory.is_symlink():
         raise ConfigError(
-            f"a stage's directory must be no link, as a stage removes what is in it, got one ({stage.directory}); "
-            "make OUTPUT_DIR itself the link"
+            f"{stage.directory}: the directory of a stage must not be a symbolic link, because the stage removes files "
+            "in it. Make OUTPUT_DIR itself the link."
         )
     state = stage_state(stage)
     if state == "complete":
         stage_metadata = read_stage_metadata(stage.directory) or {}
-        _logger.info("%-9s up to date: %s", stage.name, stage_metadata["summary"])
+        _logger.info("%s: up to date (%s)", stage.name, stage_metadata["summary"])
         return stage_metadata
     if state == "changed":
-        _logger.info("%-9s is done again: %s", stage.name, "; ".join(changes(stage)))
+        _logger.info("%s: runs again (%s)", stage.name, "; ".join(changes(stage)))
         if not stage.keeps_good_files:
             _remove_old_result(stage.directory)
     elif state == "interrupted":
-        _logger.info("%-9s continues where it stopped", stage.name)
+        _logger.info("%s: continues after an interruption", stage.name)
         _remove_damaged(stage)
     elif not stage.keeps_good_files and stage.directory.is_dir():
-        _remove_old_result(stage.directory)  # whose files these are, nothing says any more
+        _remove_old_result(stage.directory)  # without metadata their origin is unknown
     remove_temporaries(stage.directory)
     begun = {"stage": stage.name, "digest": stage.digest, "settings": stage.settings, "inputs": stage.inputs}
     write_json(stage.directory / STAGE_FILE, add_checksum({**begun, "status": "started"}))
@@ -182,17 +181,17 @@ def run_stage(stage: Stage) -> dict[str, Any]:
     outputs = describe_files(stage.directory, result.outputs)
     finished = {"status": "complete", "outputs": outputs, "summary": result.summary, "facts": dict(result.facts)}
     write_json(stage.directory / STAGE_FILE, add_checksum({**begun, **finished}))
-    _logger.info("%-9s %s", stage.name, result.summary)
+    _logger.info("%s: %s", stage.name, result.summary)
     return read_stage_metadata(stage.directory) or {}
 
 
 def output_digest(stage_metadata: Mapping[str, Any]) -> str:
-    """Return one digest of all that a finished stage wrote."""
+    """Return one digest of all files that a finished stage wrote."""
     return sha256_json({name: output["sha256"] for name, output in stage_metadata["outputs"].items()})
 
 
 def changes(stage: Stage) -> list[str]:
-    """Return what differs between what a stage was last given and what it is given now, a text each."""
+    """Return the settings and inputs that differ from the last run of a stage, one text each."""
     stage_metadata = read_stage_metadata(stage.directory) or {}
     before = _flatten({"settings": stage_metadata.get("settings", {}), "inputs": stage_metadata.get("inputs", {})})
     now = _flatten({"settings": stage.settings, "inputs": stage.inputs})
@@ -218,7 +217,7 @@ def _is_good(path: Path, output: Mapping[str, Any]) -> bool:
 
 
 def _remove_old_result(directory: Location) -> None:
-    """Remove all but the marker, which keeps saying whose files these are should the removal be cut short."""
+    """Remove all files but the metadata: if the removal is interrupted, the rest is still recognised."""
     for path in directory.iterdir():
         if path.is_dir() and not path.is_symlink():
             remove_tree(path)
@@ -227,10 +226,10 @@ def _remove_old_result(directory: Location) -> None:
 
 
 def _remove_damaged(stage: Stage) -> None:
-    """Remove outputs of a once finished stage that are not what it wrote, so that they are made again."""
+    """Remove the damaged outputs of a stage that had finished, so that it writes them again."""
     stage_metadata = read_stage_metadata(stage.directory) or {}
     for name, why in damaged_outputs(stage.directory, {"outputs": stage_metadata.get("outputs", {})}).items():
-        _logger.warning("%-9s %s %s, and is made again", stage.name, stage.directory / name, why)
+        _logger.warning("%s: %s %s and is written again", stage.name, stage.directory / name, why)
         (stage.directory / name).unlink(missing_ok=True)
 
 

@@ -1,17 +1,19 @@
-"""``OUTPUT_DIR``: whose it is, who may write there now, and its log."""
+"""``OUTPUT_DIR``: the config that owns it, the lock on it, its log, and how a command line names a run."""
 
 from __future__ import annotations
 
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 import orjson
 
+from detcurate.config import curate_settings
+from detcurate.config.declaration import load_config
 from detcurate.errors import ConfigError
 from detcurate.io.files import (
     TEMPORARY_SUFFIX,
@@ -28,15 +30,43 @@ from detcurate.io.storage import is_url, locate
 from detcurate.legacy import FOLDERS
 from detcurate.pipeline.context import ADDED, CACHE, CANDIDATES, IMPORTED, LOG, STAGES, STORED, Run
 
-_STORE_OWNER = "detcurate.json"
+CONFIG = "config.yaml"
+"""The copy of the config below ``OUTPUT_DIR``."""
+
+_OWNER, _STORE_OWNER, _REPORT_LOCK = "detcurate.json", "detcurate.json", ".report.lock"
+
+_logger = logging.getLogger("detcurate")
+
+
+def named_run(config_file: Path | None, words: Sequence[str]) -> Run:
+    """Return the run of a config with ``KEY VALUE`` overrides or, without a config, of one ``OUTPUT_DIR``.
+
+    Raises:
+        ConfigError: Neither is given, the folder is not of a run, or the config is invalid.
+    """
+    overrides = list(words)
+    if config_file is None:
+        if len(overrides) != 1 or not (Path(overrides[0]) / CONFIG).is_file():
+            raise ConfigError(f"{_no_run(overrides)} Pass --config-file FILE or the OUTPUT_DIR of a run.")
+        config_file, overrides = Path(overrides[0]) / CONFIG, ["OUTPUT_DIR", overrides[0]]
+    cfg = load_config(config_file, overrides)
+    curate_settings(cfg.CURATE)
+    return Run(cfg, config_file)
+
+
+def _no_run(words: Sequence[str]) -> str:
+    if len(words) != 1:
+        return f"No run given (got {' '.join(words)})." if words else "No run given."
+    why = f"it holds no {CONFIG}" if Path(words[0]).is_dir() else "no such folder"
+    return f"{words[0]}: not the OUTPUT_DIR of a run ({why})."
 
 
 def claim_storage_root(run: Run, *, fresh: bool) -> None:
-    """Make what ``CURATE.STORAGE.ROOT`` names this ``OUTPUT_DIR``'s; with ``fresh`` empty it of earlier results.
+    """Record this ``OUTPUT_DIR`` as the owner of ``CURATE.STORAGE.ROOT``; with ``fresh``, remove earlier results there.
 
     Raises:
-        ConfigError: It is that of another ``OUTPUT_DIR``.
-        StorageError: It cannot be read or written.
+        ConfigError: The storage root belongs to another ``OUTPUT_DIR``.
+        StorageError: The storage root cannot be read or written.
     """
     if not run.settings.storage.root:
         return
@@ -50,17 +80,18 @@ def claim_storage_root(run: Run, *, fresh: bool) -> None:
 
 
 def require_locations(run: Run) -> None:
-    """Raise ``ConfigError`` when a setting is a URL that cannot be used, before its secret is written anywhere."""
+    """Raise ``ConfigError`` if a setting is an unusable URL, before a secret in it is written to a file."""
     locate(str(run.cfg.DATASETS.ROOT), name="DATASETS.ROOT")
     locate(str(run.cfg.OUTPUT_DIR), name="OUTPUT_DIR")
     if is_url(str(run.cfg.OUTPUT_DIR)):
         raise ConfigError(
-            "OUTPUT_DIR must be a folder, got a URL; set CURATE.STORAGE.ROOT to put predictions and scores there"
+            f"OUTPUT_DIR: must be a folder (got a {str(run.cfg.OUTPUT_DIR).partition(':')[0]} URL). Set "
+            "CURATE.STORAGE.ROOT to store predictions and scores there."
         )
 
 
 def require_own_root(run: Run) -> None:
-    """Raise ``ConfigError`` when what ``CURATE.STORAGE.ROOT`` names is another ``OUTPUT_DIR``'s."""
+    """Raise ``ConfigError`` if ``CURATE.STORAGE.ROOT`` belongs to another ``OUTPUT_DIR``."""
     if not run.settings.storage.root:
         return
     try:
@@ -71,34 +102,29 @@ def require_own_root(run: Run) -> None:
         found = None
     if found != _identity(run):
         raise ConfigError(
-            f"CURATE.STORAGE.ROOT must be of this OUTPUT_DIR alone, got one of another ({run.storage_root}); give "
-            f"another ROOT, or, when OUTPUT_DIR was moved, delete {_STORE_OWNER} there"
+            f"CURATE.STORAGE.ROOT: belongs to another OUTPUT_DIR (got {run.storage_root}). Set another ROOT or, if "
+            f"OUTPUT_DIR was moved, delete {_STORE_OWNER} there."
         )
 
 
 def _identity(run: Run) -> dict[str, str]:
-    # The folder by its digest: what is in object storage does not tell of the machine.
+    # Only a digest of the folder is stored: object storage must not reveal paths of this machine.
     return {"config_file": run.config_file.name, "output_dir": sha256_json(str(run.output_dir.resolve()))}
-
-
-_OWNER, _CONFIG, _REPORT_LOCK = "detcurate.json", "config.yaml", ".report.lock"
-
-_logger = logging.getLogger("detcurate")
 
 
 @contextmanager
 def output_lock(run: Run, *, wait: bool = False) -> Iterator[None]:
-    """Hold ``OUTPUT_DIR``, which is this config's, against every other run and what else writes there.
+    """Lock ``OUTPUT_DIR`` against other runs and commands that write there.
 
-    Of a training on several machines, the first one's process holds it for all.
+    In a training on several machines, the process on the first machine holds the lock for all.
 
     Raises:
-        ConfigError: Another run holds it, it is not this config's, or it cannot be written.
+        ConfigError: Another run holds the lock, the folder belongs to another config, or it is not writable.
     """
     if run.distributed.get("machine_rank", 0):
         yield
         return
-    _require_detcurate_directory(run)  # a folder of somebody else's gets not so much as a lock
+    _require_detcurate_directory(run)  # before the lock file, which a foreign folder must not get
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(run.output_dir, wait=wait))
@@ -106,19 +132,19 @@ def output_lock(run: Run, *, wait: bool = False) -> Iterator[None]:
             if is_disk_full(error):
                 raise
             raise ConfigError(
-                f"OUTPUT_DIR must be a folder that can be written, got {error.strerror} ({run.output_dir}); mend its "
-                "rights, or give another OUTPUT_DIR"
+                f"OUTPUT_DIR: {run.output_dir} is not writable ({error.strerror}). Fix its permissions, or set another "
+                "OUTPUT_DIR."
             ) from error
         yield
 
 
 def report_lock(run: Run) -> AbstractContextManager[None]:
-    """Hold the report, which may be asked for while the run is still going on."""
+    """Lock the report, which ``detcurate report`` may write while the run is in progress."""
     return locked(run.output_dir, name=_REPORT_LOCK, wait=True)
 
 
 def claim_output_dir(run: Run, *, fresh: bool) -> None:
-    """Make ``OUTPUT_DIR`` this config's, or refuse to touch what another config or program put there."""
+    """Record this config as the owner of ``OUTPUT_DIR``; raise ``ConfigError`` if another config or program owns it."""
     require_own_root(run)
     if fresh and (run.output_dir / _OWNER).is_file():
         _discard(run)
@@ -130,14 +156,14 @@ def claim_output_dir(run: Run, *, fresh: bool) -> None:
     write_json(run.output_dir / _OWNER, {"config_file": run.config_file.name})
     kept_cfg = run.cfg.clone()
     kept_cfg.defrost()
-    kept_cfg.CURATE.TRAIN.ALLOW_PICKLE = False  # a command's own, never a file's
-    write_bytes(run.output_dir / _CONFIG, kept_cfg.dump().encode())
+    kept_cfg.CURATE.TRAIN.ALLOW_PICKLE = False  # valid for one command only
+    write_bytes(run.output_dir / CONFIG, kept_cfg.dump().encode())
 
 
 def _discard(run: Run) -> None:
-    """Remove what an earlier run left; what this one is to begin with stays, and the file that says whose it is."""
+    """Remove the results of an earlier run; imported predictions that this run uses stay."""
     for lock in (run.output_dir / CANDIDATES).glob(f"*/{LOCK}"):
-        with locked(lock.parent):  # refuses while a ranking is at work there
+        with locked(lock.parent):  # raises while a ranking runs there
             pass
     kept = {run.output_dir / IMPORTED} if run.settings.predict.results else set()
     for path in {
@@ -149,7 +175,7 @@ def _discard(run: Run) -> None:
 
 
 def require_own_directory(run: Run) -> None:
-    """Raise ``ConfigError`` when ``OUTPUT_DIR`` is not this config's, or nobody's yet."""
+    """Raise ``ConfigError`` if ``OUTPUT_DIR`` belongs to another config or holds files of another program."""
     _require_detcurate_directory(run)
     directory, owner = run.output_dir, run.output_dir / _OWNER
     if not owner.is_file():
@@ -158,37 +184,37 @@ def require_own_directory(run: Run) -> None:
         made_by = read_json_object(owner)["config_file"]
     except (ValueError, KeyError) as error:
         raise ConfigError(
-            f"OUTPUT_DIR must say which config made it, got JSON that is damaged ({owner}): {error}; "
-            f'write {{"config_file": "{run.config_file.name}"}} into it if it is that one\'s'
+            f"{owner}: damaged ({error}). It names the config that owns OUTPUT_DIR: if that is this one, write "
+            f'{{"config_file": "{run.config_file.name}"}} into it.'
         ) from error
     if made_by != run.config_file.name:
         raise ConfigError(
-            f"OUTPUT_DIR must be empty or made by {run.config_file.name}, got one made by {made_by} ({directory}); "
-            "give another OUTPUT_DIR, or --fresh to discard what is there"
+            f"OUTPUT_DIR: {directory} belongs to another config (got {made_by}, not {run.config_file.name}). "
+            "Set another OUTPUT_DIR, or pass --fresh to discard its content."
         )
 
 
 def _require_detcurate_directory(run: Run) -> None:
     directory = run.output_dir
     if directory.exists() and not directory.is_dir():
-        raise ConfigError(f"OUTPUT_DIR must be a directory, got a file ({directory})")
+        raise ConfigError(f"OUTPUT_DIR: must be a folder (got the file {directory}).")
     if directory.is_dir() and not (directory / _OWNER).is_file():
-        others = [path.name for path in directory.iterdir() if path.name not in (_CONFIG, LOG) and not _is_ours(path)]
+        others = [path.name for path in directory.iterdir() if path.name not in (CONFIG, LOG) and not _is_ours(path)]
         if others:
             raise ConfigError(
-                f"OUTPUT_DIR must be empty or made by detcurate, got one that holds {', '.join(sorted(others)[:3])} "
-                f"({directory}); give another OUTPUT_DIR"
+                f"OUTPUT_DIR: {directory} holds files that are not from detcurate "
+                f"(got {', '.join(sorted(others)[:3])}). Set another OUTPUT_DIR."
             )
 
 
 def _is_ours(path: Path) -> bool:
-    """Tell whether a file is a lock, or what a killed run left half written."""
-    return path.name.startswith((LOCK, _REPORT_LOCK, f".{_OWNER}.", f".{_CONFIG}."))
+    """Tell whether a file is a lock, or a temporary file of a killed run."""
+    return path.name.startswith((LOCK, _REPORT_LOCK, f".{_OWNER}.", f".{CONFIG}."))
 
 
 @contextmanager
-def named_when_full(directory: Path) -> Iterator[None]:
-    """Name the folder in an error of the system that names no file, as that of a full disk."""
+def naming_full_disk(directory: Path) -> Iterator[None]:
+    """Add the folder to an ``OSError`` without a file name, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -199,9 +225,9 @@ def named_when_full(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def logged_to(path: Path) -> Iterator[None]:
-    """Write the log to a file too, and what stopped the run to the file alone: the terminal is told by the caller."""
+    """Copy the log to a file, and write the error that ends the run to the file only: the caller prints it."""
     handler = logging.StreamHandler(_open_log(path))
-    handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is told of once, not by the log
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # the run itself reports a full disk
     handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
     _logger.addHandler(handler)
     try:
@@ -217,9 +243,11 @@ def logged_to(path: Path) -> Iterator[None]:
 
 
 def _open_log(path: Path) -> TextIO:
-    """Open a log to add to it; a link, which could lead to any file of the user's, is refused."""
+    """Open a log for appending; a symbolic link, which could lead to any file of the user, is refused."""
     try:
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
-        raise ConfigError(f"the log must be a file that can be written, got {error.strerror} ({path})") from error
+        raise ConfigError(
+            f"{path}: the log is not writable ({error.strerror}). Remove it or fix its permissions."
+        ) from error
     return os.fdopen(handle, "a", encoding="utf-8")

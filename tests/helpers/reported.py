@@ -16,7 +16,7 @@ from detcurate.evaluate.coco_eval import evaluate_coco
 from detcurate.io.files import sha256_file, write_json
 from detcurate.pipeline.stage import output_digest, read_stage_metadata
 from detcurate.pipeline.stages.predict import resampled_figures
-from detcurate.pipeline.tables import write_columns
+from detcurate.pipeline.tables import ReplicatesTable
 from detcurate.predictions.shards import shard_path, write_shard
 from detcurate.predictions.store import MEMBERS, prepare_prediction_sets
 from detcurate.structures import Detections
@@ -183,7 +183,7 @@ def write_evaluation(output: Path, evaluation, pool, qualities, seeds: int, num_
     inputs["manifest"] = read_stage_metadata(output / "manifest")["outputs"]["subset.json"]["sha256"]
     finish(retrain, inputs=inputs, settings={"CURATE.RETRAIN": {"equal": "iterations"}}, facts={"models": models})
     write_json(directory / "figures.json", rows)
-    write_columns(directory / "replicates.parquet", replicates)
+    ReplicatesTable.within(directory).write(replicates)
     inputs = {"pool": digest(output / "pool"), "retrain": digest(retrain)}
     finish(directory, "figures.json", "replicates.parquet", inputs=inputs)
 

@@ -125,14 +125,14 @@ def test_checkpoints_become_members_that_are_predicted_with(theirs, tiny_config,
     done("--config-file", config, "--only", "pool")
     assert "26 images by 3 members" in done("--config-file", config, "--only", "predict")
     text = done("--config-file", config, "--until", "manifest", *ALONE)
-    assert [line.split()[0] for line in text.splitlines() if "up to date" in line] == ["pool", "train", "predict"]
+    assert [line.split(":")[0] for line in text.splitlines() if "up to date" in line] == ["pool", "train", "predict"]
     provenance = json.loads((output / "manifest" / "provenance.json").read_text())
     assert [(m["iteration"], m["kind"]) for m in provenance["ensemble"]] == [(i, "checkpoint") for i in (99, 199, 299)]
     assert main(["manifest", "verify", str(output / "manifest")]) == 0
     capsys.readouterr()
     again = done("ensemble", "add", theirs, "--config-file", config, *ALONE)
     assert "0 members added" in again
-    assert "predict   up to date" in done("--config-file", config, "--until", "predict", *ALONE)
+    assert "predict: up to date" in done("--config-file", config, "--until", "predict", *ALONE)
 
 
 def test_added_members_stand_beside_trained_runs_which_are_not_trained_again(theirs, tiny_config, done, refused):
@@ -146,7 +146,7 @@ def test_added_members_stand_beside_trained_runs_which_are_not_trained_again(the
     assert (output / "train" / "run-0" / "log.txt").read_text() == log
     assert "26 images by 7 members" in done("--config-file", config, "--until", "predict")
     text = done("--config-file", config, "--until", "train", "SOLVER.BASE_LR", "0.003")
-    assert "train     is done again: SOLVER.BASE_LR" in text  # the trained runs are; the added members stay
+    assert "train: runs again (SOLVER.BASE_LR" in text  # the trained runs are; the added members stay
     assert [m.run for m in read_index(output / "train" / "ensemble.jsonl")] == runs
     shutil.rmtree(output / "added")
     assert "4 members from 2 runs" in done("--config-file", config, "--until", "train", "SOLVER.BASE_LR", "0.003")

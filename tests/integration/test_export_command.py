@@ -128,7 +128,7 @@ def test_a_config_names_the_run_too(output, tmp_path, done):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("export", "cvat", "-o", "{new}"), "the run must be named by --config-file FILE or by the OUTPUT_DIR"),
+        (("export", "cvat", "-o", "{new}"), "--config-file FILE"),
         (("export", "cvat", "{output}", "-o", "{output}"), "the output must be a folder that is absent or empty"),
         (("export", "cvat", "{output}", "-o", "{new}", "--limit", "-1"), "the limit must be at least 0, got -1"),
         (("relabel", "apply", "{new}", "{output}", "-o", "{new}.json"), "the correction must be readable"),
@@ -144,6 +144,6 @@ def test_what_is_refused(output, tmp_path, refused, words, message):
 def test_a_run_without_a_manifest_or_a_queue(output, tmp_path, refused):
     (output / "manifest" / "relabel.json").unlink()
     words = ("export", "cvat", output, "-o", tmp_path / "out")
-    assert "manifest/relabel.json is not there any more" in refused(*words)
+    assert "manifest/relabel.json is missing" in refused(*words)
     (output / "manifest" / "stage.json").unlink()
     assert "the stage 'manifest' must have finished" in refused(*words)

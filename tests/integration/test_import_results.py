@@ -241,7 +241,7 @@ def test_an_import_is_replaced_as_a_whole_and_a_file_that_stays_is_not_read_agai
     done(*three[:6], "--member", root / "epoch3.json")
     assert len(list(imported.glob("*/results.json"))) == 2
     text = done(*curate(config))
-    assert "train     is done again: imported changed" in text
+    assert "train: runs again (imported changed" in text
     assert "6 images by 2 imported members" in text
 
 

@@ -155,7 +155,7 @@ def test_what_is_refused(output, tmp_path, ax, monkeypatch):
     with pytest.raises(ConfigError, match="the column must be one of box_size, classes, .*got 'colour'"):
         manifest.plot_before_after(ax, "colour")
     without = Scores(scores.images, tmp_path / "absent.parquet", scores.pool)
-    with pytest.raises(PredictionError, match="the objects must be a whole Parquet file"):
+    with pytest.raises(PredictionError, match=r"objects\.parquet"):
         without.objects_to_pandas()
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ConfigError, match=r"to_pandas must have pandas, got none; .*'detcurate\[notebook\]'"):

@@ -234,8 +234,12 @@ def test_a_finished_run_is_skipped_and_a_changed_setting_redoes_what_it_touches(
     assert manifest_bytes(output) == before
     assert main(["--config-file", str(config), "--until", "manifest", "CURATE.SCORE.AGGREGATION", "max"]) == 0
     text = capsys.readouterr().out
-    assert [line.split()[0] for line in text.splitlines() if "up to date" in line][:3] == ["pool", "train", "predict"]
-    assert "score     is done again: aggregation top_k_mean -> max" in text
+    assert [line.split(":")[0] for line in text.splitlines() if "up to date" in line][:3] == [
+        "pool",
+        "train",
+        "predict",
+    ]
+    assert "score: runs again (aggregation top_k_mean -> max" in text
     assert main(["--config-file", str(config), "--until", "manifest"]) == 0
     assert manifest_bytes(output) == before
 

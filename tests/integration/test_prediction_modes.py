@@ -183,7 +183,7 @@ def test_a_shard_that_is_gone_is_asked_again_alone_with_the_same_bytes(reference
     shard_path(folder, 2).unlink()
     assert run(config, "manifest", *REFERENCE) == 0
     text = capsys.readouterr().out
-    assert "predict   continues where it stopped" in text
+    assert "predict: continues after an interruption" in text
     assert text.count("up to date") == 5
     after = files(folder)
     assert [name for name in after if after[name] != before[name]] == ["shard-00002.parquet"]
@@ -241,7 +241,7 @@ def test_a_damaged_shard_is_named(references, write_tiny_config, tmp_path, capsy
     assert "predict/reference/shard-00004.parquet is damaged" in capsys.readouterr().err
     shutil.rmtree(path.parent)
     assert main(words) == 2
-    assert "predict/reference/shard-00000.parquet is not there any more" in capsys.readouterr().err
+    assert "predict/reference/shard-00000.parquet is missing" in capsys.readouterr().err
 
 
 # dense

@@ -103,7 +103,7 @@ def test_what_resembles_a_labelled_image_is_left_out_by_embedding(trained, mixed
     text = done(*words)
     assert "images like those of the pool stay" not in text
     assert like_labelled(mine) == SEEN
-    assert "select    up to date" in done(*words)
+    assert "select: up to date" in done(*words)
 
 
 def test_it_is_skipped_when_it_is_done_and_done_again_for_another_ensemble(trained, done, tmp_path):
@@ -116,7 +116,7 @@ def test_it_is_skipped_when_it_is_done_and_done_again_for_another_ensemble(train
     more = ["OUTPUT_DIR", mine, "CURATE.ENSEMBLE.NUM_RUNS", "3"]
     done("--config-file", config, *more, "--until", "train")
     text = done(*words, *more)
-    assert "train     is done again: added changed" in text
+    assert "train: runs again (added changed" in text
     provenance = json.loads((mine / "candidates" / "drives" / "manifest" / "provenance.json").read_bytes())
     assert len(provenance["ensemble"]) == 6
 

@@ -191,7 +191,7 @@ class TestUnfinished:
         assert stage_of(copied, "evaluate") == {
             "name": "evaluate",
             "state": "interrupted",
-            "note": "evaluate/figures.json is not there any more",
+            "note": "evaluate/figures.json is missing",
         }
 
     def test_a_damaged_table_is_said_and_the_rest_shown(self, copied):
@@ -218,9 +218,10 @@ class TestUnfinished:
         assert "the stage 'pool' must have finished" in message
 
     def test_the_run_must_be_named(self, refused, tmp_path):
-        named = "the run must be named by --config-file FILE or by the OUTPUT_DIR of a run, got"
-        assert f"{named} {tmp_path}, which holds no config.yaml" in refused("report", tmp_path)
-        assert f"{named} {tmp_path / 'none'}, which is no folder" in refused("report", tmp_path / "none")
+        for folder in (tmp_path, tmp_path / "none"):
+            message = refused("report", folder)
+            assert str(folder) in message
+            assert "--config-file FILE" in message
 
     def test_the_states_name_every_stage_but_the_last(self, finished):
         from detcurate.config.declaration import load_config

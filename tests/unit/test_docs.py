@@ -9,7 +9,8 @@ from helpers import REPOSITORY
 
 from detcurate.coco.validation.findings import RULES
 from detcurate.config import ARMS, ScoreSettings, SearchSettings, SelectSettings
-from detcurate.pipeline.tables import object_table, write_columns
+from detcurate.pipeline.object_table import object_table
+from detcurate.pipeline.tables import ImagesTable
 from detcurate.score.aggregate import AGGREGATIONS
 from detcurate.score.label_errors import LABEL_ERRORS
 from detcurate.score.measures import LABEL_MEASURES, MEASURES, SINGLE_MEMBER_MEASURES, available_measures
@@ -61,8 +62,7 @@ def write_scores(folder):
     scores = score_images(objects, np.arange(7), labels=labelled, weights={"mutual_information": 1.0})
     folder.mkdir()
     pq.write_table(object_table(objects, labelled, ("car", "truck")), folder / "objects.parquet")
-    columns = {"image_id": scores.image_ids, "image_score": scores.image_score, **scores.components}
-    write_columns(folder / "images.parquet", columns)
+    ImagesTable.within(folder).write_scores(scores)
 
 
 @pytest.mark.parametrize(("query", "found"), list(zip(QUERIES, ("truck", "car", "shape: (6, "), strict=True)))

@@ -6,19 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from detcurate.errors import PredictionError, SelectionError
-from detcurate.io.parquet import bounded
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.image_similarity import read_pool_embeddings
-from detcurate.pipeline.stages.score import OBJECTS, read_scores
-from detcurate.pipeline.tables import REMOVED, SELECTION, read_columns
+from detcurate.pipeline.object_table import SIDES, ObjectsTable
+from detcurate.pipeline.tables import RemovedTable, SelectionTable, read_scores
+from detcurate.score.label_errors import LABEL_ERRORS
+from detcurate.score.measures import LABEL_MEASURES, MEASURES
 from detcurate.select.neighbours import unit_rows
 from detcurate.structures import ImageScores
 
-_SIDES = ("x1", "y1", "x2", "y2")
 _MOST_NEIGHBOURS = 5
 
 
@@ -95,8 +93,7 @@ def _verdicts(run: Run) -> dict[int, dict[str, Any]] | None:
         run.stage_metadata("select")
     except PredictionError:
         return None
-    directory = run.directory("select")
-    taken, removed = read_columns(directory / SELECTION), read_columns(directory / REMOVED)
+    taken, removed = SelectionTable.of(run).read(), RemovedTable.of(run).read()
     found: dict[int, dict[str, Any]] = {
         image_id: {"rank": rank, "reason": reason, "replaced_by": None}
         for image_id, rank, reason in zip(
@@ -124,16 +121,10 @@ def _original_id(run: Run, image_id: int) -> int | str:
 
 
 def _objects(run: Run, image_id: int) -> list[dict[str, Any]] | None:
-    if OBJECTS not in run.stage_metadata("score")["outputs"]:  # the mode dense has none
+    if ObjectsTable.FILE not in run.stage_metadata("score")["outputs"]:  # the mode dense has none
         return None
-    path = run.directory("score") / OBJECTS
-    try:
-        table = pq.read_table(bounded(path), partitioning=None, filters=[("image_id", "=", image_id)])
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise PredictionError(
-            f"a table must be a whole Parquet file ({path}): {error}; delete it and run again"
-        ) from error
-    return [_object(row, run.class_names) for row in table.to_pylist()]
+    rows = ObjectsTable.of(run).rows(np.array([image_id]))
+    return [_object(row, run.class_names) for row in rows.to_pylist()]
 
 
 def _object(row: dict[str, Any], class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -142,12 +133,12 @@ def _object(row: dict[str, Any], class_names: tuple[str, ...]) -> dict[str, Any]
     for vote in row["votes"]:
         votes[names[vote]] = votes.get(names[vote], 0) + 1
     own = ("kind", "annotation_id", "class_name", "confidence", "num_fired")
-    others = {*own, *_SIDES, "image_id", "class_index", "votes"}
+    measures = (*MEASURES, *LABEL_MEASURES, *LABEL_ERRORS)
     return {
         **{name: row[name] for name in own},
-        "bbox_xyxy": [row[side] for side in _SIDES],
+        "bbox_xyxy": [row[side] for side in SIDES],
         "votes": dict(sorted(votes.items(), key=lambda pair: (-pair[1], pair[0]))),
-        "measures": {name: value for name, value in row.items() if name not in others and value is not None},
+        "measures": {name: row[name] for name in measures if row.get(name) is not None},
     }
 
 

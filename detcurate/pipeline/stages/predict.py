@@ -27,12 +27,12 @@ from detcurate.pipeline.prediction_jobs import (
 )
 from detcurate.pipeline.prediction_modes import mode_settings, predict_pool_densely, predict_pool_references
 from detcurate.pipeline.stage import Stage, StageResult, output_digest
-from detcurate.pipeline.tables import write_columns
+from detcurate.pipeline.tables import ReplicatesTable
 from detcurate.predictions.shards import shard_path
 from detcurate.predictions.store import MEMBERS, read_predictions
 from detcurate.structures import Detections
 
-FIGURES, REPLICATES = "figures.json", "replicates.parquet"
+FIGURES = "figures.json"
 NUM_REPLICATES = 1000
 """How often the evaluation images are drawn again for the interval over seeds and images."""
 
@@ -107,9 +107,9 @@ def _evaluate(run: Run) -> StageResult:
         found = resampled_figures(matches, resampled, run.evaluation.class_names)
         replicates |= {f"{model['arm']}/seed-{model['seed']}/{name}": values for name, values in found.items()}
     write_json(directory / FIGURES, rows)
-    write_columns(directory / REPLICATES, replicates)
+    written.append(ReplicatesTable.within(directory).write(replicates))
     summary = f"{len(models)} detectors on {len(run.evaluation):,} images"
-    return StageResult([directory / FIGURES, directory / REPLICATES, *written], summary)
+    return StageResult([directory / FIGURES, *written], summary)
 
 
 def resampled_figures(matches: MatchTable, weights: np.ndarray, class_names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -31,8 +31,8 @@ from detcurate.pipeline.report_inputs import (
 )
 from detcurate.pipeline.search import held_images
 from detcurate.pipeline.stage import Stage, StageResult, output_digest
-from detcurate.pipeline.stages.predict import FIGURES, REPLICATES
-from detcurate.pipeline.tables import read_columns
+from detcurate.pipeline.stages.predict import FIGURES
+from detcurate.pipeline.tables import ReplicatesTable
 from detcurate.report.build import PAGE, write_report
 from detcurate.report.records import Comparison, ReportData, StageState
 from detcurate.version import __version__
@@ -146,7 +146,7 @@ def _comparison(run: Run) -> Comparison:
 def _replicates(run: Run, arms: Iterable[str]) -> Replicates:
     """Return the figures on resampled images, a column a seed in the order of the figures."""
     found: dict[str, dict[str, dict[str, list[np.ndarray]]]] = {arm: {"figures": {}, "per_class": {}} for arm in arms}
-    for column, values in read_columns(run.directory("evaluate") / REPLICATES).items():
+    for column, values in ReplicatesTable.of(run).read().items():
         arm, _, part, name = column.split("/", 3)  # a class may have a slash in its name
         found[arm][part].setdefault(name, []).append(values)
     return {

@@ -18,9 +18,10 @@ from detcurate.io.files import atomic_path
 from detcurate.io.storage import Location
 from detcurate.io.workers import Progress
 from detcurate.pipeline.context import Run
+from detcurate.pipeline.object_table import ObjectsTable, object_schema, object_table
 from detcurate.pipeline.prediction_modes import predicted_mode, score_densely, score_references_of, score_settings
 from detcurate.pipeline.stage import Stage, StageResult, output_digest
-from detcurate.pipeline.tables import object_schema, object_table, read_columns, write_columns
+from detcurate.pipeline.tables import ImagesTable
 from detcurate.predictions.store import Predictions, open_predictions, read_members
 from detcurate.score.aggregate import class_weights
 from detcurate.score.calibrate import Calibration, apply_temperatures, calibrate
@@ -206,9 +207,8 @@ def _calibration(predictions: Predictions, dataset: CocoDataset, settings: Score
     )
 
 
-IMAGES, OBJECTS = "images.parquet", "objects.parquet"
 _CROWD_BIAS = 0.7
-_FORMULAS = 2
+_FORMULAS = 3
 """Raised when a measure comes to mean something else: scores of an older version are then made again."""
 
 
@@ -236,7 +236,7 @@ def _score_clusters(run: Run) -> StageResult:
         settings=run.settings.score,
         shard_size=run.settings.predict.shard_size,
         trajectories=_trajectories(run, members),
-        objects_path=run.directory("score") / OBJECTS,
+        objects_path=ObjectsTable.within(run.directory("score")).path,
         num_processes=run.settings.worker_processes,
         engine=run.engine,
     )
@@ -250,7 +250,7 @@ def _score_clusters(run: Run) -> StageResult:
 
 def _score_references(run: Run) -> StageResult:
     _members(run)
-    return _combine(run, score_references_of(run, run.directory("score") / OBJECTS))
+    return _combine(run, score_references_of(run, ObjectsTable.within(run.directory("score")).path))
 
 
 def _score_densely(run: Run) -> StageResult:
@@ -279,14 +279,12 @@ def _combine(run: Run, components: Mapping[str, np.ndarray]) -> StageResult:
     )
     if correlation > _CROWD_BIAS:
         summary += ": the score buys crowded images, consider CURATE.SCORE.AGGREGATION mean"
-    outputs = [run.directory("score") / OBJECTS, _write_images(run, scores)]
+    outputs = [ObjectsTable.within(run.directory("score")).path, _write_images(run, scores)]
     return StageResult(outputs, summary, {"score_box_correlation": correlation, "images_without_objects": empty})
 
 
 def _write_images(run: Run, scores: ImageScores) -> Location:
-    path = run.directory("score") / IMAGES
-    write_columns(path, {"image_id": scores.image_ids, "image_score": scores.image_score, **scores.components})
-    return path
+    return ImagesTable.within(run.directory("score")).write_scores(scores)
 
 
 def _trajectories(run: Run, members: Sequence[str]) -> list[list[int]]:
@@ -298,10 +296,3 @@ def _trajectories(run: Run, members: Sequence[str]) -> list[list[int]]:
         if member.kind == CHECKPOINT and number is not None:
             runs.setdefault(member.run, []).append((member.iteration, number))
     return [[number for _, number in sorted(found)] for found in runs.values()]
-
-
-def read_scores(run: Run) -> ImageScores:
-    """Read ``score/images.parquet``."""
-    table = read_columns(run.directory("score") / IMAGES)
-    components = {name: column for name, column in table.items() if name not in ("image_id", "image_score")}
-    return ImageScores(table["image_id"], table["image_score"], components)

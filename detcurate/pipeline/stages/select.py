@@ -17,10 +17,12 @@ import pyarrow as pa
 from detcurate.config import SelectSettings
 from detcurate.ensemble.index import MEMBER_INDEX, RESULTS, Member, read_index
 from detcurate.io.files import sha256_json
+from detcurate.io.storage import Location
 from detcurate.manifest.croissant import write_croissant
 from detcurate.manifest.write import SUBSET_FILE, build_provenance, write_manifest
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.image_similarity import labelled_lack
+from detcurate.pipeline.label_error_queue import write_relabel
 from detcurate.pipeline.pool_columns import column_inputs, pool_columns, requested_quotas
 from detcurate.pipeline.search import (
     SEED_SET,
@@ -33,9 +35,15 @@ from detcurate.pipeline.search import (
     seed_set,
 )
 from detcurate.pipeline.stage import Stage, StageResult, output_digest
-from detcurate.pipeline.stages.score import IMAGES, read_scores
-from detcurate.pipeline.suspected_labels import write_relabel
-from detcurate.pipeline.tables import RELABEL, REMOVED, SELECTION, read_selection, write_columns
+from detcurate.pipeline.tables import (
+    ImagesTable,
+    RelabelTable,
+    RemovedTable,
+    SelectionTable,
+    Table,
+    read_scores,
+    read_selection,
+)
 from detcurate.select.compose import NOISE_FILTERS, PoolColumns, select
 from detcurate.select.filters import pair_similarity
 from detcurate.select.selection_log import SelectionLog
@@ -65,9 +73,8 @@ def select_stage(run: Run) -> Stage:
 
 def _draw_seed_set(run: Run) -> StageResult:
     ids = seed_set(run)
-    table = {"rank": np.arange(1, len(ids) + 1), "image_id": ids, "image_score": np.zeros(len(ids))}
-    path = run.directory("select") / SELECTION
-    write_columns(path, {**table, "reason": ["seed_set"] * len(ids)})
+    columns = {"rank": np.arange(1, len(ids) + 1), "image_id": ids, "image_score": np.zeros(len(ids))}
+    path = SelectionTable.within(run.directory("select")).write({**columns, "reason": ["seed_set"] * len(ids)})
     return StageResult([path], f"{len(ids):,} random images to begin with")
 
 
@@ -127,18 +134,18 @@ def _too_alike(columns: PoolColumns, share: float, settings: SelectSettings) -> 
     )
 
 
-def _write_selection(run: Run, scores: ImageScores, columns: PoolColumns, log: SelectionLog) -> list[Path]:
+def _write_selection(run: Run, scores: ImageScores, columns: PoolColumns, log: SelectionLog) -> list[Location]:
     """Write who was taken, who was not and why, and the queue of images whose labels want a look."""
     directory, selection, gone = run.directory("select"), log.selection, np.flatnonzero(log.rank == 0)
     reasons, replaced_by = np.array(log.reasons, object), log.replaced_by[gone]
-    tables: dict[str, Mapping[str, Any]] = {
-        SELECTION: {
+    tables: dict[type[Table], Mapping[str, Any]] = {
+        SelectionTable: {
             "rank": np.arange(1, len(selection) + 1),
             "image_id": selection.image_ids,
             "image_score": scores.image_score[log.taken],
             "reason": list(selection.reasons),
         },
-        REMOVED: {
+        RemovedTable: {
             "image_id": log.image_ids[gone],
             "image_score": scores.image_score[gone],
             "reason": pa.array(reasons[log.reason_index[gone]].tolist(), pa.string()),
@@ -148,13 +155,11 @@ def _write_selection(run: Run, scores: ImageScores, columns: PoolColumns, log: S
     if columns.label_error_score is not None and run.settings.select.noise_filter == "queue":
         queued = gone[reasons[log.reason_index[gone]] == NOISE_FILTERS["queue"]]
         worst_first = queued[np.argsort(-columns.label_error_score[queued], kind="stable")]
-        tables[RELABEL] = {
+        tables[RelabelTable] = {
             "image_id": log.image_ids[worst_first],
             "label_error_score": columns.label_error_score[worst_first],
         }
-    for name, table in tables.items():
-        write_columns(directory / name, table)
-    return [directory / name for name in tables]
+    return [kind.within(directory).write(table) for kind, table in tables.items()]
 
 
 def manifest_stage(run: Run) -> Stage:
@@ -186,7 +191,7 @@ def _write_manifest(run: Run) -> StageResult:
         strategy=chosen["strategy"],
         requested_budget=requested,
         members=[_describe_member(member) for member in members],
-        scores_sha256=run.stage_metadata("score")["outputs"][IMAGES]["sha256"],
+        scores_sha256=run.stage_metadata("score")["outputs"][ImagesTable.FILE]["sha256"],
         versions=_versions(),
         seconds_per_image=chosen["seconds_per_image"],
         seconds_per_box=chosen["seconds_per_box"],

@@ -266,7 +266,7 @@ def test_a_run_finds_a_damaged_file_and_makes_it_again(imported, tmp_path, name)
     damaged[len(whole) // 2] ^= 4
     path.write_bytes(damaged)
     text = imported.finish(output)
-    assert f"{path} is damaged, and is made again" in text
+    assert f"{path} is damaged and is written again" in text
     assert path.read_bytes() == whole
     assert imported.manifest(output) == imported.manifest()
 

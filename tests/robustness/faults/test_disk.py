@@ -101,7 +101,7 @@ def test_an_output_that_is_read_only(imported, run, disk, capsys):
     output = imported.copy(place, without=("select", "manifest"))
     before = finished_files(output)
     remount("ro")
-    check_refused(run(output), f"OUTPUT_DIR must be a folder that can be written, got Read-only file system ({output})")
+    check_refused(run(output), f"OUTPUT_DIR: {output} is not writable (Read-only file system)")
     assert run(output, "--dry-run")[0] == 0
     assert finished_files(output) == before
     remount("rw")

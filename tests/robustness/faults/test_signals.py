@@ -44,7 +44,7 @@ def test_it_stops_in_the_pool_gives_the_lock_back_and_goes_on(imported, tmp_path
     assert (output / ".lock").exists()
     check_stopped(running, output, number, stop(running, number))
     assert state_of(output, "pool") == "started"
-    assert "pool      continues where it stopped" in imported.finish(output)
+    assert "pool: continues after an interruption" in imported.finish(output)
     assert imported.manifest(output) == imported.manifest()
 
 

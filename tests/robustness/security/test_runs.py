@@ -21,7 +21,7 @@ from detcurate.manifest.provenance import read_provenance
 from detcurate.manifest.verify import verify_manifest
 from detcurate.pipeline.imported_members import read_import
 from detcurate.pipeline.stage import Stage, StageResult, run_stage
-from detcurate.pipeline.tables import read_columns
+from detcurate.pipeline.tables import RemovedTable
 from detcurate.predictions.shards import read_shard
 
 
@@ -194,7 +194,7 @@ def test_a_table_does_not_unpack_to_a_million_times_its_size(tmp_path):
     with pytest.raises(PredictionError, match="it would take 5,600,000,000 bytes of memory"):
         read_shard(path)
     with pytest.raises(PredictionError, match="it would take 5,600,000,000 bytes of memory"):
-        read_columns(path)
+        RemovedTable(path).read()
 
 
 def test_a_table_runs_no_code(tmp_path):
@@ -206,7 +206,8 @@ def test_a_table_runs_no_code(tmp_path):
     pq.write_table(pa.table([pa.array([1])], schema=pa.schema([field])), path)
     with pytest.raises(PredictionError):
         read_shard(path)
-    read_columns(path)
+    with pytest.raises(PredictionError):
+        RemovedTable(path).read()
     assert not proof.exists()
 
 

@@ -9,8 +9,9 @@ import pytest
 from detcurate.cli import main
 from detcurate.coco.dataset import read_coco
 from detcurate.io.files import sha256_file, write_json
+from detcurate.pipeline.object_table import object_table
 from detcurate.pipeline.pool_columns import sequence_codes
-from detcurate.pipeline.tables import object_table, write_columns
+from detcurate.pipeline.tables import ImagesTable
 from detcurate.predictions.shards import write_embeddings
 from detcurate.structures import ObjectScores
 
@@ -56,7 +57,7 @@ def scored(tmp_path_factory):
     columns["wrong_class"][3] = 0.9
     columns["num_labels"] = pool.boxes_per_image
     scores = output / "score"
-    write_columns(scores / "images.parquet", columns)
+    ImagesTable.within(scores).write(columns)
     clusters = objects_of(np.repeat(ids[:20], 14), {"mutual_information": 0.4, "missing_label": 0.2}, np.full(280, -1))
     labels = objects_of(ids[:20], {"wrong_class": 0.0, "inaccurate_box": 0.1}, np.arange(20))
     table = object_table(clusters, labels, pool.class_names)
@@ -332,9 +333,9 @@ def test_an_image_that_does_not_exist(scored, capsys, name):
 
 
 def test_a_run_that_is_not_named(scored, capsys, tmp_path):
-    for words, got in ((["1"], "neither"), (["1", str(tmp_path)], str(tmp_path))):
+    for words, expected in ((["1"], "--config-file FILE"), (["1", str(tmp_path)], str(tmp_path))):
         assert main(["explain", *words]) == 2
-        assert f"by --config-file FILE or by the OUTPUT_DIR of a run, got {got}" in capsys.readouterr().err
+        assert expected in capsys.readouterr().err
 
 
 def test_a_pool_that_is_not_scored(scored, capsys, tmp_path):

@@ -1,4 +1,4 @@
-"""A stage is skipped, continued, done again or done for the first time; whatever fails, its marker stays true."""
+"""A stage is skipped, continued, run again or run for the first time; its metadata stay correct after any failure."""
 
 import logging
 import shutil
@@ -24,7 +24,7 @@ NAMES = ("a.txt", "sub/b.txt", "sub/deep/c.txt")
 
 
 class Work:
-    """Writes three files, those that are there already excepted; fails before the file it is told to."""
+    """Writes those of three files that do not exist; fails before the file ``fails_at``."""
 
     def __init__(self, directory, text="x") -> None:
         self.directory, self.text, self.fails_at, self.written = directory, text, None, []
@@ -54,24 +54,24 @@ def stage(work):
 
 @pytest.fixture
 def said(caplog, monkeypatch):
-    """Return what the stages have said, whether or not a command line has taken their logger before."""
+    """Return the log messages of the stages, even if a command line has configured their logger before."""
     logger = logging.getLogger("detcurate")
     monkeypatch.setattr(logger, "propagate", True)
     caplog.set_level(logging.INFO, "detcurate")
     return lambda: [record.getMessage() for record in caplog.records]
 
 
-def test_a_new_stage_runs_once_and_is_then_skipped(stage, work, said):
+def test_run_stage_complete_is_skipped(stage, work, said):
     assert stage_state(stage) == "new"
     stage_metadata = run_stage(stage)
     assert work.written == list(NAMES)
     assert stage_state(stage) == "complete"
     assert run_stage(stage) == stage_metadata
     assert work.written == list(NAMES)
-    assert said() == ["draw      3 files", "draw      up to date: 3 files"]
+    assert said() == ["draw: 3 files", "draw: up to date (3 files)"]
 
 
-def test_the_marker_says_what_was_given_and_what_was_written(stage, work):
+def test_run_stage_metadata_record_settings_inputs_and_outputs(stage, work):
     stage_metadata = run_stage(stage)
     assert stage_metadata == verify_checksum((work.directory / STAGE_FILE).read_bytes())
     assert stage_metadata["status"] == "complete"
@@ -83,7 +83,7 @@ def test_the_marker_says_what_was_given_and_what_was_written(stage, work):
     assert stage_metadata["facts"] == {"num_files": 3}
 
 
-def test_a_failing_stage_leaves_started_and_is_continued(stage, work, said):
+def test_run_stage_after_failure_continues(stage, work, said):
     work.fails_at = "sub/deep/c.txt"
     with pytest.raises(OSError, match="No space left"):
         run_stage(stage)
@@ -93,12 +93,12 @@ def test_a_failing_stage_leaves_started_and_is_continued(stage, work, said):
     work.fails_at, work.written = None, []
     assert run_stage(stage)["status"] == "complete"
     assert work.written == ["sub/deep/c.txt"]
-    assert said() == ["draw      continues where it stopped", "draw      3 files"]
+    assert said() == ["draw: continues after an interruption", "draw: 3 files"]
     assert not list(work.directory.rglob("*.partial"))
 
 
 @pytest.mark.parametrize("damage", ["shorter", "longer", "empty", "absent"])
-def test_a_damaged_output_alone_is_made_again(stage, work, damage):
+def test_run_stage_damaged_output_alone_is_written_again(stage, work, damage):
     before = run_stage(stage)
     path = work.directory / "sub" / "b.txt"
     text = path.read_text()
@@ -112,7 +112,7 @@ def test_a_damaged_output_alone_is_made_again(stage, work, damage):
     assert path.read_text() == text
 
 
-def test_other_settings_or_inputs_do_it_all_again_and_say_what_differs(stage, work, said):
+def test_run_stage_changed_settings_or_inputs_runs_again_and_logs_changes(stage, work, said):
     run_stage(stage)
     (work.directory / "of old.txt").touch()
     other = replace(stage, settings={"rate": 0.75, "tree": {"depth": 3}}, inputs={"pool": "3" * 64, "new": "4" * 64})
@@ -126,12 +126,12 @@ def test_other_settings_or_inputs_do_it_all_again_and_say_what_differs(stage, wo
     assert work.written == list(NAMES)
     assert (work.directory / "a.txt").read_text() == "ya.txt"
     assert not (work.directory / "of old.txt").exists()
-    assert said()[1].startswith("draw      is done again: new changed; pool changed; ")
+    assert said()[1].startswith("draw: runs again (new changed; pool changed; ")
     assert stage_state(stage) == "changed"
     assert changes(other) == []
 
 
-def test_an_interrupted_stage_with_other_settings_is_done_again(stage, work):
+def test_run_stage_interrupted_with_changed_settings_runs_again(stage, work):
     work.fails_at = "sub/b.txt"
     with pytest.raises(OSError, match="No space left"):
         run_stage(stage)
@@ -142,7 +142,7 @@ def test_an_interrupted_stage_with_other_settings_is_done_again(stage, work):
     assert work.written == list(NAMES)
 
 
-def test_killed_while_the_old_result_is_removed_it_does_not_take_old_files_for_its_own(stage, work, monkeypatch):
+def test_run_stage_killed_during_removal_does_not_reuse_old_files(stage, work, monkeypatch):
     other = replace(stage, settings={"rate": 0.75})
     remove, rmtree = Path.unlink, shutil.rmtree
     moments = 0
@@ -178,14 +178,14 @@ def test_killed_while_the_old_result_is_removed_it_does_not_take_old_files_for_i
     assert moments >= len(NAMES)
 
 
-def test_later_stages_depend_on_results_not_on_settings(stage, work):
+def test_output_digest_depends_on_results_not_on_settings(stage, work):
     first = output_digest(run_stage(stage))
     assert output_digest(run_stage(replace(stage, settings={"rate": 0.75}))) == first
     work.text = "y"
     assert output_digest(run_stage(replace(stage, settings={"rate": 0.5}))) != first
 
 
-def test_the_digest_of_outputs_sees_names_and_contents():
+def test_output_digest_depends_on_names_and_contents():
     def digest(**contents: str):
         return output_digest({"outputs": {name: {"sha256": text, "bytes": 1} for name, text in contents.items()}})
 
@@ -193,7 +193,7 @@ def test_the_digest_of_outputs_sees_names_and_contents():
     assert len({digest(a="1", b="2"), digest(a="2", b="1"), digest(a="1"), digest(c="1"), digest()}) == 5
 
 
-def test_equal_settings_are_equal_whatever_their_order(stage):
+def test_stage_state_ignores_order_of_settings(stage):
     run_stage(stage)
     again = replace(
         stage, settings=dict(reversed(stage.settings.items())), inputs={"train": "2" * 64, "pool": "1" * 64}
@@ -205,15 +205,13 @@ def test_equal_settings_are_equal_whatever_their_order(stage):
 @pytest.mark.parametrize(
     "text", [b"", b"{", b"[]", b"7", b'{"status": "complete"}', b'{"digest": "00"}', b'{"stat', b'"status digest"']
 )
-def test_a_marker_that_is_not_one(stage, work, text):
+def test_stage_state_invalid_metadata_names_file(stage, work, text):
     work.directory.mkdir()
     (work.directory / STAGE_FILE).write_bytes(text)
-    with pytest.raises(
-        ConfigError, match=r"a stage marker must be JSON from detcurate \(.*stage.json\): .*; delete it"
-    ):
+    with pytest.raises(ConfigError, match=r"stage\.json"):
         stage_state(stage)
 
 
-def test_no_marker(tmp_path):
+def test_read_stage_metadata_absent_returns_none(tmp_path):
     assert read_stage_metadata(tmp_path) is None
     assert read_stage_metadata(tmp_path / "absent") is None

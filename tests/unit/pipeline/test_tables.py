@@ -1,156 +1,125 @@
-"""``objects.parquet``: 3 clusters and 2 labels on 3 images, 4 members, 5 classes, and the readers of others."""
+"""The tables of a run: written, read in whole or in part, validated; damage and columns of version 0.1."""
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from detcurate.io.parquet import matrix_of
-from detcurate.pipeline.tables import KINDS, object_schema, object_table
-from detcurate.score.label_errors import LABEL_ERRORS
-from detcurate.score.measures import LABEL_MEASURES, MEASURES
-from detcurate.structures import ObjectScores
+from detcurate.errors import PredictionError
+from detcurate.pipeline.object_table import ObjectsTable
+from detcurate.pipeline.tables import ImagesTable, RelabelTable, RemovedTable, ReplicatesTable, SelectionTable
+from detcurate.structures import ImageScores
 
-CLASSES = ("car", "truck", "bus", "pedestrian", "cyclist")
-MEASURED = ("entropy", "el2n")
-
-
-def rows_of(image_ids, annotation_ids, votes, class_index, measures):
-    g = len(image_ids)
-    votes = np.asarray(votes, np.int16).reshape(g, 4)
-    return ObjectScores(
-        image_ids=np.asarray(image_ids, np.int64),
-        boxes=(np.arange(4 * g).reshape(g, 4) + 0.5).astype(np.float32),
-        num_fired=(votes >= 0).sum(axis=1),
-        class_index=np.asarray(class_index, np.int32),
-        confidence=np.linspace(0.25, 0.75, g),
-        votes=votes,
-        annotation_ids=np.asarray(annotation_ids, np.int64),
-        measures={name: np.asarray(values, np.float64) for name, values in measures.items()},
-    )
-
-
-def parts():
-    clusters = rows_of(
-        [9, 4, 9],
-        [70, -1, -1],
-        [[0, 0, 5, -1], [3, -1, -1, -1], [1, 2, 2, 1]],
-        [0, 3, 2],
-        {"entropy": [0.5, 0.25, 0.125], "missing_label": [0, 0.75, 0.5]},
-    )
-    labels = rows_of(
-        [6, 9],
-        [0, 70],
-        [[-1, -1, -1, -1], [0, 0, 5, -1]],
-        [4, 1],
-        {"el2n": [1.25, 0.5], "wrong_class": [0, 0.375], "inaccurate_box": [0, 0.0625]},
-    )
-    return clusters, labels
-
-
-@pytest.fixture
-def table():
-    return object_table(*parts(), CLASSES)
-
-
-@pytest.fixture
-def path(table, tmp_path):
-    pq.write_table(table, tmp_path / "objects.parquet")
-    return tmp_path / "objects.parquet"
-
-
-# By image, clusters before labels, in the order of their record; null where a row cannot have a value
-EXPECTED = {
-    "image_id": [4, 6, 9, 9, 9],
-    "kind": ["cluster", "ground_truth", "cluster", "cluster", "ground_truth"],
-    "annotation_id": [None, 0, 70, None, 70],
-    "x1": [4.5, 0.5, 0.5, 8.5, 4.5],
-    "y1": [5.5, 1.5, 1.5, 9.5, 5.5],
-    "x2": [6.5, 2.5, 2.5, 10.5, 6.5],
-    "y2": [7.5, 3.5, 3.5, 11.5, 7.5],
-    "class_index": [3, 4, 0, 2, 1],
-    "class_name": ["pedestrian", "cyclist", "car", "bus", "truck"],
-    "confidence": [0.5, 0.25, 0.25, 0.75, 0.75],
-    "num_fired": [1, 0, 3, 4, 3],
-    "votes": [[3, -1, -1, -1], [-1, -1, -1, -1], [0, 0, 5, -1], [1, 2, 2, 1], [0, 0, 5, -1]],
-    "entropy": [0.25, None, 0.5, 0.125, None],
-    "el2n": [None, 1.25, None, None, 0.5],
-    "missing_label": [0.75, None, 0, 0.5, None],
-    "wrong_class": [None, 0, None, None, 0.375],
-    "inaccurate_box": [None, 0, None, None, 0.0625],
+TABLES = (ImagesTable, ObjectsTable, SelectionTable, RemovedTable, RelabelTable, ReplicatesTable)
+REMOVED = {
+    "image_id": [3, 5, 8, 9, 12],
+    "image_score": [0.5, 0.25, 0.125, 0.75, 1.0],
+    "reason": ["budget", "near_duplicate", "budget", "near_duplicate", "budget"],
+    "replaced_by": pa.array([None, 7, None, 2, None], pa.int32()),
 }
 
 
-def test_rows_by_hand(table):
-    assert table.column_names == list(EXPECTED)
-    assert table.to_pydict() == EXPECTED
-    table.validate(full=True)
+@pytest.fixture
+def removed(tmp_path):
+    """Rows in groups of two: images 3 and 5, 8 and 9, 12."""
+    table = RemovedTable.within(tmp_path)
+    table.write(REMOVED)
+    pq.write_table(pq.read_table(table.path), table.path, row_group_size=2)
+    return table
 
 
-def test_types():
-    schema = object_schema(CLASSES, MEASURED, 4)
-    assert schema == object_table(*parts(), CLASSES).schema
-    names = pa.dictionary(pa.int32(), pa.string())
-    expected = {"image_id": pa.int64(), "kind": names, "annotation_id": pa.int64(), "class_name": names}
-    expected |= {"votes": pa.list_(pa.int16(), 4), "num_fired": pa.int32(), "confidence": pa.float32()}
-    for name, kind in expected.items():
-        assert schema.field(name).type.equals(kind)
-    assert all(schema.field(name).type == pa.float32() for name in (*MEASURED, *LABEL_ERRORS, "x1", "y1", "x2", "y2"))
+@pytest.mark.parametrize("kind", TABLES)
+def test_columns_names_are_unique_and_documented(kind):
+    names = [column.name for column in kind.columns()]
+    assert len(set(names)) == len(names) > 0
+    assert all(column.meaning.endswith(".") for column in kind.columns())
 
 
-def test_tables_of_several_shards_are_joined_and_appended(tmp_path):
-    """Shards of the same run have the same names of kinds and classes, whichever of them they hold."""
-    schema = object_schema(CLASSES, MEASURED, 4)
-    clusters, labels = parts()
-    nothing = rows_of([], [], [], [], dict.fromkeys(clusters.measures, []))
-    no_labels = rows_of([], [], [], [], dict.fromkeys(labels.measures, []))
-    tables = [object_table(*pair, CLASSES) for pair in ((clusters, no_labels), (nothing, no_labels), (nothing, labels))]
-    with pq.ParquetWriter(tmp_path / "objects.parquet", schema) as writer:
-        for table in tables:
-            writer.write_table(table)
-    joined = pq.read_table(tmp_path / "objects.parquet")
-    assert joined.num_rows == 5
-    assert joined["kind"].to_pylist() == [KINDS[0]] * 3 + [KINDS[1]] * 2
-    assert joined["class_name"].to_pylist() == ["pedestrian", "car", "bus", "cyclist", "truck"]
+def test_write_uses_declared_types(removed):
+    schema = pq.read_schema(removed.path)
+    assert schema.types == [column.dtype for column in RemovedTable.columns()]
+    assert removed.names() == ("image_id", "image_score", "reason", "replaced_by")
 
 
-@pytest.mark.parametrize("num_members", [1, 6])
-def test_every_measure_has_a_column(num_members):
-    names = object_schema(CLASSES, (*MEASURES, *LABEL_MEASURES), num_members).names
-    assert names[-len(MEASURES) - len(LABEL_MEASURES) - 3 :] == [*MEASURES, *LABEL_MEASURES, *LABEL_ERRORS]
+def test_write_without_required_column_names_it(tmp_path):
+    with pytest.raises(PredictionError, match="rank"):
+        SelectionTable.within(tmp_path).write({"image_id": [1], "image_score": [0.5], "reason": ["top_n"]})
+    assert not (tmp_path / "selection.parquet").exists()
 
 
-def test_numpy_reads_votes_as_a_matrix(path):
-    assert matrix_of(pq.read_table(path)["votes"], 4).tolist() == EXPECTED["votes"]
+def test_read_returns_all_or_some_columns(removed):
+    found = removed.read()
+    assert list(found) == list(REMOVED)
+    assert found["image_id"].tolist() == REMOVED["image_id"]
+    assert np.isnan(found["replaced_by"]).tolist() == [True, False, True, False, True]
+    assert list(removed.read(["reason", "image_id", "not a column"])) == ["image_id", "reason"]
 
 
-# The readers of others
+@pytest.mark.parametrize(
+    ("image_ids", "expected"), [([9, 12], [9, 12]), ([4], []), ([3, 12], [3, 12]), ([], []), ([1, 99], [])]
+)
+def test_rows_of_images_are_filtered(removed, image_ids, expected):
+    rows = removed.rows(np.array(image_ids, np.int64), names=["image_id", "reason"])
+    assert rows["image_id"].to_pylist() == expected
+    assert rows.column_names == ["image_id", "reason"]
 
 
-def test_pandas(path):
-    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
-    frame = pandas.read_parquet(path)
-    assert frame["class_name"].tolist() == EXPECTED["class_name"]
-    assert [None if pandas.isna(value) else value for value in frame["entropy"]] == EXPECTED["entropy"]
-    assert [votes.tolist() for votes in frame["votes"]] == EXPECTED["votes"]
-    means = frame.groupby("kind", observed=True)["confidence"].mean()
-    assert means.to_dict() == {"cluster": 0.5, "ground_truth": 0.5}
+def test_rows_of_images_read_only_their_row_groups(removed, monkeypatch):
+    read = []
+    whole = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "read_row_group",
+        lambda file, group, **options: read.append(group) or whole(file, group, **options),
+    )
+    assert removed.rows(np.array([8]))["image_score"].to_pylist() == [0.125]
+    assert read == [1]
 
 
-def test_duckdb(path):
-    duckdb = pytest.importorskip("duckdb", reason="duckdb is not installed")
-    columns = "class_name, votes[1], annotation_id"
-    query = f"SELECT {columns} FROM read_parquet(?) WHERE missing_label > 0.1 ORDER BY missing_label"
-    assert duckdb.execute(query, [str(path)]).fetchall() == [("bus", 1, None), ("pedestrian", 3, None)]
-    count = "SELECT count(*), count(annotation_id), count(el2n) FROM read_parquet(?)"
-    assert duckdb.execute(count, [str(path)]).fetchall() == [(5, 3, 2)]
+def test_batches_yield_all_rows_in_order(removed):
+    parts = list(removed.batches(["image_id"]))
+    assert [image_id for part in parts for image_id in part["image_id"].to_pylist()] == REMOVED["image_id"]
 
 
-def test_polars(path):
-    polars = pytest.importorskip("polars", reason="polars is not installed")
-    frame = polars.read_parquet(path)
-    assert frame["class_name"].to_list() == EXPECTED["class_name"]
-    assert frame["votes"].to_list() == EXPECTED["votes"]
-    assert frame["wrong_class"].to_list() == EXPECTED["wrong_class"]
-    noisy = polars.scan_parquet(path).filter(polars.col("wrong_class") > 0.1).collect()
-    assert noisy["annotation_id"].to_list() == [70]
+def test_read_old_column_names(tmp_path):
+    """Version 0.1 named ``replaced_by`` ``because``."""
+    columns = {("because" if name == "replaced_by" else name): values for name, values in REMOVED.items()}
+    pq.write_table(pa.table(columns), tmp_path / "removed.parquet")
+    table = RemovedTable.within(tmp_path)
+    assert table.names()[-1] == "replaced_by"
+    assert np.nan_to_num(table.read()["replaced_by"], nan=-1).tolist() == [-1, 7, -1, 2, -1]
+    assert table.rows(np.array([5]), names=["replaced_by", "image_id"])["replaced_by"].to_pylist() == [7]
+
+
+@pytest.mark.parametrize("damage", ["absent", "empty", "cut", "text", "other columns"])
+def test_read_damaged_file_names_it(removed, damage):
+    content = removed.path.read_bytes()
+    if damage == "absent":
+        removed.path.unlink()
+    elif damage == "other columns":
+        pq.write_table(pa.table({"image_id": [1], "reason": ["budget"]}), removed.path)
+    else:
+        removed.path.write_bytes({"empty": b"", "cut": content[:-9], "text": b"image_id,reason"}[damage])
+    for read in (removed.read, lambda: removed.rows(np.array([3])), lambda: list(removed.batches())):
+        with pytest.raises(PredictionError, match=r"removed\.parquet"):
+            read()
+
+
+def test_scores_are_written_and_read_back(tmp_path):
+    columns = {"entropy": np.array([0.5, 0.25]), "num_objects": np.array([3, 0])}
+    table = ImagesTable.within(tmp_path)
+    table.write_scores(ImageScores(np.array([4, 7]), np.array([1.0, 0.0]), columns))
+    found = table.scores()
+    assert (found.image_ids.tolist(), found.image_score.tolist()) == ([4, 7], [1.0, 0.0])
+    assert {name: values.tolist() for name, values in found.components.items()} == {
+        "entropy": [0.5, 0.25],
+        "num_objects": [3, 0],
+    }
+    assert found.components["num_objects"].dtype == np.int64
+
+
+def test_replicates_have_any_columns(tmp_path):
+    table = ReplicatesTable.within(tmp_path)
+    columns = {"full/seed-0/figures/AP": np.array([1.0, np.nan]), "full/seed-0/per_class/a/b": np.array([2.0, 3.0])}
+    table.write(columns)
+    np.testing.assert_equal(table.read(), columns)
