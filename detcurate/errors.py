@@ -1,35 +1,35 @@
-"""The errors that detcurate raises for what a user can mend.
+"""Errors that a user can fix.
 
-Each message names the offending value, where it stands, and what to do. The command line prints the
-message alone and exits with status 2; anything else that escapes is a defect of detcurate.
+Each message names the setting or file, what is wrong with it, the value found and what to do. The command line prints
+the message without a traceback and exits with status 2. Any other exception is a defect of detcurate.
 """
 
 from __future__ import annotations
 
 
 class DetcurateError(Exception):
-    """Base of every error that a user can mend."""
+    """Base class of all errors that a user can fix."""
 
 
 class ConfigError(DetcurateError):
-    """A setting, a config file or an output directory that cannot be used."""
+    """An invalid setting, config file, option or output directory."""
 
 
 class DatasetError(DetcurateError):
-    """An annotation file or an image that cannot be used."""
+    """An invalid annotation file or image."""
 
 
 class EnsembleError(DetcurateError):
-    """A member, a ledger or a detector that cannot be used."""
+    """An invalid ensemble member, member index or detector."""
 
 
 class PredictionError(DetcurateError):
-    """Predictions that are absent, incomplete, or do not belong to the pool."""
+    """Predictions that are missing, incomplete, or made for another pool."""
 
 
 class SelectionError(DetcurateError):
-    """A budget or a strategy that the pool cannot satisfy."""
+    """A budget, quota or strategy that the pool cannot satisfy."""
 
 
 class StorageError(DetcurateError):
-    """Object storage that cannot be reached, denies access, or gives something else than it says."""
+    """Object storage that is unreachable, denies access, or returns other data than announced."""
