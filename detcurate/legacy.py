@@ -39,9 +39,13 @@ COLUMNS: Mapping[str, str] = {
     "swapped": "wrong_class",
     "badly_located": "inaccurate_box",
     "suspicion": "label_error_score",
+    "suspicions": "label_errors",
     "because": "replaced_by",
 }
 """Old column of a table, or key of a JSON record -> new name."""
+
+BUDGET_KEYS: Mapping[str, str] = {"asked": "requested"}
+"""Old key of ``budget`` in a manifest's provenance -> new key."""
 
 _SETTINGS: Mapping[str, str] = {
     old.rpartition(".")[2].lower(): new.rpartition(".")[2].lower() for old, new in CONFIG_KEYS.items()

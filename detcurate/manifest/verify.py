@@ -1,152 +1,49 @@
-"""Whether a manifest is what its provenance says: every digest derived again, and the subset from its source."""
+"""Verify a manifest or a split: derive every digest again, and each file from its source."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import yaml
 
-from detcurate.coco.dataset import CocoDataset, Opened, open_coco, read_coco
-from detcurate.coco.text import Source, open_source
+from detcurate.coco.dataset import CocoDataset, Opened, open_coco
+from detcurate.coco.text import open_source
 from detcurate.coco.validation.findings import parse_policies
 from detcurate.ensemble.index import CHECKPOINT, MEMBER_INDEX, read_index
-from detcurate.errors import DetcurateError, SelectionError
+from detcurate.errors import ConfigError, DetcurateError, SelectionError
 from detcurate.io.files import sha256_file, sha256_json
 from detcurate.io.safe_loading import MOST_YAML_BYTES, is_inside, load_yaml, read_bytes
 from detcurate.io.storage import Location, RemotePath
-from detcurate.manifest.provenance import AS_WRITTEN, read_provenance, subset_path
-from detcurate.manifest.write import IMAGES_FILE, histograms, images_text, kept_rows, subset_digest, subset_pieces
-
-Rows = tuple[np.ndarray, np.ndarray]
-"""Rows of images, (K,) int64, and of annotations, (M,) int64, both ascending."""
-
-
-@dataclass
-class ExpectedSubset:
-    """A manifest's files, each opened and read when it is first needed, and once.
-
-    Most manifests are what they say. So the list of images is believed first: when the text of these images of the
-    source is the subset's, byte for byte, nothing of the subset has to be parsed. Else the subset is read.
-
-    Args:
-        directory: The manifest's.
-        subset: Its annotation file.
-        source: The source and its records, once it is known to be what the provenance names.
-    """
-
-    directory: Path
-    subset: Path
-    source: tuple[CocoDataset, Opened] | None = None
-
-    @cached_property
-    def text(self) -> Source:
-        """The subset's text."""
-        return open_source(self.subset)
-
-    @cached_property
-    def sha256(self) -> str:
-        """Digest of the subset's text, whether it is compressed or not."""
-        return text_sha256(self.text)
-
-    @cached_property
-    def proven(self) -> Rows | None:
-        """The rows of the source whose text the subset is; None when that is not known so easily."""
-        if self.source is None:
-            return None
-        dataset, opened = self.source
-        images = _named_rows(dataset, self.directory / IMAGES_FILE)
-        if images is None:
-            return None
-        image_ids = dataset.image_ids[images]
-        is_same = _is_text(self.text.content, subset_pieces(dataset, image_ids, opened))
-        return kept_rows(dataset, image_ids) if is_same else None
-
-    @cached_property
-    def held(self) -> tuple[CocoDataset, Rows]:
-        """A dataset, and its rows that the subset holds: of the source when that is proven, else of the subset."""
-        if self.source is not None and self.proven is not None:
-            return self.source[0], self.proven
-        dataset = read_coco(self.subset, AS_WRITTEN)
-        return dataset, (np.arange(len(dataset)), np.arange(dataset.num_boxes))
-
-    @cached_property
-    def rows(self) -> Rows:
-        """The rows of the source whose image records the subset holds.
-
-        Raises:
-            SelectionError: The source is not known, or the subset holds an image record that does not stand in it.
-        """
-        dataset, opened = self._known_source()
-        return self.proven or kept_rows(dataset, _source_image_ids(dataset, opened, self.held[0]))
-
-    def derived_sha256(self) -> str:
-        """Return the digest of the subset that the source gives for the same images."""
-        if self.proven is not None:
-            return self.sha256  # both texts were compared byte for byte
-        dataset, opened = self._known_source()
-        return subset_digest(dataset, dataset.image_ids[self.rows[0]], opened)
-
-    def _known_source(self) -> tuple[CocoDataset, Opened]:
-        if self.source is None:
-            raise SelectionError(f"the source of {self.subset} must be known, got none; name it with --source")
-        return self.source
-
-
-def text_sha256(source: Source) -> str:
-    """Return the SHA-256 of an annotation file's text, whether it is compressed or not."""
-    return hashlib.sha256(source.content).hexdigest() if source.is_gzip else source.sha256
-
-
-def _named_rows(dataset: CocoDataset, path: Path) -> np.ndarray | None:
-    """Return the rows of the images that a list names, None when it is no list of images of the dataset."""
-    try:
-        names = path.read_bytes().decode().split("\n")[:-1]
-    except (OSError, UnicodeDecodeError):
-        return None
-    row_of = {name: row for row, name in enumerate(dataset.file_names)}
-    rows = np.array([row_of.get(name, -1) for name in names], np.int64)
-    return rows if len(rows) and rows.min() >= 0 and len(np.unique(rows)) == len(rows) else None
-
-
-def _is_text(text: memoryview, pieces: Iterable[Any]) -> bool:
-    """Tell whether a text is what some pieces are together."""
-    characters, at = np.frombuffer(text, np.uint8), 0
-    for piece in pieces:
-        expected = np.frombuffer(piece, np.uint8)
-        if not np.array_equal(characters[at : at + len(expected)], expected):
-            return False
-        at += len(expected)
-    return at == len(characters)
-
-
-def _source_image_ids(dataset: CocoDataset, opened: Opened, subset: CocoDataset) -> np.ndarray:
-    """Return the source's ids of the images whose records the subset holds."""
-    records, _ = opened
-    row_of = {records[position]: row for row, position in enumerate(dataset.image_positions.tolist())}
-    kept, _ = subset.open()
-    rows = [row_of.get(kept[position]) for position in range(len(kept))]
-    unexpected = sum(row is None for row in rows)
-    if unexpected:
-        raise SelectionError(f"{unexpected:,} image records of {subset.path.name} do not stand in {dataset.path.name}")
-    return dataset.image_ids[np.array(rows, np.int64)]
-
+from detcurate.legacy import FOLDERS, warn_renamed
+from detcurate.manifest.expected import ExpectedSubset
+from detcurate.manifest.provenance import is_split, read_provenance, subset_path
+from detcurate.manifest.split import (
+    FILE_NAME,
+    PARTS,
+    class_records,
+    class_shares,
+    group_numbers,
+    group_values,
+    split_histograms,
+)
+from detcurate.manifest.write import IMAGES_FILE, histograms, images_text
 
 Status = Literal["ok", "failed", "absent"]
+_MOST_GROUPS = 3  # named in a detail
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was checked.
+    """The result of one check.
 
     Args:
-        name: What.
-        status: ``ok``, ``failed``, or ``absent`` when what it needs is not here.
+        name: The check.
+        status: ``ok``, ``failed``, or ``absent`` when a file that it needs is missing.
         detail: What was found.
     """
 
@@ -162,29 +59,38 @@ class Check:
 def verify_manifest(
     directory: Path, *, source: Path | None = None, output_dir: Path | None = None, scores: Location | None = None
 ) -> list[Check]:
-    """Check a manifest against its provenance, its source and the run that made it.
+    """Check a manifest against its provenance, its source and the run that made it; or a split against its source.
 
     Args:
-        directory: The manifest's.
-        source: The annotation file that it is a subset of; looked for in the run when absent.
-        output_dir: The run's ``OUTPUT_DIR``; the manifest's parent when absent.
-        scores: The run's table of image scores; looked for in ``output_dir`` when absent. What a run's config names in
-            object storage is not asked for by itself: the run may be a stranger's.
+        directory: The folder of a manifest, or of a split.
+        source: The annotation file that it is a subset of; searched for below ``output_dir`` when absent.
+        output_dir: The run's ``OUTPUT_DIR``; the parent of ``directory`` when absent.
+        scores: The run's table of image scores; searched for in ``output_dir`` when absent. Object storage that the
+            config of the run names is not accessed, because the run may be untrusted.
 
     Returns:
-        One row a check: ``subset``, ``images``, ``counts``, ``config``, ``source``, ``true subset``, ``histograms``,
-        ``scores`` and ``members``.
+        One row a check. Of a manifest: ``subset``, ``images``, ``counts``, ``config``, ``source``, ``true subset``,
+        ``histograms``, ``scores`` and ``members``. Of a split: ``train``, ``val``, ``config``, ``source``,
+        ``true subsets``, ``partition``, ``groups`` and ``histograms``.
 
     Raises:
-        DatasetError: There is no manifest, or its provenance cannot be read.
+        DatasetError: The folder holds neither, or its provenance cannot be read.
     """
     provenance = read_provenance(directory)
     output_dir = directory.parent if output_dir is None else output_dir
-    expected = ExpectedSubset(directory, subset_path(directory))
-    of_source = _check_source(provenance, expected, source or _find_source(provenance, output_dir))
+    source = source or _find_source(provenance, output_dir)
+    if is_split(provenance):
+        return _verify_split(directory, provenance, source)
+    expected = ExpectedSubset(subset_path(directory), directory / IMAGES_FILE)
+    # The source comes first: a subset that it proves need not be parsed by the other checks.
+    of_source = [
+        _check("source", lambda: _verified_source(provenance, source, [expected])),
+        _check("true subset", lambda: _true_subset(expected)),
+        _check("histograms", lambda: _histograms(provenance, expected)),
+    ]
     return [
         _check("subset", lambda: _same("sha256 of its text", expected.sha256, provenance["subset"]["sha256"])),
-        _check("images", lambda: _images_text(expected)),
+        _check("images", lambda: _images(expected)),
         _check("counts", lambda: _counts(provenance, expected)),
         _check("config", lambda: _config(provenance)),
         *of_source,
@@ -194,7 +100,7 @@ def verify_manifest(
 
 
 class _AbsentError(Exception):
-    """What a check needs is not here."""
+    """A file that a check needs is missing."""
 
 
 def _check(name: str, check: Callable[[], str]) -> Check:
@@ -206,20 +112,20 @@ def _check(name: str, check: Callable[[], str]) -> Check:
         return Check(name, "failed", str(error))
 
 
-def _same(what: str, found: object, stated: object) -> str:
+def _same(name: str, found: object, stated: object) -> str:
     if found != stated:
-        raise SelectionError(f"{what} is {_short(found)}, the provenance says {_short(stated)}")
-    return f"{what} {_short(found)}"
+        raise SelectionError(f"{name} is {_short(found)}, the provenance states {_short(stated)}")
+    return f"{name} {_short(found)}"
 
 
 def _short(value: object) -> str:
     return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else str(value)
 
 
-def _images_text(expected: ExpectedSubset) -> str:
-    path = expected.directory / IMAGES_FILE
-    if not path.is_file():
-        raise _AbsentError(f"no {IMAGES_FILE}")
+def _images(expected: ExpectedSubset) -> str:
+    path = expected.image_list
+    if path is None or not path.is_file():
+        raise _AbsentError(f"{IMAGES_FILE} is missing")
     dataset, (images, _) = expected.held
     if path.read_bytes() != images_text(dataset, images):
         raise SelectionError(f"{IMAGES_FILE} lists other images than {expected.subset.name}")
@@ -232,7 +138,7 @@ def _counts(provenance: Mapping[str, Any], expected: ExpectedSubset) -> str:
     cost = images * budget["seconds_per_image"] + boxes * budget["seconds_per_box"]
     _same("the number of images", images, provenance["subset"]["num_images"])
     _same("the number of boxes", boxes, provenance["subset"]["num_boxes"])
-    _same("what was spent", {"images": images, "boxes": boxes, "cost_seconds": cost}, budget["spent"])
+    _same("the spent budget", {"images": images, "boxes": boxes, "cost_seconds": cost}, budget["spent"])
     return f"{images:,} images, {boxes:,} boxes" + (f", {cost:,.0f} s to annotate" if cost else "")
 
 
@@ -247,93 +153,166 @@ def _config(provenance: Mapping[str, Any]) -> str:
 
 
 def _find_source(provenance: Mapping[str, Any], output_dir: Path) -> Path | None:
-    """Return the pool's annotation file: rendered into the run, or where the run's config says."""
+    """Return the source where it is usual: rendered into the run, named by the run's config, or beside a split."""
     name = str(provenance["source"]["file_name"])
-    rendered = output_dir / "pool" / name
-    if is_inside(name) and rendered.is_file():
-        return rendered
+    usual = output_dir / name if is_split(provenance) else output_dir / "pool" / name
+    if is_inside(name) and usual.is_file():
+        return usual
     try:
         tree: Any = load_yaml(read_bytes(output_dir / "config.yaml", MOST_YAML_BYTES).decode())
         path = Path(str(tree["DATASETS"]["ROOT"])) / str(tree["CURATE"]["POOL"]["ANNOTATIONS"])
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):  # then it is to be named with --source
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):  # then --source has to name it
         return None
     return path if path.is_file() else None
 
 
-def _check_source(provenance: Mapping[str, Any], expected: ExpectedSubset, source: Path | None) -> list[Check]:
-    if source is None:
-        hint = f"{provenance['source']['file_name']} is not here; name it with --source"
-        return [Check(name, "absent", hint) for name in ("source", "true subset", "histograms")]
-
-    def source_read() -> tuple[CocoDataset, Opened]:
-        if expected.source is None:
-            raise _AbsentError("it needs the source that the provenance names")
-        return expected.source
-
-    def true_subset() -> str:
-        dataset, _ = source_read()
-        images, boxes = expected.rows
-        _same("sha256 of the same images of the source", expected.derived_sha256(), expected.sha256)
-        return f"{len(images):,} of {len(dataset):,} images, all of their {len(boxes):,} boxes, word for word"
-
-    def same_histograms() -> str:
-        dataset, opened = source_read()
-        if histograms(dataset, *expected.rows, opened) != provenance["histograms"]:
-            raise SelectionError("the source and the subset have other histograms than the provenance says")
-        return ", ".join(provenance["histograms"])
-
-    return [
-        _check("source", lambda: _same_source(provenance, expected, source)),
-        _check("true subset", true_subset),
-        _check("histograms", same_histograms),
-    ]
-
-
-def _same_source(provenance: Mapping[str, Any], expected: ExpectedSubset, path: Path) -> str:
-    """Check the source, and leave it to the evidence when it is what the provenance names."""
+def _verified_source(provenance: Mapping[str, Any], path: Path | None, parts: Sequence[ExpectedSubset]) -> str:
+    """Check the source; once it is verified, derive the parts from it."""
     stated = provenance["source"]
+    if path is None:
+        raise _AbsentError(f"{stated['file_name']} is missing; name it with --source")
     try:
         dataset, opened = open_coco(path, _policies(provenance))
     except DetcurateError:
-        # What is wrong with another file than the source does not matter.
+        # The findings in a file that is not the source do not matter.
         _same("sha256", open_source(path).sha256, stated["sha256"])
         raise
-    text = _same("sha256", dataset.sha256, stated["sha256"])
+    detail = _same("sha256", dataset.sha256, stated["sha256"])
     _same("the number of images", len(dataset), stated["num_images"])
     _same("the number of boxes", dataset.num_boxes, stated["num_boxes"])
     found = [{"code": f.code, "policy": f.policy, "count": f.count} for f in dataset.findings]
-    _same("what was found in it", found, provenance["findings"])
-    expected.source = dataset, opened
-    return text
+    _same("the list of findings", found, provenance["findings"])
+    for part in parts:
+        part.source = dataset, opened
+    return detail
 
 
 def _policies(provenance: Mapping[str, Any]) -> dict[str, str]:
     """Return the policies that the source was read with."""
     policies = provenance.get("settings", {}).get("pool", {}).get("findings", {})
     if not isinstance(policies, dict):
-        raise SelectionError(f"the findings in the settings must be policies by code, got {policies!r}")
+        raise SelectionError(f"settings.pool.findings: not policies by code (got {policies!r})")
     return parse_policies(f"{code}={policy}" for code, policy in policies.items())
 
 
+def _source_of(expected: ExpectedSubset) -> tuple[CocoDataset, Opened]:
+    if expected.source is None:
+        raise _AbsentError("the source that the provenance names is needed; name it with --source")
+    return expected.source
+
+
+def _true_subset(expected: ExpectedSubset) -> str:
+    dataset, _ = _source_of(expected)
+    images, boxes = expected.rows
+    _same("sha256 of the same images of the source", expected.derived_sha256(), expected.sha256)
+    return f"{len(images):,} of {len(dataset):,} images with all {len(boxes):,} boxes, byte for byte"
+
+
+def _histograms(provenance: Mapping[str, Any], expected: ExpectedSubset) -> str:
+    dataset, opened = _source_of(expected)
+    if histograms(dataset, *expected.rows, opened) != provenance["histograms"]:
+        raise SelectionError("the histograms of the source and the subset differ from those of the provenance")
+    return ", ".join(provenance["histograms"])
+
+
+def _run_file(output_dir: Path, stage: str, name: str) -> Path | None:
+    """Return a file of a stage of the run, also from the folder that version 0.1 gave the stage; None if missing."""
+    for folder in (stage, FOLDERS[stage]):
+        if (output_dir / folder / name).is_file():
+            if folder != stage:
+                warn_renamed(f"{folder}/", f"{stage}/")
+            return output_dir / folder / name
+    return None
+
+
 def _scores(provenance: Mapping[str, Any], named: Location | None, output_dir: Path) -> str:
-    path = named or output_dir / "score" / "images.parquet"
-    if not path.is_file():
-        if named is not None:
-            raise SelectionError(f"the scores must be there, got no such file ({named}); check the path")
-        raise _AbsentError("score/images.parquet is not here; name it with --scores")
-    # What is attached to an object is what somebody said of it.
+    if named is not None and not named.is_file():
+        raise SelectionError(f"scores: no such file (got {named}). Check the path.")
+    path = named or _run_file(output_dir, "score", "images.parquet")
+    if path is None:
+        raise _AbsentError("score/images.parquet is missing; name it with --scores")
+    # A digest in the metadata of an object is untrusted, so the object itself is read.
     found = path.sha256(always_read=True) if isinstance(path, RemotePath) else sha256_file(path)
     return _same("sha256", found, provenance["scores_sha256"])
 
 
 def _members(provenance: Mapping[str, Any], output_dir: Path) -> str:
-    directory = output_dir / "train"
-    if not (directory / MEMBER_INDEX).is_file():
-        raise _AbsentError("the ensemble is not here")
-    files = {(member.run, *member.key): directory / member.file for member in read_index(directory / MEMBER_INDEX)}
+    index = _run_file(output_dir, "train", MEMBER_INDEX)
+    if index is None:
+        raise _AbsentError("the ensemble is missing")
+    paths = {(member.run, *member.key): index.parent / member.file for member in read_index(index)}
     for member in provenance["ensemble"]:
         key = (member["run"], member["iteration"], member.get("kind", CHECKPOINT))
-        if key not in files or not files[key].is_file():
-            raise _AbsentError(f"run {key[0]}, iteration {key[1]} is not here")
-        _same(f"sha256 of run {key[0]}, iteration {key[1]}", sha256_file(files[key]), member["sha256"])
+        if key not in paths or not paths[key].is_file():
+            raise _AbsentError(f"run {key[0]}, iteration {key[1]} is missing")
+        _same(f"sha256 of run {key[0]}, iteration {key[1]}", sha256_file(paths[key]), member["sha256"])
     return f"{len(provenance['ensemble'])} members"
+
+
+def _verify_split(directory: Path, provenance: Mapping[str, Any], source: Path | None) -> list[Check]:
+    parts = {name: ExpectedSubset(directory / f"{name}.json") for name in PARTS}
+    return [
+        *(_check(name, partial(_part, provenance, name, part)) for name, part in parts.items()),
+        _check("config", lambda: _split_config(provenance)),
+        _check("source", lambda: _verified_source(provenance, source, list(parts.values()))),
+        _check("true subsets", lambda: "; ".join(f"{name}: {_true_subset(part)}" for name, part in parts.items())),
+        _check("partition", lambda: _partition(provenance, parts)),
+        _check("groups", lambda: _groups(provenance, parts)),
+        _check("histograms", lambda: _split_histograms(provenance, parts)),
+    ]
+
+
+def _part(provenance: Mapping[str, Any], name: str, part: ExpectedSubset) -> str:
+    stated = provenance["parts"][name]
+    _same("sha256", part.sha256, stated["sha256"])
+    _same("the number of images", len(part.parsed), stated["num_images"])
+    _same("the number of boxes", part.parsed.num_boxes, stated["num_boxes"])
+    return f"sha256 {_short(part.sha256)}, {len(part.parsed):,} images, {part.parsed.num_boxes:,} boxes"
+
+
+def _split_config(provenance: Mapping[str, Any]) -> str:
+    _same("the seed in the settings", provenance["settings"]["split"]["seed"], provenance["seed"])
+    return _same("sha256 of the settings", sha256_json(provenance["settings"]), provenance["config_sha256"])
+
+
+def _partition(provenance: Mapping[str, Any], parts: Mapping[str, ExpectedSubset]) -> str:
+    train, val = (
+        {part.parsed.original_id(row) for row in range(len(part.parsed))} for part in (parts["train"], parts["val"])
+    )
+    if train & val:
+        raise SelectionError(f"{len(train & val):,} images are in train and in val")
+    _same("the number of images in train and val", len(train) + len(val), provenance["source"]["num_images"])
+    return f"{len(train):,} and {len(val):,} images, none in both, together all of the source"
+
+
+def _groups(provenance: Mapping[str, Any], parts: Mapping[str, ExpectedSubset]) -> str:
+    """Check, without the source, that no group and no file name is on both sides."""
+    by = provenance["settings"]["split"]["by"]
+    counts = []
+    for attribute in dict.fromkeys((FILE_NAME, by)):
+        train, val = (_values(part.parsed, attribute) for part in (parts["train"], parts["val"]))
+        if train & val:
+            shown = ", ".join(sorted(train & val)[:_MOST_GROUPS])
+            raise SelectionError(f"{len(train & val):,} values of {attribute} are in train and in val: {shown}")
+        counts.append(f"{len(train):,} and {len(val):,} values of {attribute}")
+    return f"{counts[-1]}, none in both"
+
+
+def _values(dataset: CocoDataset, by: str) -> set[str]:
+    try:
+        return {value for value in group_values(dataset, by) if value is not None}
+    except ConfigError:  # no image of this side has the attribute
+        return set()
+
+
+def _split_histograms(provenance: Mapping[str, Any], parts: Mapping[str, ExpectedSubset]) -> str:
+    """Check the counts of the values and of the classes against the source."""
+    dataset, opened = _source_of(parts["val"])
+    split = provenance["settings"]["split"]
+    is_val = np.zeros(len(dataset), bool)
+    is_val[parts["val"].rows[0]] = True
+    groups = group_numbers(dataset, group_values(dataset, split["by"], opened))
+    classes = class_records(class_shares(dataset, groups, is_val, split["fraction"]))
+    if split_histograms(dataset, is_val, opened) != provenance["histograms"] or classes != provenance["classes"]:
+        raise SelectionError("the histograms of the source and its parts differ from those of the provenance")
+    return ", ".join(provenance["histograms"])

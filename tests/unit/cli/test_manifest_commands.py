@@ -280,11 +280,11 @@ def test_validate_camvid(camvid, said):
         (["manifest", "sttas", "x"], "invalid choice: 'sttas'"),
         (["manifest", "stats"], "the following arguments are required: M"),
         (["manifest", "stats", "{}/no.json"], "must be readable, got No such file"),
-        (["manifest", "stats", "{}"], "a manifest must hold subset.json, got none"),
+        (["manifest", "stats", "{}"], "holds no subset.json"),
         (["manifest", "diff", "{}/train.json"], "the following arguments are required: B"),
         (["manifest", "diff", "{}/train.json", "{}/broken.json"], "line 2"),
-        (["manifest", "verify", "{}"], "a manifest must hold provenance.json, got No such file or directory"),
-        (["manifest", "verify", "{}/train.json"], "provenance.json, got Not a directory"),
+        (["manifest", "verify", "{}"], "provenance.json"),
+        (["manifest", "verify", "{}/train.json"], "train.json/provenance.json"),
         (["manifest", "merge", "{}/train.json"], "the following arguments are required: -o/--output"),
         (["manifest", "merge", "{}/train.json", "-o", "{}"], "a file must be accessible, got Is a directory"),
         (["manifest", "merge", "{}/train.json", "-o", "{}/train.json/x"], "a file must be accessible, got Not a dir"),
@@ -338,7 +338,7 @@ def test_verify(manifest, said):
     found = {name: (status, detail) for status, name, detail in rows(text, ["status", "check", "detail"])}
     assert found["images"] == ("ok", "2 file names")
     assert found["counts"] == ("ok", "2 images, 5 boxes")
-    assert found["source"] == ("absent", "train.json is not here; name it with --source")
+    assert found["source"] == ("absent", "train.json is missing; name it with --source")
     assert text.endswith("as far as could be checked: 5 of 9 checks lack what they need\n")
 
 
@@ -367,7 +367,7 @@ def test_verify_a_changed_subset(manifest, said):
     status, text = said("manifest", "verify", folder)
     assert status == 1
     assert "\n1 of 9 checks failed" in text
-    assert re.search(r"^failed +subset +sha256 of its text is \w{12}…, the provenance says \w{12}…$", text, re.M)
+    assert re.search(r"^failed +subset +sha256 of its text is \w{12}…, the provenance states \w{12}…$", text, re.M)
 
 
 def test_stats(manifest, said):
