@@ -14,7 +14,7 @@ from detcurate.errors import DatasetError
 from detcurate.io.storage import is_url, local_file, locate
 from detcurate.pipeline import Run
 from detcurate.pipeline.commands.rank import rank_candidates
-from detcurate.pipeline.stages.select import subset_file
+from detcurate.pipeline.stages.manifest import subset_file
 from detcurate.pipeline.tables import SelectionTable
 
 _EPILOG = """\

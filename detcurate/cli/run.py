@@ -15,7 +15,7 @@ from detcurate.config.declaration import load_config
 from detcurate.engines import ENGINES, open_engine
 from detcurate.errors import ConfigError
 from detcurate.pipeline import STAGE_NAMES, Run, dry_run, join_pipeline, run_pipeline
-from detcurate.pipeline.stages.select import subset_file
+from detcurate.pipeline.stages.manifest import subset_file
 from detcurate.report.build import PAGE
 from detcurate.version import __version__
 

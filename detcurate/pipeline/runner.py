@@ -16,12 +16,13 @@ from detcurate.pipeline.pool_columns import planned_amount, require_selectable
 from detcurate.pipeline.prediction_modes import require_mode, score_settings
 from detcurate.pipeline.search import ROUND_STAGES, SEED_SET, builds_up, planned_rounds, require_search, search_rounds
 from detcurate.pipeline.stage import Stage, changes, run_stage, stage_state
+from detcurate.pipeline.stages.manifest import manifest_stage, subset_file
 from detcurate.pipeline.stages.pool import pool_stage, require_same_classes
 from detcurate.pipeline.stages.predict import evaluate_stage, predict_stage
 from detcurate.pipeline.stages.report import report_stage
 from detcurate.pipeline.stages.retrain import retrain_seeds, retrain_stage
 from detcurate.pipeline.stages.score import score_stage
-from detcurate.pipeline.stages.select import manifest_stage, select_stage, subset_file
+from detcurate.pipeline.stages.select import select_stage
 from detcurate.pipeline.stages.train import (
     added_members,
     ensemble_plan,

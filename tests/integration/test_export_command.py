@@ -67,7 +67,7 @@ def test_the_limit_and_none(finished, output, done):
     assert "suspected" not in text.splitlines()[-1]
     assert not (output / "manifest" / "relabel.json").exists()
     text = done(*again(finished, output, "CURATE.MANIFEST.COMPRESS", True, "CURATE.MANIFEST.RELABEL_LIMIT", 4))
-    assert "the 4 most suspected labels: relabel.json.gz" in text
+    assert "4 possible label errors in relabel.json.gz" in text
     assert "4 suspicions" in done("export", "cvat", output, "-o", output / "to_cvat")
 
 

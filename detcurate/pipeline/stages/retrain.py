@@ -18,7 +18,7 @@ from detcurate.io.files import sha256_file, sha256_json, write_bytes, write_json
 from detcurate.pipeline.arms import Pool, arm_images, arm_inputs, trained_arms
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.stage import Stage, StageResult, output_digest
-from detcurate.pipeline.stages.select import subset_file
+from detcurate.pipeline.stages.manifest import subset_file
 from detcurate.pipeline.stages.train import last_weights, run_weights
 from detcurate.pipeline.training_jobs import train_jobs, training_job, training_settings
 
