@@ -1,211 +1,218 @@
-"""The settings of the subset: how images are scored, which are kept, and how that is written."""
+"""Settings of the subset: scores, search, selection, manifest, retraining."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from detcurate.config.base import Settings, require_known
-from detcurate.errors import SelectionError
-from detcurate.score.aggregate import AGGREGATIONS, NORMALIZATIONS
-from detcurate.score.associate import ASSOCIATIONS
-from detcurate.score.cluster_statistics import MISSING
-from detcurate.score.measures import LABEL_MEASURES, MEASURES
-from detcurate.score.scoring import WITHOUT_OBJECTS
-from detcurate.select.compose import NOISE_FILTERS
-from detcurate.select.limits import parse_quota
-from detcurate.select.strategies import STRATEGIES
-
-_SCORE_NAMES: Mapping[str, Iterable[str]] = {
-    "aggregation": AGGREGATIONS,
-    "association": ASSOCIATIONS,
-    "missing": MISSING,
-    "normalization": NORMALIZATIONS,
-    "without_objects": WITHOUT_OBJECTS,
-}
+from detcurate.choices import (
+    AGGREGATIONS,
+    ARMS,
+    ASSOCIATIONS,
+    DISAGREEMENT_MEASURES,
+    LABEL_MEASURES,
+    MISSING,
+    NOISE_FILTERS,
+    NORMALIZATIONS,
+    STRATEGIES,
+    WITHOUT_OBJECTS,
+)
+from detcurate.config.base import Settings, named, parse_quota, require_distinct
 
 
 class ScoreSettings(Settings):
-    """Which disagreement is measured, and how it becomes one score an image.
+    """Which disagreement is measured, and how it becomes one score per image."""
 
-    Every measure is in the tables; ``measures`` and ``weights`` say which of them make the image score.
-    docs/explanation/scoring.md says what each setting does.
-    """
+    measures: tuple[str, ...] = named(
+        ("mutual_information", "iou_dispersion", "existence_entropy"),
+        (*DISAGREEMENT_MEASURES, *LABEL_MEASURES),
+        "Measures that the image score combines; all measures are stored in the tables.",
+    )
+    weights: tuple[float, ...] = Field((), description="Weight of each of MEASURES; empty means equal weights.")
+    aggregation: str = named("top_k_mean", AGGREGATIONS, "How the values of an image's objects become one value.")
+    normalization: str = named("rank", NORMALIZATIONS, "How each measure is scaled over the pool before weighting.")
+    iou_threshold: float = Field(
+        0.5, gt=0, le=1, description="Minimum IoU at which detections of different members are the same object."
+    )
+    association: str = named("sequential", ASSOCIATIONS, "Algorithm that groups detections into objects.")
+    per_class: bool = Field(False, description="Group only detections of the same class.")
+    missing: str = named("background", MISSING, "What a member without a detection counts as: background, or nothing.")
+    top_k: int = Field(3, ge=1, description="Number of objects that the aggregation top_k_mean averages.")
+    without_objects: str = named(
+        "zero", WITHOUT_OBJECTS, "Score of images without detections: zero, or that of other images."
+    )
+    calibration_images: int = Field(
+        0, ge=0, description="Number of pool images to fit each member's temperature on; 0 does not calibrate."
+    )
 
-    measures: tuple[str, ...] = ("mutual_information", "iou_dispersion", "existence_entropy")
-    weights: tuple[float, ...] = (1.0, 1.0, 1.0)
-    aggregation: str = "top_k_mean"
-    normalization: str = "rank"
-    iou_threshold: float = Field(0.5, gt=0, le=1)
-    association: str = "sequential"
-    per_class: bool = False
-    missing: str = "background"
-    top_k: int = Field(3, ge=1)
-    without_objects: str = "zero"
-    calibration_images: int = Field(0, ge=0)
-
-    @field_validator("measures")
-    @classmethod
-    def _validate_measures(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if not names or len(set(names)) != len(names):
-            raise ValueError(f"measures must be one or more different names, got {list(names)}")
-        return tuple(require_known("a measure", name, (*MEASURES, *LABEL_MEASURES)) for name in names)
-
-    @field_validator("aggregation", "association", "missing", "normalization", "without_objects")
-    @classmethod
-    def _validate_name(cls, name: str, info: ValidationInfo) -> str:
-        field = str(info.field_name)
-        return require_known(f"the {field}" if field.endswith("ation") else field, name, _SCORE_NAMES[field])
+    _validate_measures = field_validator("measures")(require_distinct)
 
     @model_validator(mode="after")
     def _validate_weights(self) -> ScoreSettings:
-        if len(self.weights) != len(self.measures):
-            raise ValueError(f"weights must hold one number a measure ({len(self.measures)}), got {len(self.weights)}")
-        if min(self.weights) < 0 or sum(self.weights) <= 0:
-            raise ValueError(f"weights must be at least 0 with a sum above 0, got {list(self.weights)}")
+        if self.weights and len(self.weights) != len(self.measures):
+            raise ValueError(
+                f"WEIGHTS: must hold one number for each of the {len(self.measures)} measures, or none for equal "
+                f"weights (got {list(self.weights)})"
+            )
+        if self.weights and (min(self.weights) < 0 or sum(self.weights) <= 0):
+            raise ValueError(f"WEIGHTS: must be at least 0 with a sum above 0 (got {list(self.weights)})")
         return self
+
+    @property
+    def measure_weights(self) -> dict[str, float]:
+        """The weight of each of ``measures``, equal ones where ``weights`` is empty.
+
+        Example:
+            >>> ScoreSettings(measures=("entropy", "el2n")).measure_weights
+            {'entropy': 1.0, 'el2n': 1.0}
+        """
+        return dict(zip(self.measures, self.weights or (1.0,) * len(self.measures), strict=True))
 
 
 class SearchSettings(Settings):
-    """How the subset is searched. docs/explanation/selection.md, "Subset search", says when to take which.
+    """Which images the scoring ensemble is trained on, and so in how many rounds the subset is selected."""
 
-    ``compress``: the ensemble is trained on the whole pool, and the best of it is kept. ``pretrain``: likewise, and the
-    arms start from the weights of the ensemble's runs. ``build_up``: from a random seed set (``seed_images``, or where
-    that is 0 ``seed_fraction`` of the pool), rounds that grow at most ``growth``-fold; with ``warm_start`` each
-    starts from the weights of the round before. ``none``: as ``compress``, of an ensemble that was trained on other
-    images, so nothing is said of small shares.
-    """
-
-    scheme: Literal["compress", "build_up", "pretrain", "none"] = "compress"
-    seed_fraction: float = Field(0.125, gt=0, lt=1)
-    seed_images: int = Field(0, ge=0)
-    growth: float = Field(2.0, gt=1)
-    warm_start: bool = False
+    scheme: Literal["compress", "build_up", "pretrain", "none"] = Field(
+        "compress",
+        description="compress: train the ensemble on the whole pool and keep the best of it; pretrain: the same, and "
+        "start the arms from the ensemble's weights; build_up: grow the subset from a random seed set in rounds; none: "
+        "the ensemble was trained on other images.",
+    )
+    seed_fraction: float = Field(0.125, gt=0, lt=1, description="Share of the pool in the seed set of build_up.")
+    seed_images: int = Field(
+        0, ge=0, description="Number of images in the seed set of build_up; 0 uses SEED_FRACTION instead."
+    )
+    growth: float = Field(2.0, gt=1, description="Maximum factor by which the subset grows in one round of build_up.")
+    warm_start: bool = Field(False, description="Start each round of build_up from the weights of the round before it.")
 
     @model_validator(mode="after")
     def _validate_warm_start(self) -> SearchSettings:
         if self.warm_start and self.scheme != "build_up":
-            raise ValueError(f"warm_start must be False with the scheme {self.scheme}, which has one round, got True")
+            raise ValueError(f"WARM_START: must be False with SCHEME {self.scheme}, which has one round (got True)")
         return self
 
 
 class SelectSettings(Settings):
-    """What is kept, and in which order it is bought. docs/explanation/selection.md has the steps.
+    """Which images are kept."""
 
-    The budget is one of ``num_images``, ``num_boxes`` and ``cost_seconds`` (what annotating takes, by
-    ``seconds_per_image`` and ``seconds_per_box``) when it is above 0, else ``fraction`` of the images. Floors and caps
-    are texts such as ``"bicycle=200"`` (boxes) and ``"weather=rain=500"`` (images). 0 turns off
-    ``duplicate_similarity``, ``sequence_gap`` and ``empty_minimum``.
-    """
+    strategy: str = named("top_n", STRATEGIES, "Order in which images are selected until the budget is spent.")
+    fraction: float = Field(
+        0.5, gt=0, le=1, description="Budget as a share of the pool's images, unless another budget is above 0."
+    )
+    num_images: int = Field(0, ge=0, description="Budget as a number of images; 0 means another budget applies.")
+    num_boxes: int = Field(0, ge=0, description="Budget as a number of labelled boxes; 0 means another budget applies.")
+    cost_seconds: float = Field(
+        0.0, ge=0, description="Budget of annotation time in seconds; 0 means another budget applies."
+    )
+    seconds_per_image: float = Field(
+        0.0, ge=0, description="Annotation time of an image in seconds, apart from its boxes, for COST_SECONDS."
+    )
+    seconds_per_box: float = Field(0.0, ge=0, description="Annotation time of a box in seconds, for COST_SECONDS.")
+    noise_filter: str = named(
+        "off", NOISE_FILTERS, "Remove the images with the highest label-error scores (drop), and list them (queue)."
+    )
+    noise_filter_quantile: float = Field(
+        0.95, ge=0, le=1, description="Quantile of the label-error score above which NOISE_FILTER removes an image."
+    )
+    duplicate_similarity: float | Literal["auto"] = Field(
+        0.0,
+        description="Similarity from which two images are near-duplicates (cosine of embeddings, or share of equal "
+        "hash bits); auto finds it from the pool, 0 keeps all.",
+        json_schema_extra={"range": "0 <= value <= 1, or auto"},
+    )
+    sequence_gap: int = Field(
+        0, ge=0, description="Minimum distance in frames of two selected images of one sequence; 0 keeps all."
+    )
+    class_minimums: tuple[str, ...] = Field(
+        (), description="Minimum number of boxes of a class, such as 'bicycle=200'."
+    )
+    class_maximums: tuple[str, ...] = Field((), description="Maximum number of boxes of a class, such as 'car=20000'.")
+    metadata_minimums: tuple[str, ...] = Field(
+        (), description="Minimum number of images with a metadata value, such as 'weather=rain=500'."
+    )
+    metadata_maximums: tuple[str, ...] = Field(
+        (), description="Maximum number of images with a metadata value, such as 'sequence=drive-7=100'."
+    )
+    empty_minimum: int = Field(0, ge=0, description="Minimum number of images without a box; 0 means none.")
+    threshold: float = Field(0.0, description="Minimum image score, for the strategy threshold.")
+    num_strata: int = Field(50, ge=1, description="Number of equally wide score ranges, for the strategy strata.")
+    oversampling: float = Field(
+        4.0,
+        ge=1,
+        description="Number of budgets of best-scored images that k_center and facility_location choose from.",
+    )
 
-    strategy: str = "top_n"
-    fraction: float = Field(0.5, gt=0, le=1)
-    num_images: int = Field(0, ge=0)
-    num_boxes: int = Field(0, ge=0)
-    cost_seconds: float = Field(0.0, ge=0)
-    seconds_per_image: float = Field(0.0, ge=0)
-    seconds_per_box: float = Field(0.0, ge=0)
-    noise_filter: str = "off"
-    noise_filter_quantile: float = Field(0.95, ge=0, le=1)
-    duplicate_similarity: float = Field(0.0, ge=0, le=1)
-    sequence_gap: int = Field(0, ge=0)
-    class_minimums: tuple[str, ...] = ()
-    class_maximums: tuple[str, ...] = ()
-    metadata_minimums: tuple[str, ...] = ()
-    metadata_maximums: tuple[str, ...] = ()
-    empty_minimum: int = Field(0, ge=0)
-    threshold: float = 0.0
-    num_strata: int = Field(50, ge=1)
-    oversampling: float = Field(4.0, ge=1)
-
-    @field_validator("strategy")
+    @field_validator("duplicate_similarity", mode="before")
     @classmethod
-    def _validate_strategy(cls, name: str) -> str:
-        return require_known("the strategy", name, STRATEGIES)
-
-    @field_validator("noise_filter")
-    @classmethod
-    def _validate_noise_filter(cls, name: str) -> str:
-        return require_known("the noise_filter", name, NOISE_FILTERS)
+    def _validate_similarity(cls, value: Any) -> Any:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value != "auto" and not (is_number and 0 <= value <= 1):
+            raise ValueError(f"must be in [0, 1], or auto (got {value!r})")
+        return value
 
     @field_validator("class_minimums", "class_maximums", "metadata_minimums", "metadata_maximums")
     @classmethod
     def _validate_quotas(cls, texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        num_names = 1 if str(info.field_name).startswith("class") else 2
         for text in texts:
-            try:
-                parse_quota(text, num_names=num_names)
-            except SelectionError as error:
-                raise ValueError(str(error)) from None
+            parse_quota(text, num_names=1 if str(info.field_name).startswith("class") else 2)
         return texts
 
     @model_validator(mode="after")
     def _validate_budget(self) -> SelectSettings:
-        requested = {name: getattr(self, name) for name in ("num_images", "num_boxes", "cost_seconds")}
-        given = [f"{name} {value}" for name, value in requested.items() if value]
+        budgets = ("num_images", "num_boxes", "cost_seconds")
+        given = [f"{name.upper()} {getattr(self, name)}" for name in budgets if getattr(self, name)]
         if len(given) > 1:
-            raise ValueError(f"num_images, num_boxes and cost_seconds must not be above 0 together, got {given}")
+            raise ValueError(f"at most one of NUM_IMAGES, NUM_BOXES and COST_SECONDS may be above 0 (got {given})")
         if self.cost_seconds and not self.seconds_per_image + self.seconds_per_box:
-            raise ValueError("seconds_per_image or seconds_per_box must be above 0 for a budget of cost_seconds")
+            raise ValueError(
+                "COST_SECONDS: needs SECONDS_PER_IMAGE or SECONDS_PER_BOX above 0 "
+                f"(got COST_SECONDS {self.cost_seconds:g} with both 0)"
+            )
         return self
 
 
 class ManifestSettings(Settings):
-    """How the subset is written: compressed or not, with a Croissant description or not.
+    """How the subset is written."""
 
-    ``relabel_limit`` is how many suspected labels ``relabel.json`` lists at most; 0 writes none.
-    """
-
-    compress: bool = False
-    croissant: bool = False
-    relabel_limit: int = Field(1000, ge=0)
-
-
-ARMS = (
-    "curated",
-    "random",
-    "full",
-    "random_boxes",
-    "stratified_random",
-    "most_boxes",
-    "without_duplicates",
-    "single_model_entropy",
-)
+    compress: bool = Field(False, description="Write subset.json.gz instead of subset.json.")
+    croissant: bool = Field(False, description="Write a Croissant description (croissant.json) as well.")
+    relabel_limit: int = Field(
+        1000, ge=0, description="Maximum number of suspected label errors in relabel.json; 0 writes no such file."
+    )
 
 
 class RetrainSettings(Settings):
-    """Which arms are trained from scratch and compared, each with seeds ``SEED, SEED + 1, …``.
+    """Which arms are trained from scratch and compared, with the seeds ``SEED, SEED + 1, ...``."""
 
-    docs/explanation/experiments.md says what each arm is. ``equal`` says what they have in common: ``iterations``, so
-    that a smaller subset is seen more often, or ``epochs``, so that its training is shorter in proportion.
-    ``curve_fractions`` are shares of the pool, in (0, 1): random subsets for a learning curve, an arm each.
-    """
+    arms: tuple[str, ...] = named(
+        ("curated", "random", "full"), ARMS, "Subsets of the pool to train on and compare (arms)."
+    )
+    num_seeds: int = Field(2, ge=1, description="Number of trainings of each arm, with different seeds.")
+    equal: Literal["iterations", "epochs"] = Field(
+        "iterations",
+        description="What the trainings of all arms have in common: iterations, so that a smaller subset is seen more "
+        "often, or epochs, so that its training is shorter.",
+    )
+    curve_fractions: tuple[float, ...] = Field(
+        (),
+        description="Shares of the pool to train random subsets of, for a learning curve; each in (0, 1).",
+    )
 
-    arms: tuple[str, ...] = ("curated", "random", "full")
-    num_seeds: int = Field(2, ge=1)
-    equal: Literal["iterations", "epochs"] = "iterations"
-    curve_fractions: tuple[float, ...] = ()
-
-    @field_validator("arms")
-    @classmethod
-    def _validate_arms(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if not names or len(set(names)) != len(names):
-            raise ValueError(f"arms must be one or more different names, got {list(names)}")
-        return tuple(require_known("an arm", name, ARMS) for name in names)
+    _validate_arms = field_validator("arms")(require_distinct)
 
     @model_validator(mode="after")
     def _validate_curve(self) -> RetrainSettings:
         fractions, is_closed = self.curve_fractions, "full" in self.arms
+        got = f"(got {list(fractions)})"
         if not all(0 < fraction < 1 for fraction in fractions):
-            raise ValueError(f"curve_fractions must be in (0, 1), got {list(fractions)}; the arm full closes the curve")
+            raise ValueError(f"CURVE_FRACTIONS: must be in (0, 1) {got}. The arm full is the share 1.")
         if len(self.curve_arms) < len(fractions):
-            raise ValueError(f"curve_fractions must differ in their first six digits, got {list(fractions)}")
+            raise ValueError(f"CURVE_FRACTIONS: must differ in their first six digits {got}")
         if fractions and len(fractions) + is_closed < 3:
             raise ValueError(
-                "curve_fractions must give a learning curve three sizes: three fractions, or two beside the arm full, "
-                f"got {list(fractions)} with the arms {', '.join(self.arms)}"
+                "CURVE_FRACTIONS: a learning curve needs three sizes: three fractions, or two and the arm full "
+                f"(got {list(fractions)} with ARMS {', '.join(self.arms)})"
             )
         return self
 
@@ -216,5 +223,5 @@ class RetrainSettings(Settings):
 
     @property
     def all_arms(self) -> tuple[str, ...]:
-        """The arms that are asked for, and those of the learning curve."""
+        """The arms of ``arms`` and those of the learning curve."""
         return (*self.arms, *self.curve_arms)

@@ -119,7 +119,7 @@ def _without_duplicates(pool: Pool, seed: int) -> np.ndarray:
         pool.scores,
         budget=len(pool.scores),
         columns=PoolColumns(embeddings=embeddings, hashes=hashes),
-        duplicate_similarity=pool.run.settings.select.duplicate_similarity,
+        duplicate_similarity=float(pool.run.settings.select.duplicate_similarity),
     ).selection.image_ids
 
 

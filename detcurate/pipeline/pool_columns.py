@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from detcurate.coco.metadata import image_metadata
-from detcurate.config import SelectSettings
+from detcurate.config import SelectSettings, parse_quota
 from detcurate.errors import ConfigError, SelectionError
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.image_similarity import (
@@ -21,7 +21,7 @@ from detcurate.pipeline.image_similarity import (
 from detcurate.score.label_errors import LABEL_ERRORS
 from detcurate.select.compose import PoolColumns
 from detcurate.select.filters import require_sequences
-from detcurate.select.limits import Budget, Quota, box_budget, image_budget, parse_quota, resolve_budget, time_budget
+from detcurate.select.limits import Budget, Quota, box_budget, image_budget, resolve_budget, time_budget
 from detcurate.select.strategies import BY_EMBEDDING
 from detcurate.structures import ImageScores
 
@@ -170,7 +170,7 @@ def _known(name: str, names: Sequence[str] | Mapping[str, object]) -> str:
 
 def _wants_vectors(run: Run) -> bool:
     settings = run.settings.select
-    return settings.strategy in BY_EMBEDDING or settings.duplicate_similarity > 0
+    return settings.strategy in BY_EMBEDDING or bool(settings.duplicate_similarity)
 
 
 def boxes_per_class(run: Run) -> np.ndarray:

@@ -108,7 +108,7 @@ def score_settings(settings: CurateSettings, mode: str) -> ScoreSettings:
             f"{', '.join(with_labels)}; what compares detections with labels needs the mode cluster"
         )
     if mode != "dense":
-        return requested
+        return requested.model_copy(update={"weights": tuple(requested.measure_weights.values())})
     if requested.aggregation not in DENSE_AGGREGATIONS:
         raise ConfigError(
             f"CURATE.SCORE.AGGREGATION must be one of {', '.join(DENSE_AGGREGATIONS)} with CURATE.PREDICT.MODE dense, "
@@ -118,7 +118,7 @@ def score_settings(settings: CurateSettings, mode: str) -> ScoreSettings:
         raise ConfigError(
             f"CURATE.SCORE.MEASURES must be {_DENSE_MEASURE} alone with CURATE.PREDICT.MODE dense, got "
             f"{', '.join(requested.measures)}; other measures compare boxes, of which it has none: set "
-            f'CURATE.SCORE.MEASURES "(\'{_DENSE_MEASURE}\',)" CURATE.SCORE.WEIGHTS "(1.0,)", or the mode cluster'
+            f"CURATE.SCORE.MEASURES \"('{_DENSE_MEASURE}',)\", or the mode cluster"
         )
     return requested.model_copy(update={"measures": (_DENSE_MEASURE,), "weights": (1.0,)})
 

@@ -175,24 +175,6 @@ class Quota:
         return f"{self.name}={self.limit}"
 
 
-def parse_quota(text: str, *, num_names: int) -> tuple[tuple[str, ...], int]:
-    """Read ``class=limit`` (one name) or ``field=value=limit`` (two); the class and the value may hold ``=``.
-
-    Raises:
-        SelectionError: The text has another form, or the limit is no whole number of at least 0.
-
-    Example:
-        >>> parse_quota("traffic light=200", num_names=1), parse_quota("weather=rain=500", num_names=2)
-        ((('traffic light',), 200), (('weather', 'rain'), 500))
-    """
-    name, _, limit = text.rpartition("=")
-    names = tuple(name.split("=", num_names - 1))
-    if len(names) != num_names or not all(names) or not (limit.isascii() and limit.isdigit()):
-        form = "class=200" if num_names == 1 else "field=value=200"
-        raise SelectionError(f"a floor or a cap must have the form {form}, got {text!r}")
-    return names, int(limit)
-
-
 class BudgetTracker:
     """The budget and the caps of one selection, and what is left of them.
 

@@ -313,7 +313,7 @@ def test_an_empty_file_goes_with_files_of_any_form(pool, done):
         (("--member", "{root}/copy.json@0:1"), "FILE@RUN:ITERATION for all members or for none"),
         (("--member", "{root}/train.json"), "an object with the keys images, annotations, categories"),
         (("--member", "{root}/probs.json"), "scores alone ({root}/epoch0.json) and class_probs with the background ("),
-        (("CURATE.PREDICT.EMBEDDINGS", "True"), "embeddings must be False with results"),
+        (("CURATE.PREDICT.EMBEDDINGS", "True"), "CURATE.PREDICT.EMBEDDINGS: "),
     ],
 )
 def test_what_cannot_be_imported(pool, three, refused, words, message):

@@ -358,7 +358,7 @@ def test_a_member_that_is_added_has_all_asked_again(densely, write_tiny_config, 
             "AGGREGATION must be one of max, top_k_mean, sum .* got mean",
         ),
         (
-            [*DENSE, "CURATE.SCORE.MEASURES", "('entropy',)", "CURATE.SCORE.WEIGHTS", "(1.0,)"],
+            [*DENSE, "CURATE.SCORE.MEASURES", "('entropy',)"],
             "CURATE.SCORE.MEASURES must be mutual_information alone with CURATE.PREDICT.MODE dense, got entropy; .*set",
         ),
         (
@@ -367,10 +367,13 @@ def test_a_member_that_is_added_has_all_asked_again(densely, write_tiny_config, 
         ),
         ([*DENSE, "CURATE.SCORE.TOP_K", "2"], "CURATE.SCORE.TOP_K must be 3 with CURATE.PREDICT.MODE dense, got 2"),
         (
-            [*REFERENCE, "CURATE.SCORE.MEASURES", "('el2n',)", "CURATE.SCORE.WEIGHTS", "(1.0,)"],
+            [*REFERENCE, "CURATE.SCORE.MEASURES", "('el2n',)"],
             "MEASURES must be among mutual_information, .* with CURATE.PREDICT.MODE reference, got el2n; what compares",
         ),
-        (["CURATE.PREDICT.MODE", "sparse"], "CURATE.PREDICT.MODE: input should be 'cluster', 'reference' or 'dense'"),
+        (
+            ["CURATE.PREDICT.MODE", "sparse"],
+            "CURATE.PREDICT.MODE: must be 'cluster', 'reference' or 'dense' .got 'sparse'",
+        ),
     ],
 )
 def test_what_does_not_go_with_the_mode_is_said_before_anything_is_done(
@@ -388,7 +391,7 @@ def test_one_member_has_nobody_to_disagree_with(write_tiny_config, tmp_path, cap
     assert run(config, "score", *DENSE, *one) == 2
     assert "the mode dense must have at least 2 members, got 1" in capsys.readouterr().err
     assert not (output / "predict" / "dense").exists()
-    entropy = ["CURATE.SCORE.MEASURES", "('entropy',)", "CURATE.SCORE.WEIGHTS", "(1.0,)"]
+    entropy = ["CURATE.SCORE.MEASURES", "('entropy',)"]
     assert run(config, "score", *REFERENCE, *one, *entropy) == 0
     assert pq.read_table(output / "score" / "objects.parquet")["entropy"].to_numpy().max() > 0
     assert run(config, "score", *REFERENCE, *one) == 2

@@ -227,12 +227,12 @@ def test_pretrained_arms_start_from_the_weights_of_the_ensembles_runs(built_up, 
     [
         (
             ["CURATE.SEARCH.SCHEME", "grow"],
-            "CURATE.SEARCH.SCHEME: input should be 'compress', 'build_up', 'pretrain' or",
+            "CURATE.SEARCH.SCHEME: must be 'compress', 'build_up', 'pretrain' or",
         ),
-        (["CURATE.SEARCH.WARM_START", "True"], "CURATE.SEARCH: warm_start must be False with the scheme compress"),
+        (["CURATE.SEARCH.WARM_START", "True"], "CURATE.SEARCH.WARM_START: must be False with SCHEME compress"),
         ([*BUILD_UP, "CURATE.SEARCH.SEED_IMAGES", "27"], "SEED_IMAGES must be at most the pool's 26 images, got 27"),
         ([*BUILD_UP, "CURATE.SEARCH.SEED_IMAGES", "13"], "less than the budget of 13 images, got one that costs 100%"),
-        ([*BUILD_UP, "CURATE.SEARCH.GROWTH", "1.0"], "CURATE.SEARCH.GROWTH: input should be greater than 1, got 1.0"),
+        ([*BUILD_UP, "CURATE.SEARCH.GROWTH", "1.0"], "CURATE.SEARCH.GROWTH: must be greater than 1 (got 1.0)"),
         (
             [*BUILD_UP, "CURATE.ENSEMBLE.NUM_RUNS", "0"],
             "NUM_RUNS must be at least 1 with CURATE.SEARCH.SCHEME build_up",

@@ -122,13 +122,13 @@ class TestPlaces:
             locate(url)
 
     def test_the_settings_refuse_them_too(self):
-        with pytest.raises(ConfigError, match=r"CURATE\.STORAGE\.ROOT: root must be a URL, or empty"):
+        with pytest.raises(ConfigError, match=r"CURATE\.STORAGE\.ROOT: .*'/data'"):
             curate_settings({"STORAGE": {"ROOT": "/data"}})
-        with pytest.raises(ConfigError, match=r"CURATE\.POOL\.IMAGE_ROOT: image_root must be a URL without"):
+        with pytest.raises(ConfigError, match=r"CURATE\.POOL\.IMAGE_ROOT: "):
             curate_settings({"POOL": {"IMAGE_ROOT": "s3://a:b@pool"}})
 
     def test_what_is_written_on_this_machine_is_no_url(self):
-        with pytest.raises(ConfigError, match=r"CURATE\.STORAGE\.CACHE: cache must be a folder of this machine"):
+        with pytest.raises(ConfigError, match=r"CURATE\.STORAGE\.CACHE: "):
             curate_settings({"STORAGE": {"CACHE": "s3://pool/cache"}})
         with pytest.raises(ArgumentTypeError, match=r"must be a path of this machine, got a URL \(s3://…\)") as error:
             local_path(f"s3://{KEY_ID}@pool/x")

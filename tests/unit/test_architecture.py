@@ -11,6 +11,7 @@ PACKAGE = REPOSITORY / "detcurate"
 # A package imports only from packages of lower rank.
 RANKS = {
     "version": 0,
+    "choices": 0,
     "errors": 0,
     "legacy": 0,
     "structures": 1,

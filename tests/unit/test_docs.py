@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import REPOSITORY
 
+from detcurate.choices import ARMS
 from detcurate.coco.validation.findings import RULES
-from detcurate.config import ARMS, ScoreSettings, SearchSettings, SelectSettings
+from detcurate.config import ScoreSettings, SearchSettings, SelectSettings
 from detcurate.pipeline.object_table import object_table
 from detcurate.pipeline.tables import ImagesTable
 from detcurate.score.aggregate import AGGREGATIONS

@@ -267,7 +267,7 @@ def _combine(run: Run, components: Mapping[str, np.ndarray]) -> StageResult:
     scores = combine_images(
         run.usable_image_ids,
         components,
-        weights=dict(zip(settings.measures, settings.weights, strict=True)),
+        weights=settings.measure_weights,
         normalization=settings.normalization,
         without_objects=settings.without_objects,
     )

@@ -81,7 +81,7 @@ def _select(run: Run) -> StageResult:
         columns=columns,
         noise_filter=settings.noise_filter,
         noise_filter_quantile=settings.noise_filter_quantile,
-        duplicate_similarity=settings.duplicate_similarity,
+        duplicate_similarity=float(settings.duplicate_similarity),
         sequence_gap=settings.sequence_gap,
         minimums=minimums,
         maximums=maximums,

@@ -5,7 +5,7 @@ import pytest
 
 from detcurate.errors import SelectionError
 from detcurate.select.compose import PoolColumns, select
-from detcurate.select.limits import Budget, Quota, box_budget, parse_quota
+from detcurate.select.limits import Budget, Quota, box_budget
 from detcurate.structures import ImageScores
 
 
@@ -113,24 +113,3 @@ def test_a_class_that_no_image_holds():
 def test_a_quota_out_of_range(amounts, limit):
     with pytest.raises(SelectionError, match=f"class bus={limit} must be at least 0"):
         quota("class bus", amounts, limit)
-
-
-@pytest.mark.parametrize(
-    ("text", "num_names", "expected"),
-    [
-        ("traffic light=7", 1, (("traffic light",), 7)),
-        ("a=b=7", 1, (("a=b",), 7)),
-        ("weather=light=rain=7", 2, (("weather", "light=rain"), 7)),
-    ],
-)
-def test_quotas_are_read(text, num_names, expected):
-    assert parse_quota(text, num_names=num_names) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "num_names"),
-    [("bus", 1), ("=3", 1), ("bus=", 1), ("bus=-1", 1), ("bus=1.5", 1), ("rain=3", 2), ("=a=3", 2)],
-)
-def test_quotas_of_another_form_are_refused(text, num_names):
-    with pytest.raises(SelectionError, match=f"must have the form .*=200, got '{text}'"):
-        parse_quota(text, num_names=num_names)
