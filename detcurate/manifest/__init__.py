@@ -1,1 +1,1 @@
-"""Subset manifests: write, verify, compare and merge them."""
+"""Subset manifests and splits: write, verify, compare and merge them."""

@@ -1,4 +1,4 @@
-"""What is in a manifest, and what two of them share."""
+"""Describe a manifest, and compare two of them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from detcurate.manifest.write import histograms
 
 
 def open_manifest(path: Path) -> CocoDataset:
-    """Read the annotation file of a manifest's folder, or an annotation file that is named itself.
+    """Read an annotation file, or the one in a manifest's folder.
 
     Raises:
-        DatasetError: There is none, or it cannot be used.
+        DatasetError: There is no annotation file, or it cannot be used.
     """
     return read_coco(subset_path(path) if path.is_dir() else path, AS_WRITTEN)
 
@@ -46,27 +46,27 @@ def manifest_stats(dataset: CocoDataset) -> dict[str, Any]:
 
 
 def diff_manifests(first: CocoDataset, second: CocoDataset) -> dict[str, Any]:
-    """Compare two sets of images, of one source or not; images are known by their ids in the files.
+    """Compare two sets of images by the ids in their files; the sources may differ.
 
     Returns:
-        A JSON-able dict: ``images`` (``added``, ``removed``, ``kept``: lists of ids; ``changed``: kept, but with
-        another record or other annotations; ``jaccard`` in [0, 1]: 1 for the same images, 0 for none in common) and
+        A JSON-able dict: ``images`` (``added``, ``removed``, ``kept``: lists of ids; ``changed``: the kept images with
+        another record or other annotations; ``jaccard`` in [0, 1]: 1 for equal sets, 0 for disjoint ones) and
         ``histograms`` (field -> ``shift``, the total variation distance in [0, 1] between the two distributions, and
-        ``values``: value -> ``[count in the first, in the second]``); a metadata field that only one of them counts
-        (see :func:`detcurate.manifest.write.histograms`) has no shift and is left out.
+        ``values``: value -> ``[count in the first, in the second]``). A metadata field that only one of them counts
+        (see :func:`detcurate.manifest.write.histograms`) is left out.
     """
-    ours, theirs = _fingerprints(first), _fingerprints(second)
-    kept = [key for key in ours if key in theirs]
-    union = len(ours) + len(theirs) - len(kept)
+    first_prints, second_prints = _fingerprints(first), _fingerprints(second)
+    kept = [key for key in first_prints if key in second_prints]
+    union = len(first_prints) + len(second_prints) - len(kept)
     before, after = _counts(first), _counts(second)
     return {
         "first": {"file": str(first.path), "num_images": len(first), "num_boxes": first.num_boxes},
         "second": {"file": str(second.path), "num_images": len(second), "num_boxes": second.num_boxes},
         "images": {
-            "added": [key for key in theirs if key not in ours],
-            "removed": [key for key in ours if key not in theirs],
+            "added": [key for key in second_prints if key not in first_prints],
+            "removed": [key for key in first_prints if key not in second_prints],
             "kept": kept,
-            "changed": [key for key in kept if ours[key] != theirs[key]],
+            "changed": [key for key in kept if first_prints[key] != second_prints[key]],
             "jaccard": len(kept) / union,
         },
         "histograms": {name: _shift(before[name], after[name]) for name in before if name in after},
@@ -81,20 +81,20 @@ def _shift(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, Any
 
 
 def _counts(dataset: CocoDataset) -> dict[str, dict[str, int]]:
-    nothing = np.zeros(0, np.int64)
-    counted = histograms(dataset, nothing, nothing)
+    no_rows = np.zeros(0, np.int64)
+    counted = histograms(dataset, no_rows, no_rows)
     return {name: {value: count["before"] for value, count in counted[name].items()} for name in counted}
 
 
 def _fingerprints(dataset: CocoDataset) -> dict[int | str, bytes]:
-    """Return image id, as the file has it -> a digest of the texts of the image and of its annotations."""
+    """Return image id in the file -> a digest of the records of the image and of its annotations."""
     images, annotations = dataset.open()
     bounds = np.searchsorted(dataset.image_index, np.arange(len(dataset) + 1))
     prints = {}
     for row in range(len(dataset)):
         digest = hashlib.blake2b(images[int(dataset.image_positions[row])], digest_size=16)
         positions = dataset.annotation_positions[bounds[row] : bounds[row + 1]].tolist()
-        for text in sorted(annotations[at] for at in positions):  # their order says nothing
+        for text in sorted(annotations[at] for at in positions):  # their order has no meaning
             digest.update(text)
         prints[dataset.original_id(row)] = digest.digest()
     return prints

@@ -1,4 +1,4 @@
-"""A Croissant description beside a manifest, so that dataset catalogues can find and read it."""
+"""Describe a manifest in Croissant, so that dataset catalogues can find and read it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FIELDS = {
 
 
 def require_mlcroissant() -> Any:
-    """Return the module ``mlcroissant``.
+    """Import and return ``mlcroissant``.
 
     Raises:
         ConfigError: It is not installed.
@@ -28,21 +28,22 @@ def require_mlcroissant() -> Any:
         import mlcroissant
     except ImportError:
         raise ConfigError(
-            "CURATE.MANIFEST.CROISSANT needs mlcroissant, which is not installed; pip install 'detcurate[croissant]'"
+            "CURATE.MANIFEST.CROISSANT: the package mlcroissant is not installed. Run pip install "
+            "'detcurate[croissant]', or set it to False."
         ) from None
     return mlcroissant
 
 
 def write_croissant(directory: Path, provenance: Mapping[str, Any], subset_name: str) -> Path:
-    """Write ``croissant.json``: the subset's file with its digest, and its images, annotations and categories.
+    """Write ``croissant.json``, which describes the subset's file, images, annotations and categories.
 
     Args:
-        directory: The manifest's.
-        provenance: What ``provenance.json`` says.
-        subset_name: The annotation file in it.
+        directory: The folder of the manifest.
+        provenance: The content of ``provenance.json``.
+        subset_name: The name of the annotation file in it.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
         ConfigError: The package ``mlcroissant`` is not installed.
@@ -56,7 +57,7 @@ def write_croissant(directory: Path, provenance: Mapping[str, Any], subset_name:
     compression = ["application/gzip"] if subset_name.endswith(".gz") else []
     distribution, record_sets = [], []
     for name, fields in _fields(provenance).items():
-        # The reader makes one table of all that it takes from a file object, so each list has one to itself.
+        # The reader makes one table of each file object, so each list needs its own.
         file_id = f"{subset_name}.{name}"
         distribution.append(
             mlc.FileObject(
@@ -83,7 +84,7 @@ def write_croissant(directory: Path, provenance: Mapping[str, Any], subset_name:
         description=(
             f"{subset['num_images']} of {source['num_images']} images of {source['file_name']} (sha256 "
             f"{source['sha256']}), selected by detcurate with the strategy {provenance['strategy']}; "
-            "provenance.json beside this file says how."
+            "provenance.json beside this file describes how."
         ),
         distribution=distribution,
         record_sets=record_sets,
@@ -94,7 +95,7 @@ def write_croissant(directory: Path, provenance: Mapping[str, Any], subset_name:
 
 
 def _fields(provenance: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Return list -> field -> type; without annotation ids where some have none, as all fields must be everywhere."""
+    """Return list -> field -> type; every record must have each field, so ids that may be absent are left out."""
     found = {finding["code"]: finding["policy"] for finding in provenance["findings"]}
     fields = {name: dict(columns) for name, columns in _FIELDS.items()}
     if found.get("missing_id", "repair") != "repair":

@@ -1,4 +1,4 @@
-"""Several subsets as one, with every conflict declared."""
+"""Merge subsets into one file and report every conflict."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _LARGEST_EXACT_FLOAT = 2**53
 
 @dataclass
 class Merge:
-    """What a merge takes from each file.
+    """The images and annotations that a merge takes from each file.
 
     Args:
         datasets: The files, in the order given.
-        rows: Dataset -> the rows of the images taken from it.
-        conflicts: A sentence each: an image that two files describe, label or number differently.
-        renumbered: How many annotations got a new id, because another file uses theirs.
+        rows: For each dataset, the rows of the images taken from it.
+        conflicts: A sentence for each image that two files describe, label or number differently.
+        renumbered: The number of annotations with a new id, because another file uses theirs.
     """
 
     datasets: Sequence[CocoDataset]
@@ -44,40 +44,40 @@ class Merge:
 def merge_manifests(
     datasets: Sequence[CocoDataset], output: Path, *, on_conflict: OnConflict = "error"
 ) -> dict[str, Any]:
-    """Write the union of several sets of images as one COCO file, records word for word.
+    """Write the union of several sets of images as one COCO file, records byte for byte.
 
-    An image that several files hold with the same record and the same annotations is taken once. Annotations whose id
-    another image's annotation has already taken get a new one.
+    An image that several files hold with the same record and the same annotations is taken once. An annotation gets a
+    new id when an annotation of another image already has its id.
 
     Args:
         datasets: Two or more; the other top-level values are taken from the first.
-        output: The file to write, compressed when its name ends in ``.gz``; beside it ``<name>.lineage.json`` says
-            what it was made of.
-        on_conflict: What is done about an image that two files describe or label differently, or that they have
-            under two ids: ``error`` writes nothing; ``first`` keeps it as the earlier file has it, and says so in the
+        output: The file to write, compressed when its name ends in ``.gz``; ``<name>.lineage.json`` beside it lists
+            its sources.
+        on_conflict: The treatment of an image that two files describe or label differently, or that has two ids:
+            ``error`` writes nothing; ``first`` keeps the version of the earlier file and lists the conflict in the
             lineage.
 
     Returns:
-        The lineage: ``sources`` (file_name, sha256, num_images, and how many were taken), ``num_images``,
-        ``num_boxes``, ``renumbered``, ``conflicts`` and the ``sha256`` of the file.
+        The lineage: ``sources`` (``file_name``, ``sha256``, ``num_images``, ``taken``: the images taken from it),
+        ``num_images``, ``num_boxes``, ``renumbered``, ``conflicts`` and the ``sha256`` of the file.
 
     Raises:
         SelectionError: The categories differ, there are conflicts and ``on_conflict`` is ``error``, or ``output`` is
             one of the files to merge.
     """
     if any(output.exists() and output.samefile(dataset.path) for dataset in datasets):
-        raise SelectionError(f"the output must be another file than those to merge, got {output}; name another")
+        raise SelectionError(f"output: one of the files to merge (got {output}). Name another file.")
     _require_same_categories(datasets)
     merge = _plan(datasets)
     if merge.conflicts and on_conflict == "error":
         more = f"; and {len(merge.conflicts) - _SHOWN} more" if len(merge.conflicts) > _SHOWN else ""
         raise SelectionError(
-            f"the files to merge must agree, got {len(merge.conflicts)} conflicts: "
-            f"{'; '.join(merge.conflicts[:_SHOWN])}{more}; mend them, or keep what the first file says with "
-            "--on-conflict first"
+            f"on_conflict: the files to merge disagree (got {len(merge.conflicts)} conflicts: "
+            f"{'; '.join(merge.conflicts[:_SHOWN])}{more}). Fix them, or pass --on-conflict first to keep the "
+            "version of the first file."
         )
     description = output.with_name(f"{output.name.removesuffix('.gz').removesuffix('.json')}.lineage.json")
-    description.unlink(missing_ok=True)  # it must never stand beside another merge
+    description.unlink(missing_ok=True)  # it must not describe another merge
     with files.atomic_path(output) as temporary, open_text(temporary, compress=output.suffix == ".gz") as stream:
         for piece in _pieces(merge):
             stream.write(piece)
@@ -108,16 +108,16 @@ def _lineage(merge: Merge, output: Path) -> dict[str, Any]:
 def _require_same_categories(datasets: Sequence[CocoDataset]) -> None:
     first = datasets[0]
     for other in datasets[1:]:
-        ours, theirs = _categories(first), _categories(other)
-        if ours != theirs:
+        expected, found = _categories(first), _categories(other)
+        if found != expected:
             raise SelectionError(
-                f"the files to merge must have the same categories, got {ours} ({first.path}) and {theirs} "
-                f"({other.path}); map one of them to the other first"
+                f"categories: {other.path} differs from {first.path} (got {found} and {expected}). Map one to the "
+                "other first."
             )
 
 
 def _categories(dataset: CocoDataset) -> dict[int | str, str]:
-    """Return id -> name as the file itself has them: the annotations are copied with its ids."""
+    """Return id -> name with the ids of the file, because the annotations are copied with them."""
     records: list[dict[str, Any]] = msgspec.json.decode(dataset.other_top_level["categories"])
     return {record["id"]: record["name"] for record in sorted(records, key=lambda record: str(record["id"]))}
 
@@ -125,9 +125,9 @@ def _categories(dataset: CocoDataset) -> dict[int | str, str]:
 def _plan(datasets: Sequence[CocoDataset]) -> Merge:
     merge = Merge(datasets)
     taken: dict[int | str, tuple[str, tuple[bytes, ...]]] = {}
-    named: dict[str, tuple[str, int | str]] = {}  # the images of the files before
+    named: dict[str, tuple[str, int | str]] = {}  # the images of the earlier files
     for number, dataset in enumerate(datasets, start=1):
-        here = f"file {number} ({dataset.path.name})"  # the lineage names no folder of the machine
+        label = f"file {number} ({dataset.path.name})"  # no folder: the lineage must not depend on the machine
         images, annotations = dataset.open()
         bounds = np.searchsorted(dataset.image_index, np.arange(len(dataset) + 1))
         rows = []
@@ -137,18 +137,18 @@ def _plan(datasets: Sequence[CocoDataset]) -> Merge:
             texts = (images[int(dataset.image_positions[row])], *sorted(annotations[at] for at in positions))
             name = dataset.file_names[row]
             if key in taken:
-                other, theirs = taken[key]
-                if texts != theirs:
-                    what = "described" if texts[0] != theirs[0] else "labelled"
-                    merge.conflicts.append(f"image_id {key} is {what} differently in {other} and {here}")
+                other, other_texts = taken[key]
+                if texts != other_texts:
+                    kind = "described" if texts[0] != other_texts[0] else "labelled"
+                    merge.conflicts.append(f"image_id {key} is {kind} differently in {other} and {label}")
             elif name in named:
-                other, its_id = named[name]
-                merge.conflicts.append(f"{name} is image_id {its_id} in {other} and {key} in {here}")
+                other, other_key = named[name]
+                merge.conflicts.append(f"{name} is image_id {other_key} in {other} and {key} in {label}")
             else:
-                taken[key] = (here, texts)
+                taken[key] = (label, texts)
                 rows.append(row)
         merge.rows.append(rows)
-        named.update({dataset.file_names[row]: (here, dataset.original_id(row)) for row in rows})
+        named.update({dataset.file_names[row]: (label, dataset.original_id(row)) for row in rows})
     return merge
 
 
@@ -178,7 +178,7 @@ def _images(merge: Merge) -> Iterator[bytes]:
 
 
 def _annotations(merge: Merge) -> Iterator[bytes]:
-    """Yield the annotations of the images taken; one whose id was used before by another file gets a new one."""
+    """Yield the annotations of the taken images, with a new id where another file already used theirs."""
     used: set[str] = set()
     merge.renumbered = 0
     free = _free_ids(merge.datasets)
@@ -200,7 +200,7 @@ def _annotations(merge: Merge) -> Iterator[bytes]:
 
 
 def _original_ids(dataset: CocoDataset, annotations: Records, rows: np.ndarray) -> list[str | None]:
-    """Return the ids of some annotations as the file has them, as texts, since 7 and "7" are one; None for none."""
+    """Return the ids of some annotations in the file, as texts because 7 equals "7"; None where there is none."""
     if {"string_id", "missing_id"}.isdisjoint(finding.code for finding in dataset.findings):
         return [str(number) for number in dataset.annotation_ids[rows].tolist()]
     ids = (annotations.value(position).get("id") for position in dataset.annotation_positions[rows].tolist())
@@ -208,7 +208,7 @@ def _original_ids(dataset: CocoDataset, annotations: Records, rows: np.ndarray) 
 
 
 def _free_ids(datasets: Sequence[CocoDataset]) -> Iterator[int]:
-    """Yield ids that no file uses: above all of theirs, or the smallest ones where those would be too large."""
+    """Yield ids that no file uses: above all used ones, or the smallest ones if those would be too large."""
     used = np.unique(np.concatenate([dataset.annotation_ids for dataset in datasets]))
     highest = max(int(used[-1]), 0) if len(used) else 0
     if highest + sum(dataset.num_boxes for dataset in datasets) <= _LARGEST_EXACT_FLOAT:

@@ -1,4 +1,4 @@
-"""The subset as a COCO file, with a record of where it came from and of what was bought."""
+"""Write a subset as a COCO file with its provenance."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _BLOCK = 8_192  # records; their text then stays in the processor's cache while 
 
 
 def kept_rows(dataset: CocoDataset, image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of the images named and those of their annotations, both ascending.
+    """Return the rows of some images and those of their annotations, both ascending.
 
     Raises:
-        SelectionError: No id is given, or one is not an image of the source or is named twice.
+        SelectionError: There is no id, one is not an image of the source, or one is repeated.
     """
     if not len(image_ids):
-        raise SelectionError(f"image_ids must name at least one image of {dataset.path}, got none; raise the budget")
+        raise SelectionError(f"image_ids: no image of {dataset.path} is selected. Raise the budget.")
     kept = np.zeros(len(dataset), bool)
     kept[dataset.subset_rows(image_ids)] = True
     return np.flatnonzero(kept), np.flatnonzero(kept[dataset.image_index])
@@ -43,11 +43,11 @@ def subset_pieces(dataset: CocoDataset, image_ids: np.ndarray, opened: Opened | 
     Args:
         dataset: The source.
         image_ids: (K,) integers, unique; at least one.
-        opened: What ``dataset.open()`` gave, to save opening the file again.
+        opened: The result of ``dataset.open()``, to save opening the file again.
 
     Raises:
-        SelectionError: No id is given, or one is not an image of the source or is named twice.
-        DatasetError: The source file was changed since it was read.
+        SelectionError: There is no id, one is not an image of the source, or one is repeated.
+        DatasetError: The source file has changed since it was read.
     """
     rows = dict(zip(("images", "annotations"), kept_rows(dataset, image_ids), strict=True))
     positions = {"images": dataset.image_positions, "annotations": dataset.annotation_positions}
@@ -64,7 +64,7 @@ def subset_pieces(dataset: CocoDataset, image_ids: np.ndarray, opened: Opened | 
 
 
 def _patches(dataset: CocoDataset, key: str, rows: np.ndarray) -> dict[int, int]:
-    """Return position -> row of the records that are written anew in part."""
+    """Return position -> row of the records with a repaired field."""
     if key != "annotations" or not dataset.patched:
         return {}
     rows = rows[np.any([mask[rows] for mask in dataset.patched.values()], axis=0)]
@@ -74,7 +74,7 @@ def _patches(dataset: CocoDataset, key: str, rows: np.ndarray) -> dict[int, int]
 def _list_pieces(
     dataset: CocoDataset, records: Records, positions: np.ndarray, patched: Mapping[int, int]
 ) -> Iterator[Any]:
-    # One record a line, so that a diff of two subsets names images.
+    # One record a line, so that a diff of two subsets shows images.
     text = np.frombuffer(records.source.content, np.uint8)
     separator = b"[\n"
     for start in range(0, len(positions), _BLOCK):
@@ -93,7 +93,7 @@ def _list_pieces(
 
 
 def _patched(dataset: CocoDataset, records: Records, position: int, patched: Mapping[int, int]) -> bytes:
-    """Return a record with some fields written anew, all others and the order of the keys as they are."""
+    """Return a record with its repaired fields replaced; the other fields and the order of the keys stay."""
     if position not in patched:
         return records[position]
     record: dict[str, Any] = msgspec.json.decode(records[position], type=dict[str, msgspec.Raw])
@@ -102,13 +102,13 @@ def _patched(dataset: CocoDataset, records: Records, position: int, patched: Map
 
 @njit(cache=True)
 def join_records(text, spans, positions, joined):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Copy records with a comma and a line break between.
+    """Copy records, separated by a comma and a line break.
 
     Args:
         text: (n,) uint8.
-        spans: (R, 2) int64, where each record begins and ends.
+        spans: (R, 2) int64, the begin and end of each record.
         positions: (K,) int64, the records, K ≥ 1.
-        joined: (sum of their lengths + 2 (K - 1),) uint8, filled in.
+        joined: (sum of their lengths + 2 (K - 1),) uint8, overwritten.
     """
     at = 0
     for k in range(len(positions)):
@@ -116,7 +116,7 @@ def join_records(text, spans, positions, joined):  # type: ignore[no-untyped-def
             joined[at], joined[at + 1] = 44, 10
             at += 2
         start, length = spans[positions[k], 0], spans[positions[k], 1] - spans[positions[k], 0]
-        # Without a sign no place is counted from the end, so that many bytes can be copied at once.
+        # Unsigned indices need no check for negative ones, so that many bytes are copied at once.
         source, target = np.uint64(start), np.uint64(at)
         for i in range(np.uint64(length)):
             joined[target + i] = text[source + i]
@@ -128,31 +128,31 @@ _MEMBER = ("run", "iteration", "kind", "sha256", "results")
 PROVENANCE_FILE = "provenance.json"
 IMAGES_FILE = "images.txt"
 
-# COCO's object sizes by area in px²: small is below the first edge, large from the second one on.
+# COCO's object sizes by area in px²: each starts at its edge.
 BOX_SIZE_EDGES = {"small": 0.0, "medium": 32.0**2, "large": 96.0**2}
-_MOST_VALUES = 64  # of one metadata field, to be counted value by value
+_MOST_VALUES = 64  # a metadata field with more values has no histogram
 
 
 def subset_bytes(dataset: CocoDataset, image_ids: np.ndarray) -> bytes:
-    """Return the COCO file of the images named: their records byte for byte, in the order of the source file.
+    """Return the COCO file of some images: their records byte for byte, in the order of the source file.
 
-    All other top-level values (``info``, ``licenses``, ``categories`` and what else there is) are copied untouched;
-    images without annotations stay. Only the fields that a repair has changed are written anew. The order of
-    ``image_ids`` does not matter, equal sets give equal bytes.
+    All other top-level values (``info``, ``licenses``, ``categories`` and any more) are copied unchanged; images
+    without annotations stay. Only repaired fields are rewritten. Equal sets of ``image_ids`` give equal bytes in any
+    order.
 
     Args:
         dataset: The source.
         image_ids: (K,) integers, unique; at least one.
 
     Raises:
-        SelectionError: No id is given, or one is not an image of the source or is named twice.
-        DatasetError: The source file was changed since it was read.
+        SelectionError: There is no id, one is not an image of the source, or one is repeated.
+        DatasetError: The source file has changed since it was read.
     """
     return b"".join(subset_pieces(dataset, image_ids))
 
 
 def subset_digest(dataset: CocoDataset, image_ids: np.ndarray, opened: Opened | None = None) -> str:
-    """Return the SHA-256 of :func:`subset_bytes`, without holding them; ``opened`` saves opening the file again."""
+    """Return the SHA-256 of :func:`subset_bytes` without holding them in memory."""
     digest = hashlib.sha256()
     for piece in subset_pieces(dataset, image_ids, opened):
         digest.update(piece)
@@ -173,31 +173,31 @@ def build_provenance(
     seconds_per_image: float = 0.0,
     seconds_per_box: float = 0.0,
 ) -> dict[str, Any]:
-    """Describe a subset so that it can be repeated and checked; equal input gives an equal description.
+    """Return the provenance of a subset, which allows reproducing and verifying it.
 
-    It holds neither the time nor a folder of the machine, so that two machines write the same bytes.
+    It holds neither a time nor a folder, so that equal input gives equal bytes on every machine.
 
     Args:
         dataset: The source.
-        image_ids: (K,) integers, the images kept; at least one.
-        strategy: The selection strategy's name.
+        image_ids: (K,) integers, the selected images; at least one.
+        strategy: The name of the selection strategy.
         seed: The seed of the selection.
-        requested_budget: What was asked for, such as ``{"fraction": 0.5}``.
+        requested_budget: The budget of the config, such as ``{"fraction": 0.5}``.
         config_sha256: Digest of the settings.
-        members: One mapping a member, with ``run``, ``iteration``, ``sha256`` and, for one that is known by its answers
-            alone, ``results``, the name of that file; other keys are left out.
+        members: One mapping a member, with ``run``, ``iteration``, ``sha256`` and, for a member imported as
+            predictions, ``results``, the name of that file; other keys are ignored.
         scores_sha256: Digest of the image scores.
         versions: Name -> version of the software.
-        seconds_per_image: What an annotator spends on an image, apart from its boxes.
-        seconds_per_box: What an annotator spends on a box.
+        seconds_per_image: The annotation time of an image without its boxes, s.
+        seconds_per_box: The annotation time of a box, s.
 
     Returns:
-        A JSON-able dict with ``source``, ``findings``, ``subset``, ``strategy``, ``seed``, ``budget`` (asked; spent:
-        images, boxes, cost in seconds), ``histograms`` (counts before and after, of boxes by class and by size, of
-        images by each metadata field), ``ensemble``, ``config_sha256``, ``scores_sha256`` and ``versions``.
+        A JSON-able dict with ``source``, ``findings``, ``subset``, ``strategy``, ``seed``, ``budget`` (requested;
+        spent: images, boxes, cost in seconds), ``histograms`` (counts before and after, of boxes by class and by size,
+        of images by each metadata field), ``ensemble``, ``config_sha256``, ``scores_sha256`` and ``versions``.
 
     Raises:
-        SelectionError: No id is given, or one is not an image of the source or is named twice.
+        SelectionError: There is no id, one is not an image of the source, or one is repeated.
     """
     opened = dataset.open()
     images, annotations = kept_rows(dataset, image_ids)
@@ -243,7 +243,7 @@ def open_text(path: Path, *, compress: bool) -> Iterator[BinaryIO | gzip.GzipFil
         if not compress:
             yield stream
             return
-        with gzip.GzipFile("", "wb", 6, stream, mtime=0) as zipped:  # without a name and a time inside
+        with gzip.GzipFile("", "wb", 6, stream, mtime=0) as zipped:  # its header must not hold a name or a time
             yield zipped
 
 
@@ -255,19 +255,19 @@ def write_manifest(
     *,
     compress: bool = False,
 ) -> list[Path]:
-    """Write ``subset.json`` and ``images.txt``, then ``provenance.json``, whose presence says that all is whole.
+    """Write ``subset.json`` and ``images.txt``, then ``provenance.json``, which marks the manifest as complete.
 
-    On failure none remains, and neither does an older one that they were to replace.
+    On failure none of the files remains, including those of an earlier manifest.
 
     Args:
-        directory: Where to; made when absent.
+        directory: The folder; created if absent.
         dataset: The source.
-        image_ids: (K,) integers, the images kept.
+        image_ids: (K,) integers, the selected images.
         provenance: From :func:`build_provenance`.
         compress: Whether to write ``subset.json.gz`` instead.
 
     Returns:
-        The files: subset, list of images, provenance.
+        The paths of the subset, the list of images and the provenance.
 
     Raises:
         SelectionError: ``provenance`` describes another subset, or ``image_ids`` cannot be written.
@@ -276,14 +276,14 @@ def write_manifest(
     subset = directory / (f"{SUBSET_FILE}.gz" if compress else SUBSET_FILE)
     images, description = directory / IMAGES_FILE, directory / PROVENANCE_FILE
     old = [directory / name for name in (PROVENANCE_FILE, IMAGES_FILE, SUBSET_FILE, f"{SUBSET_FILE}.gz")]
-    for path in old:  # an old provenance must never stand beside the new subset
+    for path in old:  # an old provenance must not stand beside a new subset
         path.unlink(missing_ok=True)
     try:
         digest = write_subset(subset, dataset, image_ids)
         if provenance["subset"]["sha256"] != digest:
             raise SelectionError(
-                f"provenance must describe the subset that is written (sha256 {digest}), got sha256 "
-                f"{provenance['subset']['sha256']} ({directory}); build it from the same images"
+                f"provenance: describes another subset than the one written to {directory} (got sha256 "
+                f"{provenance['subset']['sha256']} instead of {digest}). Build it from the same images."
             )
         files.write_bytes(images, images_text(dataset, kept_rows(dataset, image_ids)[0]))
         files.write_json(description, files.add_checksum(provenance))
@@ -297,7 +297,7 @@ def write_manifest(
 def images_text(dataset: CocoDataset, images: np.ndarray) -> bytes:
     """Return the text of ``images.txt``: the file names of some rows in the order of the file, one a line.
 
-    A line break in a name is written as an escape, so that no name makes a line of its own.
+    A line break in a name is escaped, so that each image has one line.
     """
     rows = images[np.argsort(dataset.image_positions[images])]
     names = (dataset.file_names[row].replace("\r", "\\r").replace("\n", "\\n") for row in rows.tolist())
@@ -311,13 +311,13 @@ def histograms(
 
     Args:
         dataset: The source.
-        images: The rows kept.
-        annotations: The rows kept.
-        opened: What ``dataset.open()`` gave, to save opening the file again.
+        images: (K,) int64, the rows of the selected images.
+        annotations: (M,) int64, the rows of their annotations.
+        opened: The result of ``dataset.open()``, to save opening the file again.
 
     Returns:
-        Field -> value -> ``before`` and ``after``. A metadata field with more than 64 values is left out, but for
-        ``sequence``; one that is named like a count of ours has ``image.`` before its name.
+        Field -> value -> ``before`` and ``after``. A metadata field with more than 64 values is left out, except
+        ``sequence``; a field with the name of another histogram gets the prefix ``image.``.
     """
     num_classes, sizes = len(dataset.class_names), list(BOX_SIZE_EDGES)
     size = np.searchsorted(list(BOX_SIZE_EDGES.values()), dataset.areas, side="right") - 1

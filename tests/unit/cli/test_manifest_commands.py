@@ -288,7 +288,7 @@ def test_validate_camvid(camvid, said):
         (["manifest", "merge", "{}/train.json"], "the following arguments are required: -o/--output"),
         (["manifest", "merge", "{}/train.json", "-o", "{}"], "a file must be accessible, got Is a directory"),
         (["manifest", "merge", "{}/train.json", "-o", "{}/train.json/x"], "a file must be accessible, got Not a dir"),
-        (["manifest", "merge", "{}/train.json", "-o", "{}/train.json"], "must be another file than those to merge"),
+        (["manifest", "merge", "{}/train.json", "-o", "{}/train.json"], "output: one of the files to merge"),
         (["manifest", "merge", "{}/train.json", "-o", "x", "--on-conflict", "last"], "invalid choice: 'last'"),
         (
             ["valdiate", "{}/train.json"],

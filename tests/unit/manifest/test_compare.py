@@ -1,4 +1,4 @@
-"""What two sets of images share: 5 and 4 images, 3 classes, 7 and 6 boxes, 2 kinds of metadata."""
+"""Statistics and differences of two files: 5 and 4 images, 3 classes, 7 and 6 boxes, 2 metadata fields."""
 
 import json
 
@@ -11,7 +11,7 @@ CATEGORIES = [{"id": 9, "name": "car"}, {"id": 2, "name": "person"}, {"id": 5, "
 
 
 def coco(images, boxes, **changes: object):
-    """``images``: id -> fields; ``boxes``: (id, image, category, side) each."""
+    """Return a COCO file: images as id -> fields, boxes as (id, image, category, side)."""
     return {
         "images": [
             {"id": key, "file_name": f"{key}.jpg", "width": 200, "height": 150, **fields}
@@ -58,7 +58,7 @@ def read(tmp_path):
     return write
 
 
-def test_stats_by_hand(read):
+def test_manifest_stats_by_hand(read):
     assert manifest_stats(read(FIRST)) == {
         "file": "train.json",
         "num_images": 5,
@@ -75,7 +75,7 @@ def test_stats_by_hand(read):
     }
 
 
-def test_stats_of_a_set_without_boxes(read):
+def test_manifest_stats_without_boxes_are_zero(read):
     stats = manifest_stats(read(coco({3: {}, 1: {}}, [])))
     assert (stats["num_images"], stats["num_boxes"], stats["num_empty_images"]) == (2, 0, 2)
     assert stats["boxes_per_image"] == {"mean": 0.0, "median": 0.0, "max": 0}
@@ -83,7 +83,7 @@ def test_stats_of_a_set_without_boxes(read):
     assert set(stats["histograms"]) == {"classes", "box_size"}
 
 
-def test_metadata_that_are_named_like_a_count_of_ours_do_not_replace_it(read):
+def test_manifest_stats_metadata_named_classes_gets_prefix(read):
     stats = manifest_stats(read(coco({3: {"classes": 4, "box_size": "big"}, 1: {"classes": 2}}, [(1, 3, 9, 5)])))
     assert stats["histograms"]["classes"] == {"person": 0, "bike": 0, "car": 1}
     assert stats["histograms"]["box_size"] == {"small": 1, "medium": 0, "large": 0}
@@ -91,7 +91,7 @@ def test_metadata_that_are_named_like_a_count_of_ours_do_not_replace_it(read):
     assert stats["histograms"]["image.box_size"] == {"big": 1}
 
 
-def test_diff_by_hand(read):
+def test_diff_manifests_by_hand(read):
     first, second = read(FIRST, "a.json"), read(SECOND, "b.json")
     found = diff_manifests(first, second)
     assert found["first"] == {"file": str(first.path), "num_images": 5, "num_boxes": 7}
@@ -110,7 +110,7 @@ def test_diff_by_hand(read):
     assert found["histograms"]["weather"]["values"] == {"clear": [3, 1], "rain": [1, 1], "snow": [0, 1]}
 
 
-def test_the_other_way_round_is_the_mirror_image(read):
+def test_diff_manifests_reversed_is_mirrored(read):
     first, second = read(FIRST, "a.json"), read(SECOND, "b.json")
     there, back = diff_manifests(first, second), diff_manifests(second, first)
     assert (back["images"]["added"], back["images"]["removed"]) == (
@@ -124,14 +124,14 @@ def test_the_other_way_round_is_the_mirror_image(read):
         assert back["histograms"][name]["values"] == {key: [b, a] for key, (a, b) in histogram["values"].items()}
 
 
-def test_equal_sets_differ_in_nothing(read):
+def test_diff_manifests_equal_sets_have_no_difference(read):
     found = diff_manifests(read(FIRST, "a.json"), read(FIRST, "b.json"))
     assert found["images"]["jaccard"] == 1.0
     assert found["images"]["added"] == found["images"]["removed"] == found["images"]["changed"] == []
     assert {histogram["shift"] for histogram in found["histograms"].values()} == {0.0}
 
 
-def test_sets_without_anything_in_common(read):
+def test_diff_manifests_disjoint_sets_have_shift_one(read):
     first = coco({1: {"sequence": "a"}, 2: {"sequence": "a"}}, [(1, 1, 9, 10), (2, 2, 9, 10), (3, 2, 9, 10)])
     second = coco({3: {"sequence": "b"}}, [(1, 3, 2, 100)])
     found = diff_manifests(read(first, "a.json"), read(second, "b.json"))
@@ -143,8 +143,8 @@ def test_sets_without_anything_in_common(read):
     }
 
 
-def test_a_field_that_one_set_does_not_count_has_no_shift(read):
-    """In the large set ``serial`` has too many values to be counted; in the small one it would be."""
+def test_diff_manifests_field_counted_in_one_set_is_left_out(read):
+    """``serial`` has too many values to be counted in the large set, but not in the small one."""
     large = coco({key: {"serial": key, "light": key % 2} for key in range(70)}, [])
     small = coco({key: {"serial": key, "light": key % 2} for key in range(8)}, [])
     found = diff_manifests(read(large, "a.json"), read(small, "b.json"))["histograms"]
@@ -152,14 +152,14 @@ def test_a_field_that_one_set_does_not_count_has_no_shift(read):
     assert found["light"] == {"shift": 0.0, "values": {"0": [35, 4], "1": [35, 4]}}
 
 
-def test_other_classes_are_all_counted(read):
+def test_diff_manifests_other_classes_are_all_counted(read):
     other = {**SECOND, "categories": [*CATEGORIES[:2], {"id": 5, "name": "tricycle"}]}
     values = diff_manifests(read(FIRST, "a.json"), read(other, "b.json"))["histograms"]["classes"]["values"]
     assert values == {"person": [3, 3], "bike": [1, 0], "car": [3, 1], "tricycle": [0, 2]}
 
 
-def test_ids_that_are_texts_are_known_by_their_texts(read):
-    """Numbers of our own differ between two files; the texts do not."""
+def test_diff_manifests_text_ids_are_compared_as_texts(read):
+    """The internal numbers of equal texts differ between two files."""
 
     def named(keys):
         content = coco({key: {} for key in keys}, [])
@@ -174,17 +174,17 @@ def test_ids_that_are_texts_are_known_by_their_texts(read):
     assert found["changed"] == []
 
 
-def test_what_can_be_opened(read, tmp_path):
+def test_open_manifest_folder_file_or_missing(read, tmp_path):
     read(FIRST, "subset.json")
     assert len(open_manifest(tmp_path)) == 5
-    with pytest.raises(DatasetError, match="must be readable"):
+    with pytest.raises(DatasetError, match=r"no\.json"):
         open_manifest(tmp_path / "no.json")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match=r"empty.*subset\.json"):
         open_manifest(tmp_path / "empty")
 
 
-def test_what_a_run_let_through_is_let_through(read):
+def test_open_manifest_accepts_findings_of_run(read):
     assert read(coco({3: {"file_name": "/data/3.jpg"}}, [(1, 3, 9, 5)])).num_boxes == 1
     outside = coco({3: {}}, [(1, 3, 9, 5)])
     outside["annotations"][0]["bbox"] = [500, 500, 5, 5]

@@ -1,4 +1,4 @@
-"""The Croissant description of a manifest, read by MLCommons' own reader."""
+"""The Croissant description of a manifest, read by the reference reader of MLCommons."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from detcurate.io.files import sha256_file
 from detcurate.manifest.croissant import CROISSANT_FILE, write_croissant
 from detcurate.manifest.write import build_provenance, write_manifest
 
-# What the reader's own dependencies are to each other.
+# A deprecation among the dependencies of the reader.
 pytestmark = [pytest.mark.filterwarnings("ignore:.*ConjunctiveGraph:DeprecationWarning")]
 
 CONTENT = {
@@ -60,7 +60,7 @@ def rows(dataset, name):
 
 
 @pytest.mark.parametrize("compress", [False, True])
-def test_the_reference_reader_gives_the_records(mlcroissant, tmp_path, compress):
+def test_croissant_reference_reader_returns_records(mlcroissant, tmp_path, compress):
     path = described(tmp_path, compress=compress)
     assert path == tmp_path / "manifest" / CROISSANT_FILE
     dataset = mlcroissant.Dataset(path)
@@ -75,16 +75,16 @@ def test_the_reference_reader_gives_the_records(mlcroissant, tmp_path, compress)
     assert rows(dataset, "categories") == CONTENT["categories"]
 
 
-def test_it_validates_without_errors(mlcroissant, tmp_path, caplog):
+def test_croissant_validates_without_errors(mlcroissant, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         metadata = mlcroissant.Dataset(described(tmp_path)).metadata
     assert not metadata.ctx.issues.errors
-    # What it recommends we cannot know: whose the data are, and when they were published.
+    # Owner and date of publication of the data are unknown to detcurate.
     for issue in metadata.ctx.issues.warnings:
         assert any(word in issue for word in ("citeAs", "datePublished", "license", "version"))
 
 
-def test_it_names_the_file_and_the_origin(mlcroissant, tmp_path):
+def test_croissant_names_file_and_source(mlcroissant, tmp_path):
     path = described(tmp_path, compress=True)
     text = json.loads(path.read_text(encoding="utf-8"))
     assert text["name"] == "subset of train.json"
@@ -95,23 +95,23 @@ def test_it_names_the_file_and_the_origin(mlcroissant, tmp_path):
     assert str(tmp_path) not in path.read_text(encoding="utf-8")
 
 
-def test_equal_manifests_have_equal_descriptions(mlcroissant, tmp_path):
+def test_croissant_equal_manifests_give_equal_bytes(mlcroissant, tmp_path):
     assert described(tmp_path / "one").read_bytes() == described(tmp_path / "two", ids=(7, 41)).read_bytes()
 
 
-def test_a_set_without_boxes(mlcroissant, tmp_path):
+def test_croissant_subset_without_boxes_has_no_annotations(mlcroissant, tmp_path):
     dataset = mlcroissant.Dataset(described(tmp_path, ids=(7,)))
     assert [row["id"] for row in rows(dataset, "images")] == [7]
     assert rows(dataset, "annotations") == []
 
 
-def test_annotations_some_of_which_have_no_id(mlcroissant, tmp_path):
+def test_croissant_annotations_with_missing_ids_omit_field(mlcroissant, tmp_path):
     annotations = [{k: v for k, v in box.items() if k != "id" or v != 3} for box in CONTENT["annotations"]]
     dataset = mlcroissant.Dataset(described(tmp_path, {**CONTENT, "annotations": annotations}))
     assert [set(row) for row in rows(dataset, "annotations")] == [{"image_id", "category_id", "bbox"}] * 2
 
 
-def test_ids_that_are_texts(mlcroissant, tmp_path):
+def test_croissant_text_ids_are_texts(mlcroissant, tmp_path):
     images = [{**image, "id": f"frame-{image['id']}"} for image in CONTENT["images"]]
     annotations = [{**box, "image_id": f"frame-{box['image_id']}"} for box in CONTENT["annotations"]]
     content = {**CONTENT, "images": images, "annotations": annotations}
@@ -120,8 +120,8 @@ def test_ids_that_are_texts(mlcroissant, tmp_path):
     assert [row["image_id"] for row in rows(dataset, "annotations")] == ["frame-41", "frame-12", "frame-41"]
 
 
-def test_without_mlcroissant_the_message_says_what_to_install(tmp_path, monkeypatch):
+def test_croissant_without_mlcroissant_names_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlcroissant", None)
-    with pytest.raises(ConfigError, match=r"needs mlcroissant, .*pip install 'detcurate\[croissant\]'"):
+    with pytest.raises(ConfigError, match=r"CROISSANT.*mlcroissant.*'detcurate\[croissant\]'"):
         described(tmp_path)
     assert not (tmp_path / "manifest" / CROISSANT_FILE).exists()
