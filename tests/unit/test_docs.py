@@ -1,44 +1,61 @@
-"""What the documents say of the code is what the code does."""
+"""Tests of the documents: settings, links and snippets that they name exist and run."""
 
+import ast
 import re
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from helpers import REPOSITORY
 
-from detcurate.choices import ARMS
-from detcurate.coco.validation.findings import RULES
-from detcurate.config import ScoreSettings, SearchSettings, SelectSettings
+from detcurate.config.declaration import default_config
 from detcurate.pipeline.object_table import object_table
 from detcurate.pipeline.tables import ImagesTable
-from detcurate.score.aggregate import AGGREGATIONS
-from detcurate.score.label_errors import LABEL_ERRORS
-from detcurate.score.measures import LABEL_MEASURES, MEASURES, SINGLE_MEMBER_MEASURES, available_measures
+from detcurate.score.measures import available_measures
 from detcurate.score.scoring import score_images, score_labelled_objects
-from detcurate.select.strategies import STRATEGIES
 from detcurate.structures import Detections, Labels
 
-
-@pytest.mark.parametrize("code", RULES)
-def test_every_finding_stands_in_the_table_with_its_policies(code):
-    rule = RULES[code]
-    others = ", ".join(policy for policy in rule.allowed if policy != rule.policy) or "–"
-    row = f"| `{code}` | {rule.policy} | {others} | {rule.repair or '–'} |"
-    assert row in (REPOSITORY / "docs" / "explanation" / "coco-files.md").read_text().splitlines()
+ROOT_DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "datasets/README.md"]
+DOCUMENTS = [*ROOT_DOCUMENTS, *(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("name", [*MEASURES, *LABEL_MEASURES, *LABEL_ERRORS, *AGGREGATIONS])
-def test_every_measure_suspicion_and_aggregation_stands_in_the_document(name):
-    text = (REPOSITORY / "docs" / "explanation" / "scoring.md").read_text()
-    assert f"`{name}`" in text
-    if name in MEASURES or name in LABEL_MEASURES:
-        assert f"| `{name}`{' ¹' if name in SINGLE_MEMBER_MEASURES else ''} |" in text
+def snippets(document, language):
+    """Return the code blocks of a language in a document."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (REPOSITORY / document).read_text(), re.DOTALL | re.MULTILINE)
 
 
-QUERIES = re.findall(
-    r"```python\n(.*?)```", (REPOSITORY / "docs" / "explanation" / "scoring.md").read_text(), re.DOTALL
-)
+# Links between pages of docs/ are checked by `make docs`.
+@pytest.mark.parametrize("document", ROOT_DOCUMENTS)
+def test_links_of_root_documents_have_targets(document):
+    path = REPOSITORY / document
+    targets = re.findall(r"\]\((?!https?:|#)([^)\s#]+)", path.read_text())
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_settings_named_in_documents_exist(document):
+    text = (REPOSITORY / document).read_text()
+    for key in set(re.findall(r"CURATE(?:\.[A-Z][A-Z_]+)+", text)):
+        node = default_config()
+        for part in key.split("."):
+            assert part in node, f"{key} is not a setting"
+            node = node[part]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_code_blocks_of_documents_parse(document):
+    for snippet in snippets(document, "python"):
+        ast.parse(snippet)
+    for snippet in snippets(document, "yaml"):
+        assert yaml.safe_load(snippet)
+
+
+def test_readme_fits_its_length():
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 120
+
+
+QUERIES = snippets("docs/explanation/scoring.md", "python")
 
 
 def write_scores(folder):
@@ -67,38 +84,10 @@ def write_scores(folder):
 
 
 @pytest.mark.parametrize(("query", "found"), list(zip(QUERIES, ("truck", "car", "shape: (6, "), strict=True)))
-def test_the_queries_run(query, found, tmp_path, monkeypatch, capsys):
+def test_queries_of_scoring_page_run(query, found, tmp_path, monkeypatch, capsys):
     pytest.importorskip(query.split()[1])
     write_scores(tmp_path / "score")
     monkeypatch.chdir(tmp_path)
     exec(query, {})
     printed = capsys.readouterr().out
     assert found in printed
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_has_a_row(strategy):
-    assert f"\n| `{strategy}`" in (REPOSITORY / "docs" / "explanation" / "selection.md").read_text()
-
-
-@pytest.mark.parametrize("setting", SelectSettings.model_fields)
-def test_every_setting_of_the_selection_is_explained(setting):
-    assert setting.upper() in (REPOSITORY / "docs" / "explanation" / "selection.md").read_text()
-
-
-@pytest.mark.parametrize("setting", SearchSettings.model_fields)
-def test_every_setting_of_the_search_stands_in_the_docs(setting):
-    text = (REPOSITORY / "docs" / "explanation" / "selection.md").read_text().replace("CURATE.SEARCH.", "")
-    assert f"`{setting.upper()}" in text
-
-
-@pytest.mark.parametrize("setting", ScoreSettings.model_fields)
-def test_every_setting_of_the_scores_is_explained(setting):
-    assert f"`{setting.upper()}" in (REPOSITORY / "docs" / "explanation" / "scoring.md").read_text().replace(
-        "CURATE.SCORE.", ""
-    )
-
-
-@pytest.mark.parametrize("arm", ARMS)
-def test_every_arm_has_a_row(arm):
-    assert f"\n| `{arm}` |" in (REPOSITORY / "docs" / "explanation" / "experiments.md").read_text()
