@@ -1,4 +1,4 @@
-"""The arms: which images of the pool each of the compared detectors is trained on."""
+"""The arms, the compared trainings: the images of the pool that each is trained on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from detcurate.structures import ImageScores
 
 @dataclass(frozen=True)
 class Pool:
-    """What the arms choose from: a scored pool, and the images that were selected from it."""
+    """A scored pool and its selection, from which the arms choose."""
 
     run: Run
 
@@ -53,7 +53,7 @@ class Pool:
 
     @cached_property
     def entropy(self) -> np.ndarray:
-        """(I,) float64: the score by the entropy of the last member alone."""
+        """(I,) float64: the score computed from the entropy of the last member alone."""
         run, settings = self.run, self.run.settings.score
         last = read_members(run.directory("predict"))[-1:]
         with tempfile.TemporaryDirectory() as folder:
@@ -76,29 +76,29 @@ class Pool:
 
 
 def _curated(pool: Pool, seed: int) -> np.ndarray:
-    """The selection itself."""
+    """Return the selection itself."""
     return pool.curated
 
 
 def _full(pool: Pool, seed: int) -> np.ndarray:
-    """The whole pool."""
+    """Return the whole pool."""
     return pool.scores.image_ids
 
 
 def _random(pool: Pool, seed: int) -> np.ndarray:
-    """As many images as the selection, drawn anew for each seed."""
+    """Return random images, as many as the selection; each seed draws its own."""
     return select(pool.scores, budget=len(pool.curated), strategy="random", seed=seed).selection.image_ids
 
 
 def _random_boxes(pool: Pool, seed: int) -> np.ndarray:
-    """As many boxes as the selection, on images drawn anew for each seed."""
+    """Return random images with at most as many boxes as the selection; each seed draws its own."""
     selected = np.isin(pool.scores.image_ids, pool.curated)
     budget = box_budget(pool.boxes, num_boxes=int(pool.boxes[selected].sum()))
     return select(pool.scores, budget=budget, strategy="random", seed=seed).selection.image_ids
 
 
 def _stratified_random(pool: Pool, seed: int) -> np.ndarray:
-    """As many images, drawn anew for each seed with each class in the pool's proportions."""
+    """Return random images in the pool's class proportions, as many as the selection; each seed draws its own."""
     columns = PoolColumns(boxes_per_class=boxes_per_class(pool.run)[pool.rows])
     budget = len(pool.curated)
     return select(
@@ -107,12 +107,12 @@ def _stratified_random(pool: Pool, seed: int) -> np.ndarray:
 
 
 def _most_boxes(pool: Pool, seed: int) -> np.ndarray:
-    """As many images, those with the most labelled boxes."""
+    """Return the images with the most labelled boxes, as many as the selection."""
     return select(pool.ranked_by(pool.boxes), budget=len(pool.curated)).selection.image_ids
 
 
 def _without_duplicates(pool: Pool, seed: int) -> np.ndarray:
-    """The whole pool without its near-duplicates, and nothing else removed."""
+    """Return the whole pool without near-duplicates."""
     embeddings = read_pool_embeddings(pool.run, pool.scores.image_ids)
     hashes = pool_hashes(pool.run, pool.rows) if embeddings is None else None
     return select(
@@ -124,7 +124,7 @@ def _without_duplicates(pool: Pool, seed: int) -> np.ndarray:
 
 
 def _single_model_entropy(pool: Pool, seed: int) -> np.ndarray:
-    """As many images, by the entropy of the last member alone: what an ensemble has to beat."""
+    """Return the images with the highest entropy of the last member, as many as the selection."""
     return select(pool.ranked_by(pool.entropy), budget=len(pool.curated)).selection.image_ids
 
 
@@ -138,13 +138,13 @@ ARMS: Mapping[str, Callable[[Pool, int], np.ndarray]] = {
     "without_duplicates": _without_duplicates,
     "single_model_entropy": _single_model_entropy,
 }
-"""Name -> what gives the image ids that an arm is trained on with a seed, in any order."""
+"""Name -> function that returns the image ids of an arm for a seed, in any order."""
 
 
 def trained_arms(pool: Pool) -> list[str]:
-    """Return the arms to train: those that are asked for, and those of the learning curve.
+    """Return the arms to train: the configured ones, and those of the learning curve.
 
-    A random subset for the curve that has as many images as the arm ``random`` would be that arm again, image by image.
+    A point of the curve with as many images as the arm ``random`` is skipped: it would have the same images.
     """
     settings = pool.run.settings.retrain
     requested = [*settings.arms]
@@ -158,7 +158,7 @@ def trained_arms(pool: Pool) -> list[str]:
 def arm_images(pool: Pool, arm: str, seed: int) -> np.ndarray:
     """Return the ids of the images that an arm is trained on with a seed, in any order.
 
-    Random subsets of one seed lie within each other, whatever their sizes.
+    A smaller random subset is part of a larger one with the same seed.
     """
     fraction = pool.run.settings.retrain.curve_arms.get(arm)
     if fraction is None:
@@ -168,7 +168,7 @@ def arm_images(pool: Pool, arm: str, seed: int) -> np.ndarray:
 
 
 def arm_inputs(run: Run) -> dict[str, str]:
-    """Return the digests of what the arms that are asked for read beside the pool and the manifest."""
+    """Return the digests of the inputs of the arms beside the pool and the manifest."""
     arms, inputs = run.settings.retrain.arms, {}
     if "without_duplicates" in arms:
         similarity = run.settings.select.duplicate_similarity

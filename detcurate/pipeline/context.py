@@ -1,4 +1,4 @@
-"""What every stage of one run is given: the config, where things are, and which images are meant."""
+"""The run that every stage works on: its config, directories, datasets and usable images."""
 
 from __future__ import annotations
 
@@ -23,43 +23,43 @@ from detcurate.synthetic import CLASSES, SyntheticConfig
 StageMetadata = dict[str, Any]
 
 LOG = "log.txt"
-"""What was said and done, below ``OUTPUT_DIR``."""
+"""The log file below ``OUTPUT_DIR``."""
 
 CACHE = "cache"
-"""The directory below ``OUTPUT_DIR`` for what only saves time."""
+"""The directory below ``OUTPUT_DIR`` for caches, which may be deleted."""
 
 ADDED = "added"
-"""The directory below ``OUTPUT_DIR`` for the members that were trained elsewhere; no stage owns it."""
+"""The directory below ``OUTPUT_DIR`` for members trained elsewhere; no stage owns it."""
 
 CANDIDATES = "candidates"
 """The directory below ``OUTPUT_DIR`` for the runs that rank unlabelled images; no stage owns it."""
 
 IMPORTED = "imported"
-"""The directory below ``OUTPUT_DIR`` for the answers of other frameworks' detectors; no stage owns it."""
+"""The directory below ``OUTPUT_DIR`` for imported predictions of other frameworks; no stage owns it."""
 
 STORED = ("predict", "score")
-"""The stages whose directories ``CURATE.STORAGE.ROOT`` moves into object storage."""
+"""The stages that write below ``CURATE.STORAGE.ROOT`` if it is set."""
 
-HereStage = Literal["pool", "search", "train", "select", "manifest", "retrain", "evaluate", "report"]
-"""Those whose directories are always below ``OUTPUT_DIR``."""
+LocalStage = Literal["pool", "search", "train", "select", "manifest", "retrain", "evaluate", "report"]
+"""The stages that always write below ``OUTPUT_DIR``."""
 
 STAGES = ("pool", "search", "train", "predict", "score", "select", "manifest", "retrain", "evaluate", "report")
-"""All stages, in order; each has a directory of its name."""
+"""All stages in order; each has a directory of its name."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One invocation.
+    """One run of the pipeline.
 
     Args:
         cfg: The frozen config.
-        config_file: Where it came from.
+        config_file: The file of the config.
         distributed: Detectron2's launch options (num_gpus, num_machines, machine_rank, dist_url).
-        finished_stages: The finished stages' markers, filled in as they finish.
-        round: The round of a search, see :mod:`detcurate.pipeline.search`; None for the last one, which is every other
-            run's only one.
-        engine: Where predictions are made and scored; it leaves no trace in what they are.
-        labelled: Of ranked candidates, the run whose pool is labelled already.
+        finished_stages: Stage -> metadata of the stages that have finished, added as they finish.
+        round: The round of a search, see :mod:`detcurate.pipeline.search`; None for the last round, and without a
+            search.
+        engine: Runs prediction and scoring; the results do not depend on it.
+        labelled: For ranked candidates, the run with the labelled pool.
     """
 
     cfg: Any
@@ -72,7 +72,7 @@ class Run:
 
     @cached_property
     def settings(self) -> CurateSettings:
-        """The typed settings under ``CURATE``; with imported answers no run is trained for the ensemble."""
+        """The typed settings under ``CURATE``; with imported predictions, ``NUM_RUNS`` is 0."""
         settings = curate_settings(self.cfg.CURATE)
         if not settings.predict.results:
             return settings
@@ -84,16 +84,16 @@ class Run:
         return Path(self.cfg.OUTPUT_DIR)
 
     @overload
-    def directory(self, stage: HereStage) -> Path: ...
+    def directory(self, stage: LocalStage) -> Path: ...
 
     @overload
     def directory(self, stage: str) -> Location: ...
 
     def directory(self, stage: str) -> Location:
-        """The directory that a stage owns, named after it.
+        """Return the directory of a stage, which is named after it.
 
-        Those in ``STORED`` are below ``CURATE.STORAGE.ROOT`` where it is set. A run of version 0.1 keeps the directory
-        that it has.
+        The stages in ``STORED`` write below ``CURATE.STORAGE.ROOT`` if it is set. A run of version 0.1 keeps its
+        directories.
         """
         if stage not in self._directories:
             base = self.storage_root if stage in STORED else self.output_dir
@@ -104,51 +104,51 @@ class Run:
 
     @cached_property
     def storage_root(self) -> Location:
-        """What ``CURATE.STORAGE.ROOT`` names; ``OUTPUT_DIR`` where it is empty."""
+        """``CURATE.STORAGE.ROOT``, or ``OUTPUT_DIR`` if it is empty."""
         storage = self.settings.storage
         if not storage.root:
             return self.output_dir
         return locate(storage.root, name="CURATE.STORAGE.ROOT", options=storage.options)
 
     def for_round(self, number: int) -> Run:
-        """Return the run of a round of the search; it shares what this one has read of the pool."""
+        """Return the run of a round of the search, with the pool that this run has already read."""
         of_pool = {name: stage_metadata for name, stage_metadata in self.finished_stages.items() if name == "pool"}
         other = replace(self, round=number, finished_stages=of_pool)
         other.__dict__.update({name: self.__dict__[name] for name in _OF_THE_POOL if name in self.__dict__})
         return other
 
     def stage_metadata(self, stage: str) -> StageMetadata:
-        """The marker of a finished stage.
+        """Return the metadata of a finished stage.
 
         Raises:
-            PredictionError: The stage has not finished, or a file of it is absent or damaged since.
+            PredictionError: The stage has not finished, or one of its files is missing or damaged.
         """
         if stage in self.finished_stages:
             return self.finished_stages[stage]
         stage_metadata = read_stage_metadata(self.directory(stage))
         if stage_metadata is None or stage_metadata["status"] != "complete":
             raise PredictionError(
-                f"the stage '{stage}' must have finished in {self.output_dir}; run it first, with --until {stage}"
+                f"{self.output_dir}: the stage '{stage}' has not finished. Run it first, with --until {stage}."
             )
         for name, why in damaged_outputs(self.directory(stage), stage_metadata).items():
             raise PredictionError(
-                f"the files of the stage '{stage}' must be as it wrote them, but {self.directory(stage) / name} {why}; "
-                f"run it again, with --until {stage}"
+                f"{self.directory(stage) / name}: this file of the stage '{stage}' {why}. Run the stage again, with "
+                f"--until {stage}."
             )
         self.finished_stages[stage] = stage_metadata
         return stage_metadata
 
     @property
     def is_rendered(self) -> bool:
-        """Whether the pool is rendered rather than read from files of the user's."""
+        """Whether the pool is rendered, not read from files of the user."""
         return self.settings.render.num_images > 0
 
     def annotations(self, part: str) -> Path:
-        """The COCO file of the ``"pool"`` or the ``"evaluation"`` images, or a copy of it from object storage.
+        """Return the COCO file of the ``"pool"`` or the ``"evaluation"`` images; from object storage, a local copy.
 
         Raises:
-            DatasetError: There is no such object.
-            StorageError: It cannot be read.
+            DatasetError: The object does not exist.
+            StorageError: The object cannot be read.
         """
         if part not in self._annotations:
             place = self.annotations_place(part)
@@ -156,15 +156,15 @@ class Run:
         return self._annotations[part]
 
     def annotations_place(self, part: str) -> Location:
-        """Where that file is, perhaps in object storage."""
+        """Return the location of that file, which may be in object storage."""
         if self.is_rendered:
             return self.directory("pool") / f"{_RENDERED[part]}.json"
         return join(self.dataset_root, self._files(part).annotations)
 
     def image_root(self, part: str) -> Location:
-        """What the file names of the ``"pool"`` or the ``"evaluation"`` images are relative to.
+        """Return the folder that the file names of the ``"pool"`` or the ``"evaluation"`` images are relative to.
 
-        In object storage it is the same place each time, with what its listing said.
+        In object storage, every call returns the same object, which keeps its listing.
         """
         if self.is_rendered:
             return self.directory("pool") / f"images-{_RENDERED[part]}"
@@ -195,7 +195,7 @@ class Run:
 
     @property
     def policies(self) -> dict[str, str]:
-        """What is done about a finding in the annotation files, where it differs from the default."""
+        """Rule -> policy for findings in the annotation files, where it differs from the default."""
         return parse_policies(self.settings.pool.findings)
 
     @cached_property
@@ -205,12 +205,12 @@ class Run:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The pool's classes, known before a rendered pool is drawn."""
+        """The names of the pool's classes, known before a rendered pool exists."""
         return CLASSES if self.is_rendered else self.pool.class_names
 
     @cached_property
     def evaluation(self) -> CocoDataset:
-        """The labelled images of the evaluation."""
+        """The labelled evaluation images."""
         return read_coco(self.annotations("evaluation"), self.policies)
 
     @cached_property
@@ -221,15 +221,15 @@ class Run:
 
     @cached_property
     def pool_facts(self) -> dict[str, Any]:
-        """What the stage ``pool`` found out."""
+        """The content of ``pool/pool.json``."""
         self.stage_metadata("pool")
         return dict(orjson.loads((self.directory("pool") / "pool.json").read_bytes()))
 
     def synthetic(self, part: str) -> SyntheticConfig:
-        """The renderer's settings for the ``"pool"`` (with planted defects) or the ``"evaluation"`` images (clean)."""
+        """Return the renderer's settings of the ``"pool"`` (with defects) or the ``"evaluation"`` images (clean)."""
         render = self.settings.render
         if part == "evaluation":
-            # Another seed, far from any that a user would choose next: no street of the pool is evaluated on.
+            # Far from seeds that a user would try next: the evaluation must not show streets of the pool.
             seed = render.seed + 1_000_003
             return SyntheticConfig.clean(
                 num_images=render.num_evaluation_images, width=render.width, height=render.height, seed=seed
@@ -260,7 +260,7 @@ def stage_directory(base: Location, stage: str) -> Location: ...
 
 
 def stage_directory(base: Location, stage: str) -> Location:
-    """Return the directory of a stage, or the one that version 0.1 named otherwise where only that exists."""
+    """Return the directory of a stage; if only the one with the name of version 0.1 exists, that one."""
     directory, old = base / stage, base / legacy.FOLDERS.get(stage, stage)
     if old == directory or (directory / STAGE_FILE).exists() or not (old / STAGE_FILE).exists():
         return directory
@@ -273,6 +273,5 @@ def _copied(place: RemotePath, part: str) -> Path:
         return annotation_copy(place)
     except FileNotFoundError as error:
         raise DatasetError(
-            f"the annotation file of the {part} must be there, got no such object or bucket ({place}); set "
-            f"DATASETS.ROOT and CURATE.{part.upper()}.ANNOTATIONS"
+            f"CURATE.{part.upper()}.ANNOTATIONS: no such object or bucket (got {place}). Fix it or DATASETS.ROOT."
         ) from error

@@ -1,7 +1,7 @@
-"""Helping a run that predicts its pool: other processes, of this or other machines, on the same ``OUTPUT_DIR``.
+"""Help a run predict its pool, from other processes or machines with the same ``OUTPUT_DIR``.
 
-A helper makes shards and nothing else. The run itself decides what is asked, writes the markers and goes on; the two
-meet in the folder alone, shard by shard (:mod:`detcurate.io.leases`).
+A helper only predicts shards. The run itself decides what to predict, writes the stage metadata and continues. The
+processes share nothing but the folder, and lease it shard by shard (:mod:`detcurate.io.leases`).
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ Found = TypeVar("Found")
 
 
 def require_joinable(run: Run) -> None:
-    """Raise ``ConfigError`` where there is no single pass over the pool that others could help with."""
+    """Raise ``ConfigError`` if a run has no single prediction of the pool that others can help with."""
     if run.engine.hands_out_blocks:
-        raise ConfigError("--engine must be local with --join, got ray; add nodes to the Ray cluster instead")
+        raise ConfigError("--engine: must be local with --join (got ray). Add nodes to the Ray cluster instead.")
     if run.settings.predict.results:
-        raise ConfigError("CURATE.PREDICT.RESULTS must be empty with --join, got answers that are there already")
+        raise ConfigError(f"CURATE.PREDICT.RESULTS: must be empty with --join (got {run.settings.predict.results!r}).")
     if builds_up(run):
-        raise ConfigError("CURATE.SEARCH.SCHEME must not be build_up with --join: its rounds have no common pool")
+        raise ConfigError("CURATE.SEARCH.SCHEME: rounds cannot be joined (got build_up). Omit --join.")
 
 
 def join_predict(run: Run, *, wait_seconds: float) -> None:
-    """Make shards of the stage ``predict`` of a run that has begun it, until all are there.
+    """Predict shards of the stage ``predict`` that another process has started, until all are complete.
 
     Args:
-        run: With the config of that run.
-        wait_seconds: How long it may take to begin.
+        run: A run with the config of that process.
+        wait_seconds: The longest wait for the stage to start.
 
     Raises:
-        ConfigError: It has not begun in time, or with other settings.
-        DetcurateError: What asking the members raises.
+        ConfigError: The stage has not started in time, or with other settings.
+        DetcurateError: The prediction fails.
     """
     patience = _Patience(run, wait_seconds)
     if patience.until(lambda: _state(run)) == "complete":
-        _logger.info("predict   is complete; there is nothing to help with")
+        _logger.info("predict: complete, nothing left to help with")
         return
-    again = replace(run, finished_stages={})  # what was read while the run was not yet there may be out of date
+    again = replace(run, finished_stages={})  # metadata read while waiting may be out of date
     preparation = Preparation(prediction_sets=patience.prediction_sets, folder=patience.folder)
     result = _while_files_vanish(lambda: predict_pool(again, preparation))
-    _logger.info("predict   %s: all are there, some of them made here; the run itself goes on", result.summary)
+    _logger.info("predict: %s; all shards are complete, the run itself continues", result.summary)
 
 
 def _state(run: Run) -> str | None:
-    """Return the status of the stage when it is of this config, None when that has not begun."""
+    """Return the status of the stage, or None if it has not started with this config."""
     try:
         stage = predict_stage(replace(run, finished_stages={}))
         stage_metadata = read_stage_metadata(stage.directory)
@@ -72,19 +72,19 @@ def _state(run: Run) -> str | None:
 
 @dataclass(frozen=True)
 class _Patience:
-    """Waiting for what the run itself prepares."""
+    """Waits until the run itself has prepared something."""
 
     run: Run
     wait_seconds: float
 
     def until(self, find: Callable[[], Found | None]) -> Found:
-        """Return what ``find`` gives once it gives something."""
+        """Return the result of ``find`` once it is not None."""
         end = time.monotonic() + self.wait_seconds
         while (found := find()) is None:
             if time.monotonic() > end:
                 raise ConfigError(
-                    f"the run of {self.run.output_dir} must have begun to predict, with the same config and KEY VALUE, "
-                    f"got none within {self.wait_seconds:g} s; start it first, or wait longer with --join-wait"
+                    f"{self.run.output_dir}: no run with this config and KEY VALUE started to predict within "
+                    f"{self.wait_seconds:g} s. Start it first, or wait longer with --join-wait."
                 )
             time.sleep(min(_POLL_SECONDS, self.wait_seconds))
         return found
@@ -92,11 +92,11 @@ class _Patience:
     def prediction_sets(
         self, directory: Location, digest: str, members: Sequence[str], *, num_shards: int
     ) -> list[PredictionSet]:
-        """Do as ``prepare_prediction_sets``, but wait for those that another process prepares."""
+        """Return the prediction sets that another process prepares, as ``prepare_prediction_sets`` does."""
 
         def find() -> list[PredictionSet] | None:
             try:
-                if read_members(directory) != list(members):  # written when the passes are ready
+                if read_members(directory) != list(members):  # written when the prediction sets are ready
                     return None
             except PredictionError:
                 return None
@@ -106,12 +106,12 @@ class _Patience:
         return self.until(find)
 
     def folder(self, folder: Location, digest: str) -> None:
-        """Do as ``prepare_folder``, but wait for another process to do it."""
+        """Wait until another process has prepared a folder, as ``prepare_folder`` does."""
         self.until(lambda: is_prepared(folder, digest) or None)
 
 
 def _while_files_vanish(work: Callable[[], Found]) -> Found:
-    """Work again when a file half written was removed: a run that is started anew clears away what it finds."""
+    """Call ``work`` again if a temporary file was removed: a run that starts clears temporary files."""
     while True:
         try:
             return work()

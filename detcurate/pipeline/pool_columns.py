@@ -1,4 +1,4 @@
-"""What the stage ``select`` reads of the pool beside the scores, as far as its settings want it."""
+"""The budget, the quotas and the columns that the stage ``select`` needs beside the scores."""
 
 from __future__ import annotations
 
@@ -25,9 +25,12 @@ from detcurate.select.limits import Budget, Quota, box_budget, image_budget, res
 from detcurate.select.strategies import BY_EMBEDDING
 from detcurate.structures import ImageScores
 
+_QUOTAS = "CURATE.SELECT.CLASS_MINIMUMS, CLASS_MAXIMUMS"
+_METADATA_QUOTAS = "CURATE.SELECT.METADATA_MINIMUMS, METADATA_MAXIMUMS"
+
 
 def requested_budget(settings: SelectSettings, boxes_per_image: np.ndarray) -> Budget:
-    """Return the budget that the settings ask for, of a pool with so many boxes on each image."""
+    """Return the budget of the settings, for a pool with these numbers of boxes on its images."""
     if settings.num_boxes:
         return box_budget(boxes_per_image, num_boxes=settings.num_boxes)
     if settings.cost_seconds:
@@ -42,10 +45,10 @@ def requested_budget(settings: SelectSettings, boxes_per_image: np.ndarray) -> B
 
 
 def planned_amount(settings: SelectSettings, num_images: int) -> str:
-    """Say what will be kept of a pool of which only the size is known.
+    """Return the budget as text, for a pool of which only the size is known.
 
     Raises:
-        SelectionError: The pool is smaller than the number of images that is asked for.
+        SelectionError: The pool is smaller than the budget in images.
     """
     if settings.num_boxes:
         return f"{settings.num_boxes:,} boxes"
@@ -56,20 +59,21 @@ def planned_amount(settings: SelectSettings, num_images: int) -> str:
 
 
 def require_selectable(run: Run, *, predicts: bool) -> None:
-    """Find before the first long stage what the selection would stop at after it.
+    """Check the settings of the selection before the first long stage.
 
     Args:
         run: The run.
-        predicts: Whether the stage ``predict`` is to run, and so decides whether there are embeddings.
+        predicts: Whether the stage ``predict`` will run, and so decide whether embeddings exist.
 
     Raises:
-        ConfigError: The strategy wants embeddings, and none will be kept.
-        SelectionError: The budget exceeds the pool, a quota names what does not exist, or no image has a sequence.
+        ConfigError: The strategy needs embeddings, and none will be stored.
+        SelectionError: The budget exceeds the pool, a quota names an unknown class, field or value, or a sequence gap
+            is set and no image has a sequence.
     """
     settings = run.settings.select
     if predicts and settings.strategy in BY_EMBEDDING and not run.settings.predict.embeddings:
         raise ConfigError(
-            f"CURATE.PREDICT.EMBEDDINGS must be True for CURATE.SELECT.STRATEGY {settings.strategy}, got False"
+            f"CURATE.PREDICT.EMBEDDINGS: must be True for CURATE.SELECT.STRATEGY {settings.strategy} (got False)."
         )
     if run.is_rendered:
         planned_amount(settings, run.settings.render.num_images)
@@ -81,21 +85,21 @@ def require_selectable(run: Run, *, predicts: bool) -> None:
 
 
 def column_inputs(run: Run) -> dict[str, str]:
-    """Return the digests of what the columns are made of, beside the pool's records and the scores."""
-    found = vector_inputs(run) if _wants_vectors(run) else {}
+    """Return the digests of the embeddings or images that the columns are computed from."""
+    found = vector_inputs(run) if _needs_vectors(run) else {}
     return found | labelled_inputs(run) if run.settings.select.duplicate_similarity else found
 
 
 def pool_columns(run: Run, scores: ImageScores) -> PoolColumns:
-    """Read the columns that the settings want, by the rows of the scores.
+    """Return the columns that the settings need, in the order of the scores.
 
     Raises:
-        SelectionError: The embeddings are of another pool.
+        SelectionError: The embeddings belong to another pool.
     """
     settings, rows = run.settings.select, run.pool.subset_rows(scores.image_ids)
     label_errors = [scores.components[name] for name in LABEL_ERRORS if name in scores.components]
     embeddings = hashes = None
-    if _wants_vectors(run):
+    if _needs_vectors(run):
         embeddings = read_pool_embeddings(run, scores.image_ids)
         if embeddings is None and settings.strategy not in BY_EMBEDDING:
             hashes = pool_hashes(run, rows)
@@ -111,7 +115,7 @@ def pool_columns(run: Run, scores: ImageScores) -> PoolColumns:
 
 
 def sequence_codes(sequences: Sequence[str | None]) -> np.ndarray:
-    """Number the sequences, -1 for none: (I,) int64.
+    """Return the number of each image's sequence, -1 for none: (I,) int64.
 
     Example:
         >>> sequence_codes(("b", None, "a", "b")).tolist()
@@ -122,14 +126,18 @@ def sequence_codes(sequences: Sequence[str | None]) -> np.ndarray:
 
 
 def requested_quotas(run: Run, rows: np.ndarray) -> tuple[list[Quota], list[Quota]]:
-    """Return the floors, in the order in which they are met, and the caps, for the pool's rows that were scored.
+    """Return the minimum quotas, in the order in which they are filled, and the maximum quotas.
+
+    Args:
+        run: The run.
+        rows: (n,) int64, the scored rows of the pool.
 
     Raises:
-        SelectionError: A class or a metadata field does not exist, or a floor's metadata value does not.
+        SelectionError: A class, a metadata field or a metadata value does not exist.
     """
     settings = run.settings.select
-    wants_metadata = settings.metadata_minimums or settings.metadata_maximums
-    metadata = {"sequence": run.pool.sequences, **image_metadata(run.pool)} if wants_metadata else {}
+    needs_metadata = settings.metadata_minimums or settings.metadata_maximums
+    metadata = {"sequence": run.pool.sequences, **image_metadata(run.pool)} if needs_metadata else {}
     minimums = [_class_quota(run, text, rows) for text in settings.class_minimums]
     minimums += [_metadata_quota(metadata, text, rows) for text in settings.metadata_minimums]
     if settings.empty_minimum:
@@ -143,7 +151,7 @@ def _class_quota(run: Run, text: str, rows: np.ndarray) -> Quota:
     (name,), limit = parse_quota(text, num_names=1)
     names = run.pool.class_names
     if name not in names:
-        raise SelectionError(f"a floor or a cap must be of a class of the pool, got {text!r}; {_known(name, names)}")
+        raise SelectionError(f"{_QUOTAS}: no class of the pool has this name (got {text!r}). {_known(name, names)}")
     of_class = run.pool.image_index[run.pool.class_index == names.index(name)]
     return Quota(f"class {name}", np.bincount(of_class, minlength=len(run.pool))[rows], limit)
 
@@ -151,13 +159,13 @@ def _class_quota(run: Run, text: str, rows: np.ndarray) -> Quota:
 def _metadata_quota(metadata: Mapping[str, Sequence[object]], text: str, rows: np.ndarray) -> Quota:
     (field, value), limit = parse_quota(text, num_names=2)
     if field not in metadata:
-        raise SelectionError(
-            f"a floor or a cap must be of a field of the images, got {text!r}; {_known(field, metadata)}"
-        )
+        raise SelectionError(f"{_METADATA_QUOTAS}: no image has this field (got {text!r}). {_known(field, metadata)}")
     column = [None if entry is None else str(entry) for entry in metadata[field]]
     if value not in column:
         values = sorted({entry for entry in column if entry is not None})
-        raise SelectionError(f"a floor or a cap must be of a value of {field}, got {text!r}; {_known(value, values)}")
+        raise SelectionError(
+            f"{_METADATA_QUOTAS}: {field} never has this value (got {text!r}). {_known(value, values)}"
+        )
     holds = np.array([entry == value for entry in column], np.int64)
     return Quota(f"{field} {value}", holds[rows], limit)
 
@@ -165,16 +173,16 @@ def _metadata_quota(metadata: Mapping[str, Sequence[object]], text: str, rows: n
 def _known(name: str, names: Sequence[str] | Mapping[str, object]) -> str:
     near = difflib.get_close_matches(name, list(names), n=1)
     shown = ", ".join(list(names)[:12]) + (", …" if len(names) > 12 else "")
-    return f"known are {shown}" + (f" (did you mean {near[0]!r}?)" if near else "")
+    return f"Known: {shown}" + (f" (did you mean {near[0]!r}?)." if near else ".")
 
 
-def _wants_vectors(run: Run) -> bool:
+def _needs_vectors(run: Run) -> bool:
     settings = run.settings.select
     return settings.strategy in BY_EMBEDDING or bool(settings.duplicate_similarity)
 
 
 def boxes_per_class(run: Run) -> np.ndarray:
-    """Return (I, C) int32: the boxes of each class on each image of the annotation file."""
+    """Return the number of boxes of each class on each image of the annotation file, (I, C) int32."""
     num_classes = len(run.pool.class_names)
     cells = run.pool.image_index * num_classes + run.pool.class_index
     counts = np.bincount(cells, minlength=len(run.pool) * num_classes).astype(np.int32)

@@ -1,8 +1,8 @@
-"""Subset search: on which images the ensemble is trained, round after round, and what each round may hold.
+"""Subset search: the images that the ensemble of each round is trained on, and the budget of each round.
 
-``build_up`` begins with a random seed set. Each round trains an ensemble on what there is, scores the pool and buys the
-best of the rest, until the budget is spent. The stages of the last round are those of every run; the rounds before it
-are runs of the same stages in ``search/round-1``, ``search/round-2``, …, and the seed set is round 0.
+``build_up`` starts from a random seed set. Each round trains an ensemble on the images selected so far, scores the pool
+and adds the best of the other images, until the budget is spent. The last round uses the stages of the run itself.
+Earlier rounds run the same stages in ``search/round-1``, ``search/round-2``, …; the seed set is round 0.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SEED_SET = 0
 ROUND_STAGES = ("train", "predict", "score", "select", "manifest")
 _HARDEST_FIRST = ("top_n", "threshold")
 _LEAST_COMPRESSED = 0.3
-"""Below this share of the pool, the images that are hardest for models of all of it lose to random ones."""
+"""Below this share of the pool, the images that are hardest for models of the whole pool lose to random images."""
 
 
 def builds_up(run: Run) -> bool:
@@ -35,17 +35,17 @@ def builds_up(run: Run) -> bool:
 
 
 def search_rounds(run: Run) -> list[Run]:
-    """Return the runs before the last one, the seed set's first; none where nothing is built up."""
+    """Return the runs of the rounds before the last, the seed set first; none without ``build_up``."""
     return [run.for_round(number) for number in range(len(round_limits(run)) - 1)] if builds_up(run) else []
 
 
 def round_limits(run: Run) -> tuple[int, ...]:
-    """Return how much of the budget each round may spend, in its unit: of the seed set first, of the last round last.
+    """Return the budget of each round, in the unit of the whole budget: the seed set first, the last round last.
 
-    Each round grows by the same factor, which is at most ``CURATE.SEARCH.GROWTH``.
+    Each round grows by the same factor, at most ``CURATE.SEARCH.GROWTH``.
 
     Raises:
-        SelectionError: The seed set is larger than the pool, or costs as much as the budget.
+        SelectionError: The seed set exceeds the pool or costs as much as the budget.
     """
     budget = whole_budget(run)
     seeds = np.isin(run.usable_image_ids, seed_set(run))
@@ -66,8 +66,8 @@ def geometric_limits(first: int, budget: Budget, *, growth: float) -> tuple[int,
     if not 0 < first < budget.limit:
         share = "nothing" if first == 0 else f"{first / budget.limit:.0%} of that"
         raise SelectionError(
-            f"the seed set must cost something, and less than the budget of {budget.text}, got one that costs {share}; "
-            "set CURATE.SEARCH.SEED_FRACTION or SEED_IMAGES"
+            f"CURATE.SEARCH.SEED_IMAGES, SEED_FRACTION: the seed set must cost more than 0 and less than the budget of "
+            f"{budget.text} (got {share}). Set one of them."
         )
     ratio = budget.limit / first
     steps = max(1, math.ceil(round(math.log(ratio) / math.log(growth), 9)))
@@ -75,13 +75,13 @@ def geometric_limits(first: int, budget: Budget, *, growth: float) -> tuple[int,
 
 
 def whole_budget(run: Run) -> Budget:
-    """Return what the whole search may spend, on the images that can be used."""
+    """Return the budget of the whole search, on the usable images."""
     rows = run.pool.subset_rows(run.usable_image_ids)
     return requested_budget(run.settings.select, run.pool.boxes_per_image[rows])
 
 
 def round_budget(run: Run) -> Budget:
-    """Return what the images of a run's round may cost, those of the rounds before included."""
+    """Return the budget of a round, which includes the images of earlier rounds."""
     budget = whole_budget(run)
     if not builds_up(run) or run.round is None:
         return budget
@@ -90,7 +90,7 @@ def round_budget(run: Run) -> Budget:
 
 
 def seed_set(run: Run) -> np.ndarray:
-    """Draw the images to begin with: (n,) int64, in the order drawn; a smaller set is the head of a larger one."""
+    """Return the random images to start from, (n,) int64 in order; a smaller set is the head of a larger one."""
     ids = run.usable_image_ids
     scores = ImageScores(ids, np.zeros(len(ids)), {})
     drawn = select(scores, budget=seed_images(run, len(ids)), strategy="random", seed=run.cfg.SEED)
@@ -98,16 +98,16 @@ def seed_set(run: Run) -> np.ndarray:
 
 
 def seed_images(run: Run, num_images: int) -> int:
-    """Return the size of the seed set of a pool of so many images.
+    """Return the size of the seed set of a pool with ``num_images`` images.
 
     Raises:
-        SelectionError: It is larger than the pool.
+        SelectionError: The seed set is larger than the pool.
     """
     search = run.settings.search
     if search.seed_images > num_images:
         raise SelectionError(
-            f"CURATE.SEARCH.SEED_IMAGES must be at most the pool's {num_images:,} images, got {search.seed_images:,}; "
-            "lower it, or give a larger pool"
+            f"CURATE.SEARCH.SEED_IMAGES: exceeds the pool's {num_images:,} images (got {search.seed_images:,}). "
+            "Lower it."
         )
     if search.seed_images:
         return search.seed_images
@@ -115,7 +115,7 @@ def seed_images(run: Run, num_images: int) -> int:
 
 
 def previous_round(run: Run) -> Run | None:
-    """Return the run whose selection a run's ensemble is trained on; None where that is the whole pool."""
+    """Return the round with the selection that a run's ensemble is trained on; None for the whole pool."""
     if not builds_up(run) or run.round == SEED_SET:
         return None
     return run.for_round(len(round_limits(run)) - 2 if run.round is None else run.round - 1)
@@ -128,7 +128,7 @@ def training_image_ids(run: Run) -> np.ndarray:
 
 
 def held_images(run: Run) -> list[tuple[np.ndarray, str]]:
-    """Return what the rounds before have bought, in order: the images of each, and the reason that stands for it."""
+    """Return the images that each earlier round selected, in order, with the reason that names the round."""
     before = previous_round(run)
     if before is None:
         return []
@@ -139,7 +139,7 @@ def held_images(run: Run) -> list[tuple[np.ndarray, str]]:
 
 
 def lineage(run: Run) -> dict[str, Any]:
-    """Describe the search for the provenance: its scheme, and every round before with the digest of what it chose."""
+    """Return the search's settings and its earlier rounds with the digests of their selections, for the provenance."""
     before, rounds = previous_round(run), []
     while before is not None:
         output = before.stage_metadata("select")["outputs"][SelectionTable.FILE]
@@ -155,7 +155,7 @@ def lineage(run: Run) -> dict[str, Any]:
 
 
 def planned_rounds(run: Run, num_images: int) -> list[str]:
-    """Say how large each round would be, of a pool of which only the size is known.
+    """Return the size of each round as text, for a pool of which only the size is known.
 
     Raises:
         SelectionError: As ``round_limits``.
@@ -169,41 +169,43 @@ def planned_rounds(run: Run, num_images: int) -> list[str]:
 
 
 def require_search(run: Run, added: int) -> None:
-    """Find before the first long stage what the search would stop at.
+    """Check the settings of the search before the first long stage.
+
+    Args:
+        run: The run.
+        added: The number of members that were added.
 
     Raises:
-        ConfigError: The scheme wants runs that are trained here, and there are none, or others besides.
-        SelectionError: The seed set does not go with the pool or the budget.
+        ConfigError: The scheme needs runs trained here and ``NUM_RUNS`` is 0, or members were added to ``build_up``.
+        SelectionError: The seed set does not fit the pool or the budget.
     """
     scheme = run.settings.search.scheme
     if scheme in ("build_up", "pretrain") and not run.settings.ensemble.num_runs:
-        raise ConfigError(
-            f"CURATE.ENSEMBLE.NUM_RUNS must be at least 1 with CURATE.SEARCH.SCHEME {scheme}, which trains, got 0"
-        )
+        raise ConfigError(f"CURATE.ENSEMBLE.NUM_RUNS: must be at least 1 for CURATE.SEARCH.SCHEME {scheme} (got 0).")
     if not builds_up(run):
         return
     if added:
         raise ConfigError(
-            f"no member must have been added with CURATE.SEARCH.SCHEME build_up, got {added}: they were not trained on "
-            "what each round has; use another OUTPUT_DIR"
+            "CURATE.SEARCH.SCHEME: build_up cannot use added members, which were not trained on the images of a round "
+            f"(got {added}). Set another OUTPUT_DIR."
         )
     planned_rounds(run, run.settings.render.num_images if run.is_rendered else len(run.pool))
 
 
 def expected_loss(settings: CurateSettings, share: float) -> str:
-    """Warn where the literature says that a scheme loses: the hardest images alone, of a small share of the pool.
+    """Return a warning if a scheme is known to fail: the hardest images of a small share of the pool.
 
     Args:
         settings: Of the run.
-        share: of the pool's cost that is bought, in (0, 1].
+        share: The budget as a share of the pool's cost, in (0, 1].
 
     Returns:
-        A sentence, empty where nothing is known against it.
+        A sentence, or an empty text.
     """
     is_hardest = settings.search.scheme == "compress" and settings.select.strategy in _HARDEST_FIRST
     if not is_hardest or share >= _LEAST_COMPRESSED:
         return ""
     return (
-        f"{share:.0%} of the pool, the hardest first: models of all of it are known to choose worse than chance below "
-        f"{_LEAST_COMPRESSED:.0%}; consider CURATE.SEARCH.SCHEME build_up, or CURATE.SELECT.STRATEGY strata"
+        f"the hardest {share:.0%} of the pool by models of the whole pool are known to be worse than random below "
+        f"{_LEAST_COMPRESSED:.0%}. Consider CURATE.SEARCH.SCHEME build_up or CURATE.SELECT.STRATEGY strata."
     )

@@ -130,7 +130,7 @@ def test_a_config_names_the_run_too(output, tmp_path, done):
     [
         (("export", "cvat", "-o", "{new}"), "--config-file FILE"),
         (("export", "cvat", "{output}", "-o", "{output}"), "the output must be a folder that is absent or empty"),
-        (("export", "cvat", "{output}", "-o", "{new}", "--limit", "-1"), "the limit must be at least 0, got -1"),
+        (("export", "cvat", "{output}", "-o", "{new}", "--limit", "-1"), "limit: must be at least 0"),
         (("relabel", "apply", "{new}", "{output}", "-o", "{new}.json"), "the correction must be readable"),
         (("relabel", "apply", "{new}", "-o", "{new}.json"), "the run must be named by"),
     ],
@@ -146,4 +146,4 @@ def test_a_run_without_a_manifest_or_a_queue(output, tmp_path, refused):
     words = ("export", "cvat", output, "-o", tmp_path / "out")
     assert "manifest/relabel.json is missing" in refused(*words)
     (output / "manifest" / "stage.json").unlink()
-    assert "the stage 'manifest' must have finished" in refused(*words)
+    assert "the stage 'manifest' has not finished" in refused(*words)

@@ -118,9 +118,7 @@ def test_a_ledger_that_lost_lines_does_not_pass_for_a_smaller_ensemble(pool, thr
     lines = member_index.read_text().splitlines(keepends=True)
     assert len(lines) == 3
     member_index.write_text("".join(lines[:2]))
-    assert f"the ledger must be as its stage wrote it, but {member_index} is damaged; run" in refused(
-        "ensemble", "list", output
-    )
+    assert f"{member_index}: this file of the stage 'train' is damaged" in refused("ensemble", "list", output)
 
 
 def test_imported_answers_cannot_be_asked_to_rank_whatever_the_config_says(pool, three, done, refused):
@@ -271,9 +269,9 @@ def test_quarantined_images_and_boxes_without_area_are_counted(pool, three, done
     ]
     (root / "r.json").write_text(json.dumps(records))
     text = done("import-results", "x", "--config-file", config, "--member", root / "r.json")
-    assert "1 of 3 detections (1 without area, 1 on images in quarantine)" in text
-    assert "1 boxes without area inside their image were left out" in text
-    assert "more than half of the boxes reach out of their image" in text
+    assert "kept 1 of 3 detections (ignored 1 without area, 1 on quarantined images)" in text
+    assert "ignored 1 boxes without area" in text
+    assert "more than half of the boxes" in text
 
 
 def test_names_as_ultralytics_writes_them(pool, done, refused):

@@ -215,7 +215,7 @@ class TestUnfinished:
     def test_before_the_pool_there_is_nothing_to_report(self, finished, tmp_path, refused):
         config, _ = finished
         message = refused("report", "--config-file", config, "OUTPUT_DIR", tmp_path / "new")
-        assert "the stage 'pool' must have finished" in message
+        assert "the stage 'pool' has not finished" in message
 
     def test_the_run_must_be_named(self, refused, tmp_path):
         for folder in (tmp_path, tmp_path / "none"):

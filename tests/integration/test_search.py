@@ -209,7 +209,7 @@ def test_a_search_in_boxes_grows_in_boxes(built_up, done, tmp_path):
 def test_pretrained_arms_start_from_the_weights_of_the_ensembles_runs(built_up, write_tiny_config, done, tmp_path):
     config, output = write_tiny_config(tmp_path)
     text = done("--config-file", config, "CURATE.SEARCH.SCHEME", "pretrain", "CURATE.RETRAIN.NUM_SEEDS", "3")
-    assert "9 detectors trained at equal iterations, from the weights of the ensemble's runs" in text
+    assert "trained 9 detectors with equal iterations from the weights of the ensemble's runs" in text
     summary = (output / "report" / "summary.md").read_text()
     assert "from the weights of the ensemble's runs" in summary
     starts = [load_file(output / "train" / f"run-{run}" / "iter-0000003.safetensors") for run in (0, 1)]
@@ -230,12 +230,12 @@ def test_pretrained_arms_start_from_the_weights_of_the_ensembles_runs(built_up, 
             "CURATE.SEARCH.SCHEME: must be 'compress', 'build_up', 'pretrain' or",
         ),
         (["CURATE.SEARCH.WARM_START", "True"], "CURATE.SEARCH.WARM_START: must be False with SCHEME compress"),
-        ([*BUILD_UP, "CURATE.SEARCH.SEED_IMAGES", "27"], "SEED_IMAGES must be at most the pool's 26 images, got 27"),
-        ([*BUILD_UP, "CURATE.SEARCH.SEED_IMAGES", "13"], "less than the budget of 13 images, got one that costs 100%"),
+        ([*BUILD_UP, "CURATE.SEARCH.SEED_IMAGES", "27"], "SEED_IMAGES: exceeds the pool's 26 images (got 27)"),
+        ([*BUILD_UP, "CURATE.SEARCH.SEED_IMAGES", "13"], "less than the budget of 13 images (got 100%)"),
         ([*BUILD_UP, "CURATE.SEARCH.GROWTH", "1.0"], "CURATE.SEARCH.GROWTH: must be greater than 1 (got 1.0)"),
         (
             [*BUILD_UP, "CURATE.ENSEMBLE.NUM_RUNS", "0"],
-            "NUM_RUNS must be at least 1 with CURATE.SEARCH.SCHEME build_up",
+            "CURATE.ENSEMBLE.NUM_RUNS",
         ),
         (["--until", "search"], "CURATE.SEARCH.SCHEME must be build_up for the stage search, got compress"),
     ],
@@ -251,7 +251,8 @@ def test_members_that_were_trained_on_all_are_no_beginning(built_up, done, refus
     config, output = write_tiny_config(tmp_path)
     done("ensemble", "add", whole / "train", "--config-file", config, "CURATE.ENSEMBLE.NUM_RUNS", "0")
     message = refused("--config-file", config, *BUILD_UP, "--until", "search")
-    assert "no member must have been added with CURATE.SEARCH.SCHEME build_up, got 4" in message
+    assert "CURATE.SEARCH.SCHEME" in message
+    assert "got 4" in message
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""``detcurate ensemble add``: checkpoints of a training that is over become members of a run's ensemble."""
+"""``detcurate ensemble add``: add existing checkpoints to the ensemble of a run."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from detcurate.pipeline.workspace import claim_output_dir, output_lock
 
 @dataclass(frozen=True)
 class Addition:
-    """What came of it.
+    """The result of adding checkpoints.
 
     Args:
         added: The new members.
-        duplicates: Files that hold a member once more, and that member.
-        is_ready: Whether the stage ``train`` has taken them in.
+        duplicates: Files with the weights of an existing member, each with that member.
+        is_ready: Whether the stage ``train`` includes the new members already.
     """
 
     added: tuple[Member, ...]
@@ -48,40 +48,42 @@ class Addition:
 class _Source:
     path: Path
     run: int
-    member: Member | None = None  # when our own hook saved it
+    member: Member | None = None  # if detcurate's hook saved the file
 
 
 def add_members(run: Run, folder: Path, *, number: int | None = None) -> Addition:
     """Add the checkpoints of a folder to the ensemble in ``OUTPUT_DIR``; all of them or, on an error, none.
 
-    They are kept in ``OUTPUT_DIR/added``, which no stage owns: no changed setting removes them.
+    They are stored in ``OUTPUT_DIR/added``, which no stage owns: changed settings do not remove them.
 
     Args:
         run: The run.
-        folder: ``model_*.pth`` of Detectron2, or what our own hook saved in a trainer of one's own.
-        number: Of the run that they become (of the first, when there are several); the next free one when ``None``.
+        folder: A folder of ``model_*.pth`` of Detectron2, or of members that detcurate's hook saved.
+        number: The run number of the (first) added run; the next free number if ``None``.
 
     Raises:
-        EnsembleError: A file cannot be used; it is named.
+        EnsembleError: A file cannot be used.
+        ConfigError: The run uses imported predictions.
     """
     require_detectron2("`detcurate ensemble add`")
     if run.settings.predict.results:
         raise ConfigError(
-            f"CURATE.PREDICT.RESULTS must be empty to add members, got {run.settings.predict.results!r}; leave it out, "
-            "as imported answers take the place of an ensemble"
+            f"CURATE.PREDICT.RESULTS: imported predictions replace the ensemble (got "
+            f"{run.settings.predict.results!r}). "
+            "Remove it to add members."
         )
     if not folder.is_dir():
-        raise EnsembleError(f"DIR must be a folder of checkpoints, got {folder}")
+        raise EnsembleError(f"DIR: not a folder of checkpoints (got {folder}).")
     known, trained = added_members(run), _num_trained(run)
     free = max([run.settings.ensemble.num_runs, *(member.run + 1 for member in known)])
     first = free if number is None else number
     if first < trained:
-        raise EnsembleError(f"--run must be at least {trained}, as the runs below were trained here, got {first}")
+        raise EnsembleError(f"--run: must be at least {trained}; lower runs were trained here (got {first}).")
     sources = list(_sources(folder, first))
     with output_lock(run):
         claim_output_dir(run, fresh=False)
         if added_members(run) != known:
-            raise EnsembleError(f"members were added to {run.output_dir} just now; give the same command again")
+            raise EnsembleError(f"{run.output_dir}: another process added members. Run the same command again.")
         return _add(run, sources, known)
 
 
@@ -94,7 +96,7 @@ def _add(run: Run, sources: Iterable[_Source], known: list[Member]) -> Addition:
             (incoming / member.file).replace(target)
         if added:
             write_index(run.output_dir / ADDED / MEMBER_INDEX, [*known, *added])
-    return Addition(tuple(added), tuple(duplicates), _settle(run))
+    return Addition(tuple(added), tuple(duplicates), _refresh_train_stage(run))
 
 
 def _sources(folder: Path, first: int) -> Iterator[_Source]:
@@ -104,16 +106,14 @@ def _sources(folder: Path, first: int) -> Iterator[_Source]:
         return
     paths = sorted(folder.glob("model_*.pth"))
     if not paths:
-        raise EnsembleError(
-            f"DIR must hold checkpoints named model_*.pth, or members that detcurate's hook saved, got none ({folder})"
-        )
+        raise EnsembleError(f"DIR: no checkpoints model_*.pth and no members saved by detcurate's hook (got {folder}).")
     for path in paths:
         yield _Source(path, first)
 
 
 @contextmanager
 def _incoming(directory: Path) -> Iterator[Path]:
-    """Give an empty folder beside the members, so that either all or none come to them."""
+    """Yield an empty folder beside the members, from which all or none are moved."""
     folder = directory / ".incoming"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -139,18 +139,18 @@ def _convert(
         if twin is not None:
             duplicates.append((source.path, twin))
             continue
-        _require_place(source.path, member, [*known, *added])
-        (incoming / _NEW).replace(_made(incoming / member.file))
+        _require_free_place(source.path, member, [*known, *added])
+        (incoming / _NEW).replace(_with_parent(incoming / member.file))
         added.append(member)
     return added, duplicates
 
 
 def _convert_one(run: Run, source: _Source, expected: Any, incoming: Path) -> Member:
-    """Write a checkpoint as ``incoming/new``, and return the member that it would be."""
+    """Write a checkpoint as ``incoming/new`` and return its member record."""
     from detcurate.d2.checkpoints import read_checkpoint, require_same_model, write_checkpoint
 
     if source.member is not None:
-        verify_member(source.path, source.member.sha256, advice="leave it out, or have it saved anew")
+        verify_member(source.path, source.member.sha256, advice="leave it out, or save it again")
     checkpoint = read_checkpoint(source.path, allow_pickle=run.settings.train.allow_pickle)
     require_same_model(checkpoint, expected)
     own = source.member or Member(
@@ -162,31 +162,31 @@ def _convert_one(run: Run, source: _Source, expected: Any, incoming: Path) -> Me
     return dataclasses.replace(own, run=source.run, file=file, sha256=sha256_file(incoming / _NEW))
 
 
-def _require_place(path: Path, member: Member, others: Iterable[Member]) -> None:
+def _require_free_place(path: Path, member: Member, others: Iterable[Member]) -> None:
     if member.iteration < 0:
         raise EnsembleError(
-            f'a checkpoint must say its iteration, in "iteration" or as model_<iteration>.pth, got neither ({path})'
+            f'{path}: the iteration is unknown. Store it as "iteration", or name the file model_<iteration>.pth.'
         )
     if any((other.run, *other.key) == (member.run, *member.key) for other in others):
         raise EnsembleError(
-            f"a run must have one {member.kind} an iteration, got other weights for iteration {member.iteration} of "
-            f"run {member.run} ({path}); add the folder of another training with another --run"
+            f"{path}: run {member.run} has another {member.kind} of iteration {member.iteration}. Add the folder of "
+            "another training with another --run."
         )
 
 
-def _made(path: Path) -> Path:
+def _with_parent(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def _num_trained(run: Run) -> int:
-    """Return how many runs were trained here, so that their numbers are taken."""
+    """Return the number of runs that were trained here."""
     stage_metadata = read_stage_metadata(run.directory("train"))
     return int(stage_metadata["settings"]["CURATE.ENSEMBLE"]["num_runs"]) if stage_metadata else 0
 
 
-def _settle(run: Run) -> bool:
-    """Let the stage ``train`` take the members in, as far as that needs no training; tell whether it has."""
+def _refresh_train_stage(run: Run) -> bool:
+    """Run the stage ``train`` if that needs no training; return whether it includes the members."""
     if not _num_trained(run):
         run_stage(train_stage(_with_added_alone(run)))
         return True

@@ -1,4 +1,4 @@
-"""What a run knows of one image: its objects, its scores, whether it was taken and why, and what is near it."""
+"""``detcurate explain``: the objects, scores, selection and neighbours of one image."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ _MOST_NEIGHBOURS = 5
 
 
 def explain_image(run: Run, name: str) -> dict[str, Any]:
-    """Collect what the stages up to ``select`` have left about an image.
+    """Return the results of the stages up to ``select`` for one image.
 
     Args:
         run: The run; ``score`` must have finished.
-        name: The image's id, as the annotation file has it.
+        name: The image's id as in the annotation file.
 
     Returns:
-        A JSON-able dict: ``image``, ``scores`` (a value and a rank in the pool each), ``selection`` (None where
-        nothing was selected yet), ``objects`` (None in the mode ``dense``, which has none), ``neighbours``.
+        A JSON-able dict: ``image``, ``scores`` (each with value and rank in the pool), ``selection`` (None before the
+        stage ``select``), ``objects`` (None in the mode ``dense``), ``neighbours``.
 
     Raises:
-        SelectionError: The image is not in the pool, or is in quarantine.
+        SelectionError: The image is not in the pool, or is quarantined.
         PredictionError: The pool is not scored.
     """
     run.stage_metadata("score")
     scores = read_scores(run)
     row, at = _find(run, name, scores)
-    verdicts = _verdicts(run)
+    decisions = _decisions(run)
     return {
         "image": _record(run, row),
         "scores": _ranked(scores, at),
-        "selection": None if verdicts is None else verdicts[int(scores.image_ids[at])],
+        "selection": None if decisions is None else decisions[int(scores.image_ids[at])],
         "objects": _objects(run, int(scores.image_ids[at])),
         "neighbours": [
-            {**_record(run, other), **found, **_verdict_of(run, verdicts, other)}
-            for other, found in (*_same_sequence(run, row), *_same_look(run, row, scores))
+            {**_record(run, other), **found, **_decision_of(run, decisions, other)}
+            for other, found in (*_same_sequence(run, row), *_similar_images(run, row, scores))
         ],
     }
 
@@ -59,11 +59,11 @@ def _find(run: Run, name: str, scores: ImageScores) -> tuple[int, int]:
         number = int(name)
     rows = np.zeros(0, np.int64) if number is None else np.flatnonzero(run.pool.image_ids == number)
     if not len(rows):
-        raise SelectionError(f"IMAGE_ID must be an image of {run.pool.path}, got {name!r}; name one by its `id` there")
+        raise SelectionError(f"IMAGE_ID: not an image of {run.pool.path} (got {name!r}). Pass an `id` of that file.")
     row = int(rows[0])
     at = int(np.searchsorted(scores.image_ids, run.pool.image_ids[row]))
     if at == len(scores) or scores.image_ids[at] != run.pool.image_ids[row]:
-        raise SelectionError(f"IMAGE_ID must be an image that was scored, got {name!r}, which is in quarantine")
+        raise SelectionError(f"IMAGE_ID: the image is quarantined and has no scores (got {name!r}).")
     return row, at
 
 
@@ -79,7 +79,7 @@ def _record(run: Run, row: int) -> dict[str, Any]:
 
 
 def _ranked(scores: ImageScores, at: int) -> dict[str, dict[str, float | int]]:
-    """Return each column's value, and its place in the pool, the highest first; equal values share the best place."""
+    """Return value and rank of each column, the highest value first; equal values share the best rank."""
     columns = {"image_score": scores.image_score, **scores.components}
     return {
         name: {"value": column[at].item(), "rank": 1 + int((column > column[at]).sum()), "of": len(scores)}
@@ -87,8 +87,8 @@ def _ranked(scores: ImageScores, at: int) -> dict[str, dict[str, float | int]]:
     }
 
 
-def _verdicts(run: Run) -> dict[int, dict[str, Any]] | None:
-    """Return what became of each image, by id; None when the stage ``select`` has not finished."""
+def _decisions(run: Run) -> dict[int, dict[str, Any]] | None:
+    """Return rank, reason and replacement of each image by id; None if the stage ``select`` has not finished."""
     try:
         run.stage_metadata("select")
     except PredictionError:
@@ -103,16 +103,14 @@ def _verdicts(run: Run) -> dict[int, dict[str, Any]] | None:
     for image_id, reason, replaced_by in zip(
         removed["image_id"].tolist(), removed["reason"].tolist(), removed["replaced_by"].tolist(), strict=True
     ):
-        keeper = (
-            None if replaced_by != replaced_by else _original_id(run, int(replaced_by))
-        )  # Parquet's null is read as NaN
-        found[image_id] = {"rank": None, "reason": reason, "replaced_by": keeper}
+        replacement = None if np.isnan(replaced_by) else _original_id(run, int(replaced_by))
+        found[image_id] = {"rank": None, "reason": reason, "replaced_by": replacement}
     return found
 
 
-def _verdict_of(run: Run, verdicts: Mapping[int, dict[str, Any]] | None, row: int) -> dict[str, Any]:
+def _decision_of(run: Run, decisions: Mapping[int, dict[str, Any]] | None, row: int) -> dict[str, Any]:
     unknown = {"rank": None, "reason": None}
-    found = (verdicts or {}).get(int(run.pool.image_ids[row]), unknown)
+    found = (decisions or {}).get(int(run.pool.image_ids[row]), unknown)
     return {name: found[name] for name in unknown}
 
 
@@ -143,7 +141,7 @@ def _object(row: dict[str, Any], class_names: tuple[str, ...]) -> dict[str, Any]
 
 
 def _same_sequence(run: Run, row: int) -> list[tuple[int, dict[str, Any]]]:
-    """Return the nearest frames of the same sequence, with their distance."""
+    """Return the nearest frames of the same sequence with their distances."""
     sequence, frame = run.pool.sequences[row], int(run.pool.frame_index[row])
     if sequence is None or frame < 0:
         return []
@@ -155,8 +153,8 @@ def _same_sequence(run: Run, row: int) -> list[tuple[int, dict[str, Any]]]:
     return [(int(rows[at]), {"by": "sequence", "distance": int(distance[at])}) for at in nearest]
 
 
-def _same_look(run: Run, row: int, scores: ImageScores) -> list[tuple[int, dict[str, Any]]]:
-    """Return the images with the most similar embeddings, with their cosine; none where there are no embeddings."""
+def _similar_images(run: Run, row: int, scores: ImageScores) -> list[tuple[int, dict[str, Any]]]:
+    """Return the images with the most similar embeddings and their cosines; none without embeddings."""
     embeddings = read_pool_embeddings(run, scores.image_ids)
     if embeddings is None:
         return []

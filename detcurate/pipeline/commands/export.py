@@ -1,4 +1,4 @@
-"""What a run hands over: its relabel queue or its subset, and the images to validate on."""
+"""The content that a run exports: its relabel queue, or its subset with the validation images."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ WHAT = ("relabel", "subset")
 
 
 def queue_file(run: Run) -> Path:
-    """Return the relabel queue, compressed or not."""
+    """Return the path of the relabel queue, compressed or not."""
     plain = run.directory("manifest") / RELABEL_FILE
     zipped = plain.with_name(f"{RELABEL_FILE}.gz")
     return zipped if zipped.is_file() else plain
 
 
 def export_content(run: Run, what: str, *, limit: int = 0) -> Mapping[str, Content]:
-    """Return the content to hand over: ``train``, and ``val`` with a subset.
+    """Return the content to export: ``train``, and for a subset ``val``.
 
     Args:
-        run: A run whose stage ``manifest`` has finished.
-        what: ``relabel``, the suspected images, the worst first; ``subset``, the selected ones, the best first, with
-            what is suspected in them.
-        limit: At most so many images, the first ones; 0 for all.
+        run: A run with the stage ``manifest`` finished.
+        what: ``relabel``: images with possible label errors, highest score first. ``subset``: the selected images, best
+            first, with their possible label errors.
+        limit: The most images; 0 for all.
 
     Raises:
         PredictionError: The stage has not finished.
-        DatasetError: There is no queue, or it is empty.
-        ConfigError: ``what`` or ``limit`` is none of these.
+        DatasetError: The relabel queue does not exist or is empty.
+        ConfigError: ``what`` or ``limit`` is invalid.
     """
     if what not in WHAT:
-        raise ConfigError(f"what is exported must be one of {', '.join(WHAT)}, got {what!r}")
+        raise ConfigError(f"what: must be one of {', '.join(WHAT)} (got {what!r}).")
     if limit < 0:
-        raise ConfigError(f"the limit must be at least 0, got {limit}; 0 is for all images")
+        raise ConfigError(f"limit: must be at least 0, where 0 means all images (got {limit}).")
     run.stage_metadata("manifest")
     root = run.image_root("pool")
     if what == "relabel":

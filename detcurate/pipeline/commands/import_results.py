@@ -1,4 +1,4 @@
-"""``detcurate import-results``: results files of other frameworks' detectors become members with their answers."""
+"""``detcurate import``: import COCO results files of any detector as members with their predictions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _logger = logging.getLogger("detcurate")
 
 @dataclass(frozen=True)
 class ResultsFile:
-    """A results file, and the checkpoint whose answers it holds."""
+    """A results file, and the run and iteration of the checkpoint that predicted it."""
 
     path: Path
     run: int
@@ -42,19 +42,19 @@ class ResultsFile:
 
 
 def import_results(run: Run, files: Sequence[ResultsFile], options: ImportOptions) -> Import:
-    """Import results files as the members that ``CURATE.PREDICT.RESULTS`` names; all of them or, on an error, none.
+    """Import results files as the members named by ``CURATE.PREDICT.RESULTS``; all of them or, on an error, none.
 
-    The stage ``pool`` is brought up to date first. An import of the same name is replaced; files that were in it, read
-    in the same way, are not read again.
+    Runs the stage ``pool`` first. An import of the same name is replaced; its files are not read again if they and the
+    options are unchanged.
 
     Args:
         run: The run.
-        files: One a member, in the order of the members' numbers.
-        options: How they are read.
+        files: One file a member, in the order of the member numbers.
+        options: How the files are read.
 
     Raises:
-        DatasetError: A file cannot be read, or is no results file.
-        PredictionError: Records of a file cannot be used, or files do not go together.
+        DatasetError: A file cannot be read, or is not a results file.
+        PredictionError: Records of a file are invalid, or files have different forms.
         ConfigError: ``OUTPUT_DIR`` holds an ensemble of Detectron2.
     """
     require_no_ensemble(run)
@@ -74,25 +74,24 @@ def _import(run: Run, files: Sequence[ResultsFile], options: ImportOptions, dige
         write_json(directory / DESCRIPTION, add_checksum(described))
         named = {member.folder for member in members}
     finally:
-        _tidy(directory, named)
+        _remove_unnamed(directory, named)
     return Import(directory, found.digest, options, members)
 
 
 def _require_different(files: Sequence[ResultsFile]) -> list[str]:
-    """Return the digests of the files, which must differ, and so must the checkpoints."""
+    """Return the digests of the files; raise ``PredictionError`` if two files or checkpoints are equal."""
     first: dict[object, Path] = {}
     digests = []
     for file in files:
         if not file.path.is_file():
-            raise DatasetError(f"--member must name a results file, got no file {file.path}; check the path")
+            raise DatasetError(f"--member: no such file (got {file.path}).")
         digests.append(sha256_file(file.path))
-        for what, key in (("predictions", digests[-1]), ("a checkpoint", (file.run, file.iteration))):
+        for what, key in (
+            ("the same bytes", digests[-1]),
+            (f"run {file.run}, iteration {file.iteration}", (file.run, file.iteration)),
+        ):
             if key in first:
-                raise PredictionError(
-                    f"each --member must be {what} of its own, got {first[key]} and {file.path} with "
-                    f"{'the same bytes' if what == 'answers' else f'run {file.run}, iteration {file.iteration}'}; "
-                    "leave one out, or name the file that was meant"
-                )
+                raise PredictionError(f"--member: {first[key]} and {file.path} both have {what}. Remove one of them.")
             first[key] = file.path
     return digests
 
@@ -100,19 +99,19 @@ def _require_different(files: Sequence[ResultsFile]) -> list[str]:
 def _members(
     run: Run, found: Import, files: Sequence[ResultsFile], digests: Sequence[str], before: Import | None
 ) -> tuple[ImportedMember, ...]:
-    """Return the members, those that are not there yet read and written; the import names the directory and options."""
+    """Return the members; files that are not imported yet are read and written."""
     options = found.options
     pool = index_pool(run.pool, run.usable_image_ids, image_key=options.image_key, category_key=options.category_key)
-    known = _still_good(run, before) if before and before.digest == found.digest else {}
+    known = _complete_members(run, before) if before and before.digest == found.digest else {}
     forms: dict[str, Path] = {}
     members: list[ImportedMember | None] = []
-    empty: list[tuple[int, Results]] = []  # what form they have is known when all others are
+    empty: list[tuple[int, Results]] = []  # without records, they take the form of the others
     for file, digest in zip(files, digests, strict=True):
         member = known.get(digest)
         if member is not None and member.form is not None:
             _require_one_form(forms, member.form, file.path)
             members.append(_renamed(member, file))
-            _logger.info("%-9s %s: there already, %s", "import", file.path, _describe(member.counts))
+            _logger.info("import: %s: unchanged, %s", file.path, _describe(member.counts))
             continue
         results = read_results(
             file.path, pool, score_threshold=options.score_threshold, max_per_image=options.max_per_image
@@ -130,8 +129,8 @@ def _members(
     return tuple(member for member in members if member is not None)
 
 
-def _still_good(run: Run, before: Import) -> dict[str, ImportedMember]:
-    """Return the members of an import whose files are all there, by the digest of their results file."""
+def _complete_members(run: Run, before: Import) -> dict[str, ImportedMember]:
+    """Return the members of an import that have all their files, by the digest of the results file."""
     num_shards = -(-len(run.usable_image_ids) // run.settings.predict.shard_size)
     good = {}
     for member in before.members:
@@ -145,10 +144,7 @@ def _require_one_form(forms: dict[str, Path], form: str, path: Path) -> None:
     forms.setdefault(form, path)
     if len(forms) > 1:
         got = " and ".join(f"{_FORMS[form]} ({path})" for form, path in forms.items())
-        raise PredictionError(
-            f"all results files must say in one way what an object is, got {got}; write class_probs of one form into "
-            "all of them, or into none"
-        )
+        raise PredictionError(f"--member: all results files must have class_probs of one form, or none (got {got}).")
 
 
 _FORMS = {
@@ -165,11 +161,11 @@ def _renamed(member: ImportedMember, file: ResultsFile) -> ImportedMember:
 
 
 def _file_name(path: Path) -> str:
-    return path.name.encode("utf-8", "replace").decode()  # a ledger is UTF-8, a file's name may be any bytes
+    return path.name.encode("utf-8", "replace").decode()  # the index is UTF-8; a file name may be any bytes
 
 
 def _write_member(run: Run, found: Import, file: ResultsFile, results: Results, form: str) -> ImportedMember:
-    """Write the answers of one member and a copy of its results file into a folder, which is there whole or not."""
+    """Write the predictions of one member and a copy of its results file into a folder, atomically."""
     incoming, image_ids = found.directory / _INCOMING, run.usable_image_ids
     shutil.rmtree(incoming, ignore_errors=True)
     incoming.mkdir(parents=True)
@@ -182,9 +178,7 @@ def _write_member(run: Run, found: Import, file: ResultsFile, results: Results, 
     copy = "results.json.gz" if results.records.source.is_gzip else "results.json"
     shutil.copyfile(file.path, incoming / copy)
     if sha256_file(incoming / copy) != results.sha256:
-        raise DatasetError(
-            f"the results file must not change while it is read ({file.path}); run the same command again"
-        )
+        raise DatasetError(f"{file.path}: changed while it was read. Run the same command again.")
     folder = sha256_json([found.digest, results.sha256, posterior_form])[:16]
     shutil.rmtree(found.directory / folder, ignore_errors=True)
     incoming.replace(found.directory / folder)
@@ -194,38 +188,36 @@ def _write_member(run: Run, found: Import, file: ResultsFile, results: Results, 
 
 
 def _report(path: Path, counts: Mapping[str, int]) -> None:
-    _logger.info("%-9s %s: %s", "import", path, _describe(counts))
+    _logger.info("import: %s: %s", path, _describe(counts))
     if counts["without_area"]:
         _logger.warning(
-            "%-9s %s: %s boxes without area inside their image were left out", "import", path,
-            f"{counts['without_area']:,}",
-        )  # fmt: skip
+            "import: %s: ignored %s boxes without area inside their image", path, f"{counts['without_area']:,}"
+        )
     if counts["cut"] > counts["kept"] / 2:
         _logger.warning(
-            "%-9s %s: more than half of the boxes reach out of their image; bbox must be [x, y, width, height] in "
-            "pixels of the image as it is stored",
-            "import",
+            "import: %s: more than half of the boxes reach beyond their image. bbox must be [x, y, width, height] in "
+            "pixels of the stored image.",
             path,
         )
 
 
 def _describe(counts: Mapping[str, int]) -> str:
-    """Say how many detections are kept, and what became of the others."""
-    left_out = [f"{counts[name]:,} {text}" for name, text in _LEFT_OUT.items() if counts[name]]
-    kept = f"{counts['kept']:,} of {counts['records']:,} detections"
-    return kept + (f" ({', '.join(left_out)})" if left_out else "")
+    """Return the number of kept detections, and of ignored ones by reason, as text."""
+    ignored = [f"{counts[name]:,} {text}" for name, text in _IGNORED.items() if counts[name]]
+    kept = f"kept {counts['kept']:,} of {counts['records']:,} detections"
+    return kept + (f" (ignored {', '.join(ignored)})" if ignored else "")
 
 
-_LEFT_OUT = {
-    "below_threshold": "below the score floor",
-    "beyond_best": "beyond the best of their image",
+_IGNORED = {
+    "below_threshold": "below the score threshold",
+    "beyond_best": "beyond the limit per image",
     "without_area": "without area",
-    "quarantined": "on images in quarantine",
+    "quarantined": "on quarantined images",
 }
 
 
-def _tidy(directory: Path, named: Collection[str]) -> None:
-    """Remove the folders below an import that its description does not name, and an import without a description."""
+def _remove_unnamed(directory: Path, named: Collection[str]) -> None:
+    """Remove the folders of an import that its description does not name, and the import itself if it is empty."""
     if not directory.is_dir():
         return
     for path in directory.iterdir():

@@ -1,4 +1,4 @@
-"""The first stage: render the pool when asked, then read it, check it, and look at every image once."""
+"""The stage ``pool``: render the pool if configured, read it, and check its labels and images."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from detcurate.synthetic import write_dataset
 
 _SHOWN = 3
 BAD_IMAGES = "bad-images.txt"
-"""The list of the images that stopped a run, in its folder ``CACHE``."""
+"""The list of the invalid images that stopped a run, below ``CACHE``."""
 
 _logger = logging.getLogger("detcurate")
 
 
 def pool_stage(run: Run) -> Stage:
-    """Build the stage ``pool``."""
+    """Return the stage ``pool``."""
     settings: dict[str, Any] = {
         "bad_images": run.settings.pool.bad_images,
         "findings": dict(run.policies),
@@ -47,7 +47,7 @@ def require_same_classes(pool: CocoDataset, evaluation: CocoDataset) -> None:
     theirs = dict(zip(evaluation.category_ids.tolist(), evaluation.class_names, strict=True))
     if ours != theirs:
         raise DatasetError(
-            f"the evaluation must have the pool's categories {ours} ({pool.path}), got {theirs} ({evaluation.path})"
+            f"{evaluation.path}: the categories differ from the pool's (got {theirs}; {pool.path} has {ours})."
         )
 
 
@@ -67,7 +67,7 @@ def _prepare_pool(run: Run) -> StageResult:
     path = run.directory("pool") / "pool.json"
     write_json(path, facts)
     rendered = [run.annotations("pool"), run.annotations("evaluation")] if run.is_rendered else []
-    quarantined = f", {len(bad['pool'])} images in quarantine (pool/pool.json)" if bad["pool"] else ""
+    quarantined = f"; {len(bad['pool'])} images quarantined (pool/pool.json)" if bad["pool"] else ""
     summary = (
         f"{len(run.pool):,} images with {run.pool.num_boxes:,} boxes of {len(run.pool.class_names)} classes; "
         f"evaluation on {len(run.evaluation):,} images{quarantined}"
@@ -85,7 +85,7 @@ def _render(run: Run) -> None:
 
 def _check_images(run: Run, part: str) -> list[ImageFinding]:
     dataset = getattr(run, part)
-    num_processes = run.settings.worker_processes if len(dataset) > 2_000 else 1  # a worker takes a second to start
+    num_processes = run.settings.worker_processes if len(dataset) > 2_000 else 1  # starting a worker takes a second
     cache = run.output_dir / CACHE / f"images-{part}.json"
     found = examine_images(
         dataset, run.image_root(part), num_processes=num_processes, desc=f"check {part}", cache=cache
@@ -97,20 +97,20 @@ def _check_images(run: Run, part: str) -> list[ImageFinding]:
         raise DatasetError(describe_errors(errors, dataset.path))
     for finding in (*dataset.findings, *log.findings()):
         if finding.policy != "note":
-            _logger.warning("%-9s %s: %s", "pool", dataset.path.name, finding.sentence())
+            _logger.warning("pool: %s: %s", dataset.path.name, finding.sentence())
     return [finding for finding in found if not finding.is_usable]
 
 
 def _describe_bad(run: Run, bad: list[ImageFinding], *, only_pool: bool) -> str:
-    """Return the message for images that stop the run; where they are many, all are listed in a file that it names."""
+    """Return the message for invalid images that stop the run; it names a file with all of them if there are many."""
     lines = [f"{shown(image.file_name)} (image_id {image.image_id}): {image.reason}" for image in bad]
     listed, more = "; ".join(lines[:_SHOWN]), ""
     if len(bad) > _SHOWN:
         path = run.output_dir / CACHE / BAD_IMAGES
         write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
         more = f"; and {len(bad) - _SHOWN} more, all in {path}"
-    advice = "mend them, or set CURATE.POOL.BAD_IMAGES quarantine to go on without them" if only_pool else "mend them"
-    return f"every image must decode to the size of its record, got {len(bad)} that do not: {listed}{more}; {advice}"
+    advice = "Fix them, or set CURATE.POOL.BAD_IMAGES quarantine to exclude them." if only_pool else "Fix them."
+    return f"{len(bad)} images do not decode to the size of their records: {listed}{more}. {advice}"
 
 
 def _count(dataset: CocoDataset) -> dict[str, Any]:

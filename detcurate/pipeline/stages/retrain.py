@@ -1,4 +1,4 @@
-"""The stage ``retrain``: the arms that are compared, each trained alike with the same seeds."""
+"""The stage ``retrain``: train one detector for each arm and seed, with equal settings."""
 
 from __future__ import annotations
 
@@ -23,28 +23,27 @@ from detcurate.pipeline.stages.train import last_weights, run_weights
 from detcurate.pipeline.training_jobs import train_jobs, training_job, training_settings
 
 METRICS = "metrics.json"
-"""What Detectron2 writes beside the members of a run, a line every 20 iterations."""
+"""The file that Detectron2 writes beside the members of a run, one line every 20 iterations."""
 
 
 def training_seconds(directory: Path) -> float | None:
-    """Return how many seconds the iterations of a run took, as Detectron2 measured them.
+    """Return the seconds that the iterations of a run took, as measured by Detectron2.
 
-    Each line of the metrics stands for the iterations since the one before, at the median of their times. What was
-    trained again after an interruption counts once, so that a run that was killed costs what it would have cost.
-    Starting, saving and reading the weights are not in it.
+    A line of the metrics covers the iterations since the previous line, at their median time. Iterations that were
+    trained again after an interruption count once. Start-up, saving and loading weights are not included.
 
     Args:
-        directory: Of the run.
+        directory: The directory of the run.
 
     Returns:
-        None where no iteration was timed: Detectron2 leaves out the first three.
+        None if no iteration was timed; Detectron2 skips the first three.
     """
     path = directory / METRICS
     times: dict[int, float] = {}
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             record = orjson.loads(line)
-        except orjson.JSONDecodeError:  # a line that was cut off when the training was killed
+        except orjson.JSONDecodeError:  # the last line of a killed training may be cut
             continue
         if "time" in record:
             times[int(record["iteration"])] = float(record["time"])
@@ -57,7 +56,7 @@ _TRAINED_ON = "job.json"
 
 
 def retrain_stage(run: Run) -> Stage:
-    """Build the stage ``retrain``."""
+    """Return the stage ``retrain``."""
     require_detectron2("the stage 'retrain'")
     settings = {
         **training_settings(run),
@@ -71,7 +70,7 @@ def retrain_stage(run: Run) -> Stage:
         "ensemble": output_digest(run.stage_metadata("train")),
         **arm_inputs(run),
     }
-    # One more arm, seed or share of the curve leaves what was trained for the others good.
+    # Trained detectors stay valid when an arm, a seed or a point of the learning curve is added.
     return Stage("retrain", run.directory("retrain"), settings, inputs, lambda: _retrain(run), keeps_good_files=True)
 
 
@@ -96,23 +95,23 @@ def _retrain(run: Run) -> StageResult:
         model.update(file=path.relative_to(run.directory("retrain")).as_posix(), sha256=member.sha256)
         model["seconds"] = training_seconds(_trained_in(run, path.parent))
         outputs.append(path)
-    summary = f"{len(jobs)} detectors trained at equal {run.settings.retrain.equal}"
+    summary = f"trained {len(jobs)} detectors with equal {run.settings.retrain.equal}"
     if run.settings.search.scheme == "pretrain":
-        summary += ", from the weights of the ensemble's runs"
+        summary += " from the weights of the ensemble's runs"
     if reused:
-        summary += f"; {reused} of the full arm are the ensemble's own runs (same data, settings and seeds)"
+        summary += f"; reused {reused} runs of the ensemble for the arm full (same data, settings and seeds)"
     if twins := sorted(set(run.settings.retrain.all_arms) - set(arms)):
-        summary += f"; {', '.join(twins)} is the arm random, which has as many images"
+        summary += f"; skipped {', '.join(twins)}, which equals the arm random"
     return StageResult(outputs, summary, {"models": models})
 
 
 def retrain_seeds(settings: CurateSettings, first: int) -> list[int]:
-    """Return the training seeds of every arm: the same ones, so that arms are compared seed by seed."""
+    """Return the training seeds; every arm uses the same ones, so that arms are compared seed by seed."""
     return [first + offset for offset in range(settings.retrain.num_seeds)]
 
 
 def arm_iterations(run: Run, num_images: int) -> int:
-    """Return how long an arm with so many images is trained: as long as the others, or as many epochs."""
+    """Return the iterations of an arm with ``num_images`` images: equal iterations, or equal epochs."""
     if run.settings.retrain.equal == "iterations":
         return int(run.cfg.SOLVER.MAX_ITER)
     return max(1, round(int(run.cfg.SOLVER.MAX_ITER) * num_images / len(run.usable_image_ids)))
@@ -123,24 +122,24 @@ def _job(run: Run, arm: str, images: np.ndarray, seed: int) -> Any:
     directory, folder, last = run.directory("retrain") / arm, f"seed-{seed}", (iterations - 1,)
     job = training_job(run, directory, folder, seed - run.cfg.SEED, seed, last, max_iter=iterations)
     chosen = dataclasses.replace(job.images, image_ids=tuple(images.tolist()))
-    if arm == "curated":  # the manifest itself: what a user will train on
+    if arm == "curated":  # reads the manifest's file, as a user would
         chosen = dataclasses.replace(job.images, annotations=subset_file(run), image_ids=None)
     return dataclasses.replace(job, images=chosen, weights=_pretrained(run, seed))
 
 
 def _remove_other_models(run: Run, jobs: Sequence[Any]) -> None:
-    """Remove what was trained for arms and seeds that are not asked for, or otherwise than they would be now.
+    """Remove detectors of arms and seeds that are not configured, or that were trained differently.
 
-    What comes of a training is told by a digest beside it: of the settings, the images and their labels, the seed, the
-    length, and the weights that it starts from. What was taken from the ensemble is taken anew.
+    A digest beside each detector covers its settings, images, labels, seed, length and initial weights. Detectors that
+    were copied from the ensemble are removed and copied again.
     """
-    wanted = {job.run_directory: _digest(run, job) for job in jobs}
+    planned = {job.run_directory: _digest(run, job) for job in jobs}
     for path in run.directory("retrain").glob("*/*"):
-        if path not in wanted or wanted[path] != _read_digest(path / _TRAINED_ON) or (path / _REUSED).exists():
+        if path not in planned or planned[path] != _read_digest(path / _TRAINED_ON) or (path / _REUSED).exists():
             shutil.rmtree(path)
             if not any(path.parent.iterdir()):
                 path.parent.rmdir()
-    for directory, digest in wanted.items():
+    for directory, digest in planned.items():
         write_json(directory / _TRAINED_ON, {"digest": digest})
 
 
@@ -166,17 +165,17 @@ def _read_digest(path: Path) -> str:
 
 
 def _pretrained(run: Run, seed: int) -> Path | None:
-    """Return the weights that an arm starts from, those of a run of the ensemble; None where it starts from scratch."""
+    """Return the weights of the ensemble's run that an arm starts from; None without the scheme ``pretrain``."""
     if run.settings.search.scheme != "pretrain":
         return None
     return run_weights(run, (seed - run.cfg.SEED) % run.settings.ensemble.num_runs)[0]
 
 
 def _reuse(run: Run, job: Any) -> bool:
-    """Take an ensemble run's last weights for the full arm: the same data, settings and seed give the same weights.
+    """Copy the last weights of an ensemble run for the arm ``full``: equal data, settings and seed give equal weights.
 
     Returns:
-        Whether it is the full arm, and there is such a run.
+        Whether the weights were copied.
     """
     found = last_weights(run, job.seed) if job.directory.name == "full" and job.weights is None else None
     if found is None:
@@ -189,7 +188,7 @@ def _reuse(run: Run, job: Any) -> bool:
 
 
 def _trained_in(run: Run, directory: Path) -> Path:
-    """Return where a model was trained: its own directory, or that of the ensemble's run that was taken."""
+    """Return the directory of a model's training: its own, or that of the ensemble's run it was copied from."""
     reused = directory / _REUSED
     return run.output_dir / reused.read_text().strip().removeprefix(_REUSED_TEXT) if reused.is_file() else directory
 

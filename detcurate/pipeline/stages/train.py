@@ -1,4 +1,4 @@
-"""The stage ``train``: the runs of the ensemble, and the members that were added to them."""
+"""The stage ``train``: train the runs of the ensemble, and link the members that were added."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from detcurate.pipeline.training_jobs import (
 
 
 def ensemble_plan(run: Run) -> tuple[tuple[int, ...], dict[int, tuple[int, ...]]]:
-    """Return after which iterations of each run a member is saved, and which iterations are averaged besides.
+    """Return the iterations that save a member in each run, and the iterations that each average covers.
 
     Raises:
-        ConfigError: The schedule cannot be, or the learning rate does not go with it.
+        ConfigError: The schedule is invalid, or the learning rate does not fit it.
     """
     ensemble, solver = run.settings.ensemble, run.cfg.SOLVER
     if not ensemble.num_runs:
         return (), {}
     if ensemble.schedule == "cosine_cycles" and solver.LR_SCHEDULER_NAME != COSINE_CYCLES:
         raise ConfigError(
-            f"SOLVER.LR_SCHEDULER_NAME must be {COSINE_CYCLES} with CURATE.ENSEMBLE.SCHEDULE cosine_cycles, got "
-            f"{solver.LR_SCHEDULER_NAME}; without the cycles the members would be mere checkpoints"
+            f"SOLVER.LR_SCHEDULER_NAME: must be {COSINE_CYCLES} for CURATE.ENSEMBLE.SCHEDULE cosine_cycles (got "
+            f"{solver.LR_SCHEDULER_NAME})."
         )
     iterations = member_iterations(
         solver.MAX_ITER,
@@ -52,7 +52,7 @@ def ensemble_plan(run: Run) -> tuple[tuple[int, ...], dict[int, tuple[int, ...]]
 
 
 def run_budget(run: Run) -> int:
-    """Return what the members of one run may take on disk, in bytes; 0 for no limit."""
+    """Return the disk budget of the members of one run in bytes; 0 for no limit."""
     ensemble = run.settings.ensemble
     return int(ensemble.max_gb * 1e9) // max(ensemble.num_runs, 1)
 
@@ -63,7 +63,7 @@ def member_bytes(run: Run) -> int:
 
 
 def planned_members(run: Run) -> int:
-    """Return how many members there will be: those of all runs, within the disk budget, and those that were added."""
+    """Return the number of members: those of all runs, within the disk budget, and those that were added."""
     iterations, windows = ensemble_plan(run)
     of_a_run = len(iterations) + len(windows)
     if run_budget(run):
@@ -72,10 +72,9 @@ def planned_members(run: Run) -> int:
 
 
 def train_stage(run: Run) -> Stage:
-    """Build the stage ``train``.
+    """Return the stage ``train``.
 
-    Members that were added, or taken away again, leave the runs that are trained as they are. Answers that were
-    imported take the place of all of them.
+    Trained runs stay valid when members are added or removed. Imported predictions replace the whole ensemble.
     """
     if run.settings.predict.results:
         return imported_train_stage(run)
@@ -98,7 +97,7 @@ def train_stage(run: Run) -> Stage:
 
 
 def _ensemble_settings(run: Run) -> dict[str, Any]:
-    """Return the settings that touch the members; those at their defaults and unread ones leave no trace."""
+    """Return the settings that affect the members, without those that are unused or at their defaults."""
     ensemble = run.settings.ensemble
     if not ensemble.num_runs:
         return {"num_runs": 0}
@@ -110,17 +109,17 @@ def _ensemble_settings(run: Run) -> dict[str, Any]:
 
 
 def added_members(run: Run) -> list[Member]:
-    """Return the members that ``detcurate ensemble add`` has put into ``OUTPUT_DIR``."""
+    """Return the members that ``detcurate ensemble add`` added to ``OUTPUT_DIR``."""
     member_index = run.output_dir / ADDED / MEMBER_INDEX
     return read_index(member_index) if member_index.is_file() else []
 
 
 def require_budget(run: Run) -> None:
-    """Raise ``ConfigError`` when the disk budget has no place for one member of each run."""
+    """Raise ``ConfigError`` if the disk budget is too small for one member of each run."""
     if 0 < run_budget(run) < member_bytes(run):
         raise ConfigError(
-            f"CURATE.ENSEMBLE.MAX_GB must hold a member of {member_bytes(run) / 1e9:.3g} GB for each of the "
-            f"{run.settings.ensemble.num_runs} runs, got {run.settings.ensemble.max_gb:g}"
+            f"CURATE.ENSEMBLE.MAX_GB: too small for one member of {member_bytes(run) / 1e9:.3g} GB in each of the "
+            f"{run.settings.ensemble.num_runs} runs (got {run.settings.ensemble.max_gb:g}). Raise it."
         )
 
 
@@ -132,7 +131,7 @@ def _train_ensemble(run: Run) -> StageResult:
     train_jobs(run, jobs, desc="train ensemble")
     trained = [member for job in jobs for member in job.writer.members()]
     kept = [directory / job.last_writer.members()[0].file for job in jobs if job.keep_last]
-    _take_in(run, added)
+    _link_added(run, added)
     members = [*trained, *added]
     member_index = directory / MEMBER_INDEX
     write_index(member_index, members)
@@ -141,35 +140,35 @@ def _train_ensemble(run: Run) -> StageResult:
     if builds_up(run):
         summary += f" on {len(training_image_ids(run)):,} images"
     if added:
-        summary = f"{summary} and {len(added)} that were added" if trained else f"{len(added)} members that were added"
+        summary = f"{summary} and {len(added)} added members" if trained else f"{len(added)} added members"
     return StageResult(
-        [member_index, *(directory / member.file for member in members), *kept], f"{summary}, {size / 1e6:,.1f} MB"
+        [member_index, *(directory / member.file for member in members), *kept], f"{summary} ({size / 1e6:,.1f} MB)"
     )
 
 
 def require_members(run: Run, added: list[Member]) -> None:
-    """Raise when the ensemble would have no member, or runs that were added stand where others are to be trained.
+    """Check that the ensemble has members, and that added runs do not use the numbers of trained runs.
 
     Raises:
-        EnsembleError: There would be none.
-        ConfigError: A run has two claims.
+        EnsembleError: The ensemble would have no member.
+        ConfigError: A run number is used twice.
     """
     num_runs = run.settings.ensemble.num_runs
     if not num_runs and not added:
         raise EnsembleError(
-            "an ensemble must have members, got CURATE.ENSEMBLE.NUM_RUNS 0 and none that were added; "
-            "run `detcurate ensemble add DIR --config-file FILE` first, or set NUM_RUNS"
+            "CURATE.ENSEMBLE.NUM_RUNS: the ensemble has no members (got 0, and none were added). Set it, or run "
+            "`detcurate ensemble add DIR --config-file FILE` first."
         )
     if added and min(member.run for member in added) < num_runs:
         raise ConfigError(
-            f"CURATE.ENSEMBLE.NUM_RUNS must be at most the lowest run that was added, "
-            f"{min(member.run for member in added)}, got {num_runs}; delete {run.output_dir / ADDED} and add with "
-            f"--run {num_runs}, or set NUM_RUNS 0 for the added members alone"
+            f"CURATE.ENSEMBLE.NUM_RUNS: exceeds the lowest added run, {min(member.run for member in added)} (got "
+            f"{num_runs}). Set it to 0 to use the added members alone, or delete {run.output_dir / ADDED} and add them "
+            f"with --run {num_runs}."
         )
 
 
-def _take_in(run: Run, added: list[Member]) -> None:
-    """Link, or else copy, the added members into the stage's directory, and remove what is no longer among them."""
+def _link_added(run: Run, added: list[Member]) -> None:
+    """Link or copy the added members into the stage's directory, and remove files of members that are gone."""
     source, target = run.output_dir / ADDED, run.directory("train")
     runs = {f"run-{number}" for number in range(run.settings.ensemble.num_runs)}
     named = {target / member.file for member in added}
@@ -196,22 +195,22 @@ def _ensemble_job(run: Run, number: int) -> Any:
         windows=windows,
         dtype=ensemble.dtype,
         max_bytes=run_budget(run),
-        # The full arm, or the next round, takes the run's last weights as they are.
+        # The full arm and the next round start from the last fp32 weights of the run.
         keep_last=ensemble.dtype != "fp32" or last not in iterations,
     )
 
 
 def _starts_from(run: Run) -> Run | None:
-    """Return the round whose weights a round's runs start from, where there is one."""
+    """Return the round with the weights that this round starts from, or None."""
     before = previous_round(run) if run.settings.search.warm_start else None
     return None if before is None or before.round == SEED_SET else before
 
 
 def last_weights(run: Run, seed: int) -> tuple[Path, Member] | None:
-    """Return the last fp32 weights of the ensemble's run that trained with a seed on the pool as every arm is trained.
+    """Return the last fp32 weights of the ensemble's run that equals a training of the full arm with a seed.
 
     Returns:
-        The file, and its line in the run's ledger; ``None`` when there is no such run.
+        The file and its record in the run's index; ``None`` if there is no such run.
     """
     number = seed - run.cfg.SEED
     ensemble = run.settings.ensemble
@@ -221,9 +220,9 @@ def last_weights(run: Run, seed: int) -> tuple[Path, Member] | None:
 
 
 def run_weights(run: Run, number: int) -> tuple[Path, Member]:
-    """Return the file of the last fp32 weights of one of the ensemble's runs, and its line in the run's ledger."""
+    """Return the file of the last fp32 weights of a run of the ensemble, and its record in the run's index."""
     job = _ensemble_job(run, number)
     writer = job.last_writer if job.keep_last else job.writer
-    member = writer.members()[-1]  # of one iteration a checkpoint comes after an average
+    member = writer.members()[-1]  # an average precedes the checkpoint of the same iteration
     verify_member(writer.directory / member.file, member.sha256)
     return writer.directory / member.file, member
