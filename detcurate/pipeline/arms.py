@@ -119,7 +119,7 @@ def _without_duplicates(pool: Pool, seed: int) -> np.ndarray:
         pool.scores,
         budget=len(pool.scores),
         columns=PoolColumns(embeddings=embeddings, hashes=hashes),
-        duplicate_similarity=float(pool.run.settings.select.duplicate_similarity),
+        duplicate_similarity=_duplicate_similarity(pool.run),
     ).selection.image_ids
 
 
@@ -167,11 +167,19 @@ def arm_images(pool: Pool, arm: str, seed: int) -> np.ndarray:
     return select(pool.scores, budget=budget, strategy="random", seed=seed).selection.image_ids
 
 
+def _duplicate_similarity(run: Run) -> float:
+    """Return the similarity of a near-duplicate; that which the stage ``select`` found if the setting is ``auto``."""
+    requested = run.settings.select.duplicate_similarity
+    if isinstance(requested, str):
+        requested = run.stage_metadata("select")["facts"]["duplicate_threshold"]["similarity"]
+    return float(requested)
+
+
 def arm_inputs(run: Run) -> dict[str, str]:
     """Return the digests of the inputs of the arms beside the pool and the manifest."""
     arms, inputs = run.settings.retrain.arms, {}
     if "without_duplicates" in arms:
-        similarity = run.settings.select.duplicate_similarity
+        similarity = _duplicate_similarity(run)
         inputs["near-duplicates"] = sha256_json({"similarity": similarity, **vector_inputs(run)})
     if "single_model_entropy" in arms:
         inputs |= {name: output_digest(run.stage_metadata(name)) for name in ("predict", "score")}

@@ -1,7 +1,10 @@
-"""Perceptual hashes of the pool's images, computed in worker processes and remembered."""
+"""Similarity of the pool's images: perceptual hashes, embeddings, planted copies, and the threshold of a duplicate."""
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -10,21 +13,38 @@ import numpy as np
 import pyarrow as pa
 
 from detcurate.coco.image_files import image_fingerprint
+from detcurate.engines import LOCAL
 from detcurate.errors import DatasetError, PredictionError
 from detcurate.io.files import sha256_json
 from detcurate.io.parquet import DAMAGES, read_table, write_table
-from detcurate.io.storage import RemoteImage, fetch_ahead, image_files
+from detcurate.io.storage import Location, RemoteImage, fetch_ahead, image_files
 from detcurate.io.workers import Progress, run_jobs
 from detcurate.pipeline.context import CACHE, Run
-from detcurate.pipeline.prediction_jobs import EMBEDDINGS
+from detcurate.pipeline.prediction_jobs import (
+    EMBEDDINGS,
+    Preparation,
+    make_missing_shards,
+    prediction_job,
+    predictions_digest,
+)
 from detcurate.pipeline.stage import output_digest
-from detcurate.predictions.shards import read_embeddings
+from detcurate.predictions.shards import read_embeddings, shard_path
+from detcurate.select.duplicate_threshold import DuplicateThreshold, duplicate_threshold
 from detcurate.select.filters import difference_hash
 from detcurate.select.neighbours import require_same_images
 
 HASHES = "hashes.parquet"
+
+PLANTED = "planted"
+"""The folder below ``predict/`` with the embeddings of planted copies."""
+
+AUTO = "auto"
+"""The value of ``CURATE.SELECT.DUPLICATE_SIMILARITY`` that finds the threshold from the pool."""
+
 _BLOCK = 64
 _FEWEST_FOR_WORKERS = 2_000  # a worker takes a second to start
+_NUM_ORIGINALS, _SEED = 100, 20
+_JPEG_QUALITY, _BRIGHTER, _CROP_PX = 60, 1.15, 4
 
 
 @dataclass(frozen=True)
@@ -33,18 +53,18 @@ class _Block:
 
 
 def pool_hashes(run: Run, rows: np.ndarray, *, cached_in: Run | None = None) -> np.ndarray:
-    """Return the hashes of some of the pool's images, from the cache when the files are as they were.
+    """Return the perceptual hashes of some of the pool's images, from the cache if the files are unchanged.
 
     Args:
         run: The run.
         rows: (n,) int64 rows of the pool.
-        cached_in: The run that remembers them, where that is not the pool's own.
+        cached_in: The run whose cache is used, if that is not the pool's own.
 
     Returns:
         (n,) uint64.
 
     Raises:
-        DatasetError: An image cannot be read.
+        DatasetError: An image cannot be decoded.
     """
     paths = [run.output_dir / CACHE / HASHES]
     if cached_in is not None:
@@ -69,46 +89,178 @@ def _read_cache(path: Path, fingerprint: str, image_ids: np.ndarray) -> np.ndarr
         table, described = read_table(path)
         fits = described["images"] == fingerprint and np.array_equal(table["image_id"].to_numpy(), image_ids)
         hashes: np.ndarray = table["hash"].to_numpy()
-    except DAMAGES:  # absent or damaged: it only saves time
+    except DAMAGES:  # an absent or damaged cache only costs time
         return None
     return hashes if fits else None
 
 
 def _hash_block(block: _Block, progress: Progress) -> list[int]:
-    hashes = []
     fetch_ahead(block.files)
-    for file in block.files:
-        gray = _read_gray(file)
-        if gray is None:
-            raise DatasetError(f"an image must decode, got one that does not ({file}); mend it")
-        hashes.append(difference_hash(cv2.resize(gray, (9, 8), interpolation=cv2.INTER_AREA)))
+    hashes = [_hash(_read_image(file, cv2.IMREAD_GRAYSCALE)) for file in block.files]
     progress(len(hashes))
     return hashes
 
 
-def _read_gray(file: Path | RemoteImage) -> np.ndarray | None:
-    """Return the image in shades of gray, upright; None when it does not decode."""
+def _hash(gray: np.ndarray) -> int:
+    return difference_hash(cv2.resize(gray, (9, 8), interpolation=cv2.INTER_AREA))
+
+
+def _read_image(file: Path | RemoteImage, flags: int) -> np.ndarray:
+    """Decode an image upright, by OpenCV's flags; raises ``DatasetError`` if that fails."""
     if isinstance(file, Path):
-        return cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
-    with file.open() as stream:
-        data = np.frombuffer(stream.read(), np.uint8)
-    return cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if len(data) else None
+        image: np.ndarray | None = cv2.imread(str(file), flags)
+    else:
+        with file.open() as stream:
+            data = np.frombuffer(stream.read(), np.uint8)
+        image = cv2.imdecode(data, flags) if len(data) else None
+    if image is None:
+        raise DatasetError(f"{file}: the image cannot be decoded. Replace it, or remove its record")
+    return image
+
+
+# Planted copies
+
+
+def _jpeg(image: np.ndarray) -> np.ndarray:
+    data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1]
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))
+
+
+def _brightened(image: np.ndarray) -> np.ndarray:
+    return np.asarray(cv2.convertScaleAbs(image, alpha=_BRIGHTER))
+
+
+def _cropped(image: np.ndarray) -> np.ndarray:
+    border = min(_CROP_PX, min(image.shape[:2]) // 16)
+    return image[border : image.shape[0] - border, border : image.shape[1] - border]
+
+
+COPIES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    "jpeg": _jpeg,
+    "brightened": _brightened,
+    "cropped": _cropped,
+}
+"""Kind of planted copy -> function of an (H, W, 3) uint8 image: re-encoded, 15 % brighter, cropped by 4 px a side."""
+
+
+def copied_rows(image_ids: np.ndarray) -> np.ndarray:
+    """Return the rows of the up to 100 images that are copied: a seeded sample, (s,) int64, ascending."""
+    count = min(len(image_ids), _NUM_ORIGINALS)
+    return np.sort(np.random.default_rng(_SEED).choice(len(image_ids), count, replace=False))
+
+
+def copy_settings(run: Run) -> dict[str, str]:
+    """Return the settings of the stage ``predict`` for planted copies; none if it predicts none."""
+    return {"CURATE.SELECT.DUPLICATE_SIMILARITY": AUTO} if _predicts_copies(run) else {}
+
+
+def predict_copies(run: Run, weights: Mapping[str, tuple[Path, str]], preparation: Preparation) -> list[Location]:
+    """Predict planted copies with the first member and write their embeddings; return the files.
+
+    Args:
+        run: The run; without embeddings, or with a fixed threshold, nothing is predicted.
+        weights: A member's name -> its file and digest.
+        preparation: How folders are prepared.
+    """
+    if not _predicts_copies(run) or not weights:
+        return []
+    from detcurate.d2.infer.cluster import predict_cluster
+
+    folder, (first, member) = run.directory("predict") / PLANTED, next(iter(weights.items()))
+    detections = folder / "detections"
+    preparation.folder(
+        folder, sha256_json({"answers": predictions_digest(run, run.usable_image_ids), "members": [first]})
+    )
+    image_ids = run.usable_image_ids[copied_rows(run.usable_image_ids)]
+    job = prediction_job(run, "pool", detections, [member], image_ids, folder)
+    with tempfile.TemporaryDirectory() as name:
+        files, sizes = [], []
+        for number, image in enumerate(_copied_images(run, image_ids)):
+            for kind, copy in COPIES.items():
+                files.append(str(Path(name) / f"{number}-{kind}.jpg"))
+                copied = copy(image)
+                sizes.append(copied.shape[1::-1])
+                cv2.imwrite(files[-1], copied)
+        job = dataclasses.replace(
+            job, image_ids=np.arange(len(files)), file_names=tuple(files), sizes=np.array(sizes, np.int64)
+        )
+        # The temporary files exist on this machine only, so they are predicted here whatever the engine.
+        make_missing_shards(dataclasses.replace(run, engine=LOCAL), predict_cluster, job, desc="predict copies")
+    return [shard_path(one, number) for one in (folder, detections) for number in range(job.num_shards)]
+
+
+def _predicts_copies(run: Run) -> bool:
+    return run.settings.predict.embeddings and run.settings.select.duplicate_similarity == AUTO
+
+
+def _copied_images(run: Run, image_ids: np.ndarray) -> Iterator[np.ndarray]:
+    rows = run.pool.subset_rows(image_ids)
+    files = image_files(run.image_root("pool"), [run.pool.file_names[row] for row in rows.tolist()])
+    fetch_ahead(files)
+    for file in files:
+        yield _read_image(file, cv2.IMREAD_COLOR)
+
+
+def _copy_shards(run: Run) -> list[str]:
+    outputs = run.stage_metadata("predict")["outputs"]
+    return sorted(name for name in outputs if PurePosixPath(name).parent.name == PLANTED)
+
+
+def find_threshold(
+    run: Run,
+    image_ids: np.ndarray,
+    *,
+    embeddings: np.ndarray | None,
+    hashes: np.ndarray | None,
+    sequences: np.ndarray,
+) -> DuplicateThreshold:
+    """Find the similarity of near-duplicates from the pool, with the recall on planted copies.
+
+    Args:
+        run: The run.
+        image_ids: (n,) int64, the scored images.
+        embeddings: (n, D) floating, or None.
+        hashes: (n,) uint64; used without embeddings.
+        sequences: (n,) int64, the number of each image's sequence, -1 for none.
+
+    Raises:
+        DatasetError: An image cannot be decoded.
+        SelectionError: The pool has neither two sequences nor planted copies.
+    """
+    originals = copied_rows(image_ids)
+    copies: dict[str, np.ndarray] = {}
+    if embeddings is None:
+        found: dict[str, list[int]] = {kind: [] for kind in COPIES}
+        for image in _copied_images(run, image_ids[originals]):
+            for kind, copy in COPIES.items():
+                found[kind].append(_hash(cv2.cvtColor(copy(image), cv2.COLOR_BGR2GRAY)))
+        copies = {kind: np.array(values, np.uint64) for kind, values in found.items()}
+    elif shards := _copy_shards(run):
+        parts = [read_embeddings(run.directory("predict") / name)[1] for name in shards]
+        rows = np.concatenate(parts).reshape(len(originals), len(COPIES), -1)
+        copies = {kind: rows[:, number] for number, kind in enumerate(COPIES)}
+    return duplicate_threshold(
+        embeddings=embeddings, hashes=hashes, sequences=sequences, copies=copies, originals=originals
+    )
+
+
+# Embeddings
 
 
 def vector_inputs(run: Run) -> dict[str, str]:
-    """Return the digest of what tells images that look alike: their embeddings or, without those, their files."""
+    """Return the digest of the embeddings or, without those, of the image files."""
     shards = embedding_shards(run)
     return {"embeddings": sha256_json(shards)} if shards else _files(run)
 
 
 def embedding_shards(run: Run) -> dict[str, str]:
-    """Return file -> digest of the embeddings that the stage ``predict`` left, in whatever mode."""
+    """Return file -> digest of the embeddings that the stage ``predict`` wrote, in any mode."""
     outputs = run.stage_metadata("predict")["outputs"]
     return {name: output["sha256"] for name, output in outputs.items() if PurePosixPath(name).parent.name == EMBEDDINGS}
 
 
 def read_pool_embeddings(run: Run, image_ids: np.ndarray) -> np.ndarray | None:
-    """Read the embeddings that the stage ``predict`` left, (I, D) float16 by ascending id; None when it left none."""
+    """Read the embeddings that the stage ``predict`` wrote, (I, D) float16 by ascending id; None if there are none."""
     names = sorted(embedding_shards(run))
     if not names:
         return None
@@ -119,17 +271,17 @@ def read_pool_embeddings(run: Run, image_ids: np.ndarray) -> np.ndarray | None:
 
 
 def labelled_inputs(run: Run) -> dict[str, str]:
-    """Return the digest of what tells which of ranked candidates look like images that are labelled already."""
+    """Return the digest of the labelled images that ranked candidates are compared with."""
     if run.labelled is None or labelled_lack(run):
         return {}
     return {"labelled": sha256_json(vector_inputs(run.labelled) if embedding_shards(run) else _files(run.labelled))}
 
 
 def labelled_vectors(run: Run) -> np.ndarray | None:
-    """Return the embeddings or, where the candidates have none, the hashes of the images that are labelled already.
+    """Return the embeddings of the labelled images or, where the candidates have none, their hashes.
 
     Returns:
-        (L, D) float16 or (L,) uint64; None for a run without such images, or when nothing is known of them.
+        (L, D) float16 or (L,) uint64; None for a run without labelled images, or if they cannot be compared.
     """
     other = run.labelled
     if other is None or labelled_lack(run):
@@ -140,7 +292,7 @@ def labelled_vectors(run: Run) -> np.ndarray | None:
 
 
 def labelled_lack(run: Run) -> str:
-    """Say why candidates with embeddings cannot be compared with the labelled images; empty when they can be."""
+    """Return why candidates with embeddings cannot be compared with the labelled images; empty if they can."""
     if run.labelled is None or not embedding_shards(run):
         return ""
     try:

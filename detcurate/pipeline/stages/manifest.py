@@ -62,8 +62,12 @@ def _write_manifest(run: Run) -> StageResult:
         seconds_per_box=chosen["seconds_per_box"],
     )
     facts = run.stage_metadata("select")["facts"]
-    steps = {name: [{"reason": reason, "images": count} for reason, count in facts[name]] for name in facts}
+    steps = {
+        name: [{"reason": reason, "images": count} for reason, count in facts[name]] for name in ("selected", "removed")
+    }
     provenance |= {"settings": history, "selection": steps, "search": lineage(run)}
+    if "duplicate_threshold" in facts:
+        provenance["duplicate_threshold"] = facts["duplicate_threshold"]
     provenance["quarantined"] = run.pool_facts["quarantined"]
     directory = run.directory("manifest")
     written = write_manifest(

@@ -15,6 +15,7 @@ from detcurate.evaluate.coco_eval import MatchTable, evaluate_coco
 from detcurate.io.files import write_json
 from detcurate.io.storage import Location
 from detcurate.pipeline.context import Run
+from detcurate.pipeline.image_similarity import copy_settings, predict_copies
 from detcurate.pipeline.imported_members import imported_predict_stage
 from detcurate.pipeline.prediction_jobs import (
     EMBEDDINGS,
@@ -43,7 +44,7 @@ def predict_stage(run: Run) -> Stage:
         return imported_predict_stage(run)
     require_detectron2("the stage 'predict'")
     inputs = {name: output_digest(run.stage_metadata(name)) for name in ("pool", "train")}
-    settings = {**inference_settings(run), **mode_settings(run.settings)}
+    settings = {**inference_settings(run), **mode_settings(run.settings), **copy_settings(run)}
     return _stage(run, "predict", settings, inputs, lambda: predict_pool(run))
 
 
@@ -82,6 +83,7 @@ def predict_pool(run: Run, preparation: Preparation = Preparation()) -> StageRes
     )
     if mode == "reference":
         written += predict_pool_references(run, weights, preparation)
+    written += predict_copies(run, weights, preparation)
     if mode != "cluster":
         summary += f", mode {mode}"
     return StageResult(written, summary, {"num_members": len(members)})

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from detcurate.config import SelectSettings
 from detcurate.io.storage import Location
 from detcurate.pipeline.context import Run
-from detcurate.pipeline.image_similarity import labelled_lack
-from detcurate.pipeline.pool_columns import column_inputs, pool_columns, requested_quotas
+from detcurate.pipeline.image_similarity import find_threshold, labelled_lack
+from detcurate.pipeline.pool_columns import column_inputs, pool_columns, requested_quotas, sequence_codes
 from detcurate.pipeline.search import (
     SEED_SET,
     builds_up,
@@ -27,9 +26,12 @@ from detcurate.pipeline.search import (
 from detcurate.pipeline.stage import Stage, StageResult, output_digest
 from detcurate.pipeline.tables import RelabelTable, RemovedTable, SelectionTable, Table, read_scores
 from detcurate.select.compose import NOISE_FILTERS, PoolColumns, select
-from detcurate.select.filters import pair_similarity
+from detcurate.select.duplicate_threshold import FALSE_NEIGHBOURS, DuplicateThreshold, pair_similarity
 from detcurate.select.selection_log import SelectionLog
 from detcurate.structures import ImageScores
+
+DUPLICATE_THRESHOLD = "duplicate_threshold"
+"""The fact of the stage that describes the threshold of ``CURATE.SELECT.DUPLICATE_SIMILARITY auto``."""
 
 _MOST_DUPLICATES = 0.5  # a share of the pool
 _logger = logging.getLogger("detcurate")
@@ -73,6 +75,7 @@ def _select(run: Run) -> StageResult:
             lack,
         )
     columns, (minimums, maximums) = pool_columns(run, scores), requested_quotas(run, rows)
+    similarity, threshold = _duplicate_similarity(run, scores, columns)
     log = select(
         scores,
         budget=budget,
@@ -81,7 +84,7 @@ def _select(run: Run) -> StageResult:
         columns=columns,
         noise_filter=settings.noise_filter,
         noise_filter_quantile=settings.noise_filter_quantile,
-        duplicate_similarity=float(settings.duplicate_similarity),
+        duplicate_similarity=similarity,
         sequence_gap=settings.sequence_gap,
         minimums=minimums,
         maximums=maximums,
@@ -92,7 +95,7 @@ def _select(run: Run) -> StageResult:
         num_threads=run.settings.worker_processes,
     )
     counts = {"selected": log.counts(taken=True), "removed": log.counts(taken=False)}
-    warning = _duplicate_warning(columns, counts["removed"].get("near_duplicate", 0) / len(scores), settings)
+    warning = _duplicate_warning(columns, counts["removed"].get("near_duplicate", 0) / len(scores), similarity)
     if warning:
         _logger.warning("select: %s", warning)
     removed = ", ".join(f"{reason} {count:,}" for reason, count in counts["removed"].items())
@@ -100,11 +103,33 @@ def _select(run: Run) -> StageResult:
     summary += f"; removed: {removed}" if removed else ""
     if "budget" not in counts["removed"] and len(log.taken) < len(scores):
         summary += "; the budget is not used up"
-    facts = {name: [list(pair) for pair in found.items()] for name, found in counts.items()}
+    facts: dict[str, Any] = {name: [list(pair) for pair in found.items()] for name, found in counts.items()}
+    if threshold is not None:
+        summary += f"; {threshold.text}"
+        facts[DUPLICATE_THRESHOLD] = threshold.to_dict()
     return StageResult(_write_selection(run, scores, columns, log), summary, facts)
 
 
-def _duplicate_warning(columns: PoolColumns, share: float, settings: SelectSettings) -> str:
+def _duplicate_similarity(
+    run: Run, scores: ImageScores, columns: PoolColumns
+) -> tuple[float, DuplicateThreshold | None]:
+    """Return the similarity of a near-duplicate, and how it was found if the setting is ``auto``."""
+    requested = run.settings.select.duplicate_similarity
+    if not isinstance(requested, str):
+        return float(requested), None
+    sequences = sequence_codes(run.pool.sequences)[run.pool.subset_rows(scores.image_ids)]
+    found = find_threshold(
+        run, scores.image_ids, embeddings=columns.embeddings, hashes=columns.hashes, sequences=sequences
+    )
+    if found.false_neighbours > FALSE_NEIGHBOURS:
+        _logger.warning(
+            "select: %.1f %% of the images are identical to one of another sequence. Check for copied files.",
+            100 * found.false_neighbours,
+        )
+    return found.similarity, found
+
+
+def _duplicate_warning(columns: PoolColumns, share: float, similarity: float) -> str:
     """Return a warning if so many images are near-duplicates that the threshold is probably too low."""
     if share <= _MOST_DUPLICATES:
         return ""
@@ -112,7 +137,7 @@ def _duplicate_warning(columns: PoolColumns, share: float, settings: SelectSetti
     median, near = (math.floor(value * 1e5) / 1e5 for value in quantiles)
     return (
         f"{share:.0%} of the pool are near-duplicates at CURATE.SELECT.DUPLICATE_SIMILARITY "
-        f"{settings.duplicate_similarity:g}; half of random pairs of images reach {median:g}, one in a hundred "
+        f"{similarity:g}; half of random pairs of images reach {median:g}, one in a hundred "
         f"{near:g}. Raise it if the pool is less redundant."
     )
 

@@ -159,6 +159,38 @@ def test_near_duplicates_by_hash_where_there_are_no_embeddings(scored, select_ag
         stage_metadata.write_bytes(with_embeddings)
 
 
+def test_duplicate_similarity_auto_by_hash_reports_threshold_and_recall(scored, select_again):
+    _, output, pool, _ = scored
+    stage_metadata = output / "predict" / "stage.json"
+    with_embeddings = stage_metadata.read_bytes()
+    finish(output / "predict")
+    try:
+        status, text = select_again(("CURATE.SELECT.DUPLICATE_SIMILARITY", "auto"))
+    finally:
+        stage_metadata.write_bytes(with_embeddings)
+    assert status == 0, text
+    facts = json.loads((output / "select" / "stage.json").read_text())["facts"]
+    found = facts["duplicate_threshold"]
+    assert (found["num_images"], found["num_copies"], found["compared_with"]) == (26, 78, "other sequences")
+    assert found["similarity"] * 64 == round(found["similarity"] * 64)
+    assert found["false_neighbours"] == 0 and 0 < found["recall"] <= 1
+    assert set(found["recall_by_kind"]) == {"jpeg", "brightened", "cropped"}
+    assert f"similarity {found['similarity']:.6g} (auto)" in text
+    assert f"recall {found['recall']:.1%} of 78" in text
+    sequence = dict(zip(pool.image_ids.tolist(), pool.sequences, strict=True))
+    removed = tables(output)["removed"]
+    pairs = [(a, b) for a, b in zip(removed["image_id"], removed["replaced_by"], strict=True) if b is not None]
+    assert all(sequence[a] == sequence[b] for a, b in pairs)
+
+
+def test_duplicate_similarity_auto_by_embedding_without_copies_leaves_recall_unknown(scored, select_again):
+    status, text = select_again(("CURATE.SELECT.DUPLICATE_SIMILARITY", "auto"))
+    assert status == 0, text
+    facts = json.loads((scored[1] / "select" / "stage.json").read_text())["facts"]
+    assert facts["duplicate_threshold"]["recall"] is None
+    assert "recall unknown" in text
+
+
 def test_a_threshold_that_most_of_the_pool_reaches_is_warned_of(scored, select_again):
     status, text = select_again(("CURATE.SELECT.DUPLICATE_SIMILARITY", 0.0001))
     assert status == 0, text

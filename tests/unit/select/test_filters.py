@@ -14,7 +14,6 @@ from detcurate.select.filters import (
     hash_duplicates,
     near_duplicates,
     noisy_rows,
-    pair_similarity,
 )
 from detcurate.select.neighbours import KeptRows, nearest_rows, require_same_images, unit_rows
 
@@ -199,31 +198,3 @@ def test_a_gap_that_cannot_be_measured_is_refused():
         close_frames(np.array([0]), np.array([0]), gap=0)
     with pytest.raises(SelectionError, match="`frame_index` must be known of all .* got none for 2 of them"):
         close_frames(np.array([0, 0, 1, -1]), np.array([-1, 4, -1, -1]), gap=3)
-
-
-def test_pairs_are_of_two_images_each_as_likely():
-    """Of three images only the first two are alike: a third of all pairs."""
-    embeddings = np.array([[3.0, 0.0], [9.0, 0.0], [0.0, 0.5]])
-    assert pair_similarity((0.6, 0.72), embeddings=embeddings, hashes=None) == (0.0, 1.0)
-    hashes = np.array([0, 0, 2**64 - 1], np.uint64)
-    assert pair_similarity((0.6, 0.72), embeddings=None, hashes=hashes) == (0.0, 1.0)
-
-
-@pytest.mark.parametrize("way", ["embeddings", "hashes"])
-def test_quantiles_are_those_of_all_pairs(way):
-    rng = np.random.default_rng(5)
-    embeddings, hashes = rng.normal(size=(60, 7)), rng.integers(0, 2**64, 60, np.uint64)
-    first, second = np.triu_indices(60, 1)
-    if way == "embeddings":
-        units = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-        every = (units[first] * units[second]).sum(axis=1)
-    else:
-        every = np.array(
-            [1 - bin(int(a ^ b)).count("1") / 64 for a, b in zip(hashes[first], hashes[second], strict=True)]
-        )
-    found = pair_similarity((0.1, 0.5, 0.9), embeddings=embeddings if way == "embeddings" else None, hashes=hashes)
-    assert found == pytest.approx(np.quantile(every, (0.1, 0.5, 0.9)), abs=0.02)
-
-
-def test_one_image_has_no_pairs():
-    assert pair_similarity((0.5,), embeddings=np.ones((1, 4)), hashes=None) == ()
