@@ -1,4 +1,4 @@
-"""The views for notebooks, and the notebook in ``docs/`` from its first cell to its last."""
+"""Tests of the views for notebooks and of the notebook in ``docs/``."""
 
 import re
 import subprocess
@@ -11,6 +11,7 @@ from helpers.export_content import curate_played_members
 
 from detcurate.api import Manifest, Pool, Scores, Selection
 from detcurate.errors import ConfigError, DatasetError, PredictionError
+from detcurate.pipeline.object_table import ObjectsTable
 
 NOTEBOOK = REPOSITORY / "docs" / "tutorials" / "notebook.ipynb"
 VIEWS = (Pool, Scores, Selection, Manifest)
@@ -31,7 +32,7 @@ def ax():
     return Figure().subplots()
 
 
-def test_the_notebook_runs(tmp_path):
+def test_notebook_executes_with_stored_output(tmp_path):
     nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed: pip install 'detcurate[notebook]'")
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: pip install 'detcurate[notebook]'")
     pytest.importorskip("ipykernel", reason="ipykernel is not installed: pip install 'detcurate[notebook]'")
@@ -44,7 +45,7 @@ def test_the_notebook_runs(tmp_path):
     found = printed(notebook)
     for pattern in (r"Pool\(.*\)", r"Selection\(.*\)", r"Manifest\(\d+ of \d+ images, \d+ of \d+ boxes"):
         assert re.search(pattern, found)[0] == re.search(pattern, stored)[0], (
-            "execute docs/tutorials/notebook.ipynb again"
+            "docs/tutorials/notebook.ipynb is outdated: execute and save it"
         )
 
 
@@ -52,15 +53,12 @@ def printed(notebook):
     return "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", []))
 
 
-def test_the_notebook_holds_nothing_of_a_machine():
+def test_notebook_contains_no_absolute_path():
     text = NOTEBOOK.read_text(encoding="utf-8")
     assert not re.search(r'[" =](/[a-z]+){2,}', text)
 
 
-# The views
-
-
-def test_reprs(output):
+def test_views_repr_summarizes_run(output):
     pool, scores, selection, manifest = (view.open(output) for view in VIEWS)
     assert re.fullmatch(r"Pool\(train\.json: 26 images, \d+ boxes of 7 classes\)", repr(pool))
     assert re.fullmatch(r"Scores\(26 images, image_score \d\.\d+ to \d\.\d+, 20 components\)", repr(scores))
@@ -69,7 +67,7 @@ def test_reprs(output):
     assert [len(view) for view in (pool, scores, selection, manifest)] == [26, 26, 9, 9]
 
 
-def test_frames(output):
+def test_views_to_pandas_returns_rows_of_run(output):
     pytest.importorskip("pandas")
     pool, scores, selection, manifest = (view.open(output) for view in VIEWS)
     images = pool.to_pandas()
@@ -97,7 +95,7 @@ def test_frames(output):
     assert len(scores.objects_to_pandas()) > len(objects)
 
 
-def test_plots_draw_on_the_axes_they_are_given(output, ax):
+def test_plots_draw_on_given_axes(output, ax):
     pool, scores, selection, manifest = (view.open(output) for view in VIEWS)
     counts = pool.dataset.class_counts()
     assert pool.plot_classes(ax) is ax
@@ -128,7 +126,7 @@ def test_plots_draw_on_the_axes_they_are_given(output, ax):
     ax.figure.canvas.draw()
 
 
-def test_names_are_shown_and_not_read_as_mathematics(tmp_path, ax):
+def test_plots_show_names_without_mathtext(tmp_path, ax):
     from helpers.export_content import write_pool
 
     pool = Pool.read(write_pool(tmp_path, names={9: "a $x^$ <b>", 2: "$_$", 5: "b", 11: "c"}).path, tmp_path / "images")
@@ -143,26 +141,40 @@ def test_names_are_shown_and_not_read_as_mathematics(tmp_path, ax):
     assert not any(cbook.is_math_text(text) for text in drawn)
 
 
-def test_what_is_refused(output, tmp_path, ax, monkeypatch):
-    for view in VIEWS:
-        with pytest.raises(ConfigError, match="by the OUTPUT_DIR of a run, got "):
-            view.open(tmp_path)
-    pool, scores, _, manifest = (view.open(output) for view in VIEWS)
-    with pytest.raises(DatasetError, match="image_id must be an image of .*train.json, got 999; see Pool.to_pandas"):
-        pool.plot_image(999, ax)
-    with pytest.raises(ConfigError, match="the column must be one of image_score, mutual_information, .* got 'score'"):
-        scores.plot_distribution(ax, "score")
-    with pytest.raises(ConfigError, match="the column must be one of box_size, classes, .*got 'colour'"):
-        manifest.plot_before_after(ax, "colour")
-    without = Scores(scores.images, tmp_path / "absent.parquet", scores.pool)
+@pytest.mark.parametrize("view", VIEWS)
+def test_view_open_folder_without_run_raises(view, tmp_path):
+    with pytest.raises(ConfigError, match=re.escape(str(tmp_path))):
+        view.open(tmp_path)
+
+
+def test_plot_image_unknown_id_raises(output, ax):
+    with pytest.raises(DatasetError, match=r"train\.json.*999|999.*train\.json"):
+        Pool.open(output).plot_image(999, ax)
+
+
+@pytest.mark.parametrize(
+    ("view", "plot", "column"), [(Scores, "plot_distribution", "score"), (Manifest, "plot_before_after", "colour")]
+)
+def test_plot_unknown_column_raises(output, ax, view, plot, column):
+    with pytest.raises(ConfigError, match=f"got '?{column}"):
+        getattr(view.open(output), plot)(ax, column)
+
+
+def test_objects_to_pandas_missing_file_raises(output, tmp_path):
+    scores = Scores.open(output)
+    without = Scores(scores.images, ObjectsTable.within(tmp_path), scores.pool)
     with pytest.raises(PredictionError, match=r"objects\.parquet"):
         without.objects_to_pandas()
+
+
+def test_to_pandas_without_pandas_names_extra(output, monkeypatch):
+    pool = Pool.open(output)
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ConfigError, match=r"to_pandas must have pandas, got none; .*'detcurate\[notebook\]'"):
+    with pytest.raises(ConfigError, match=r"pandas.*detcurate\[notebook\]"):
         pool.to_pandas()
 
 
-def test_importing_the_views_imports_neither_matplotlib_nor_pandas_nor_torch():
+def test_api_import_loads_no_matplotlib_pandas_or_torch():
     code = (
         "import sys, detcurate.api; print([name for name in ('matplotlib', 'pandas', 'torch') if name in sys.modules])"
     )
