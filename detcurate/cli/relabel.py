@@ -70,10 +70,10 @@ def run(argv: Sequence[str]) -> int:
 def _report(lineage: Mapping[str, Any]) -> list[str]:
     images, boxes = lineage["images"], lineage["boxes"]
     lines = [
-        f"images: {images['changed']:,} changed, {images['confirmed']:,} looked at and left as they were, "
-        f"{images['not_looked_at']:,} not looked at",
+        f"images: {images['changed']:,} changed, {images['confirmed']:,} reviewed and left unchanged, "
+        f"{images['not_reviewed']:,} not reviewed",
         f"boxes: {boxes['changed']:,} changed, {boxes['added']:,} added, {boxes['removed']:,} removed, "
-        f"{boxes['unchanged']:,} looked at and left as they were, {boxes['not_looked_at']:,} not looked at",
+        f"{boxes['unchanged']:,} reviewed and left unchanged, {boxes['not_reviewed']:,} not reviewed",
     ]
     skipped = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in lineage["skipped"].items())
     return [*lines, f"left out: {skipped}"] if skipped else lines

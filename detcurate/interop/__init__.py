@@ -1,1 +1,1 @@
-"""Exchange with other tools: export formats, corrected labels, results of any detector."""
+"""Exchange with other tools: export formats, corrections, and predictions of any detector."""

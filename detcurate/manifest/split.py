@@ -245,7 +245,7 @@ def write_split(
             "versions": {"detcurate": __version__, "numpy": np.__version__},
         }
         files.write_json(temporary / PROVENANCE_FILE, files.add_checksum(provenance))
-        temporary.chmod(0o777 & ~files.UMASK)  # mkdtemp makes it readable by its owner alone
+        temporary.chmod(0o777 & ~files.UMASK)  # mkdtemp makes it readable by its owner only
         temporary.replace(output)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A small pool for the tests of the hand-over: 5 images of 5 sizes, 4 classes, 7 labels of which one is a crowd."""
+"""A small pool for the tests of exports: 5 images of 5 sizes, 4 classes, 7 labels of which one is a crowd region."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ HARD_NAMES = {9: "a \"b\" 'c'", 2: "<script>alert(1)</script> & co", 5: "車/tru
 
 
 def file_name(key: int) -> str:
-    """Return a name in a folder of its own for two of the images."""
+    """Return a file name, for two of the images in a folder."""
     return f"cam {key % 2}/deep/{key}.png" if key in (30, 41) else f"{key}.png"
 
 
 def pool_json(names=NAMES, image_key=int) -> dict:
-    """Return the pool's annotation file."""
+    """Return the content of the pool's annotation file."""
     return {
         "info": {"year": 2024},
         "images": [
@@ -74,7 +74,7 @@ def row_of_label(pool: CocoDataset, key: int) -> int:
 
 
 def label_errors(pool: CocoDataset) -> list[LabelError]:
-    """Return one suspicion of each kind, on two of the images: 6 members."""
+    """Return one label error of each kind, on two of the images, by 6 members."""
     bus, bike, car = (pool.class_names.index(pool_name(pool, key)) for key in (11, 5, 9))
     return [
         LabelError("wrong_class", 0.875, row_of_image(pool, 12), row_of_label(pool, 102), (3.5, 5, 13, 17.5), bike,
@@ -90,16 +90,16 @@ def pool_name(pool: CocoDataset, category: int) -> str:
 
 
 def content(folder: Path, **options: Any) -> Content:
-    """Return the suspected images, the worst first: image 12, then 41."""
+    """Return the images with label errors, the highest score first: image 12, then 41."""
     pool = write_pool(folder, **options)
     found = label_errors(pool)
     return Content(pool, folder / "images", tuple(found), queue_rows(found))
 
 
 def curate_played_members(folder: Path, *overrides: object) -> Path:
-    """Run the job up to the manifest on 26 rendered images and five made-up members; return ``OUTPUT_DIR``.
+    """Run the job up to the manifest on 26 rendered images and five simulated members; return ``OUTPUT_DIR``.
 
-    The members know the rendered truth and answer with some noise, so that the planted label errors are suspected.
+    The members predict the rendered truth with some noise, so that the planted label errors have high scores.
     """
     output, config = folder / "output", folder / "played.yaml"
     config.write_text(
@@ -128,7 +128,7 @@ def curate_played_members(folder: Path, *overrides: object) -> Path:
 
 
 def rendered_truth(output: Path) -> list[dict]:
-    """Return the labels of a rendered pool as they were before errors were planted."""
+    """Return the labels of a rendered pool before errors were planted."""
     labels = json.loads((output / "pool" / "train.json").read_text())["annotations"]
     wrong = json.loads((output / "pool" / "train-defects.json").read_text())
     truth = {label["id"]: label for label in labels if label["id"] not in wrong["spurious_boxes"]}

@@ -1,6 +1,6 @@
-"""Other people's readers on what is exported: they find the boxes, the names and the scores that went in.
+"""Readers of the other tools on exported files: they find the exported boxes, names and scores.
 
-Label Studio's and FiftyOne's packages pin versions that do not go with ours: each test runs where its package is.
+The packages of Label Studio and FiftyOne pin versions that conflict with ours: each test needs its package installed.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ def same_boxes(got, expected, tolerance):
             assert box[1:] == pytest.approx(other[1:], abs=tolerance)
 
 
-@pytest.mark.filterwarnings("ignore")  # of its own dependencies
+@pytest.mark.filterwarnings("ignore")  # warnings of its dependencies
 def test_datumaro_reads_cvat(tmp_path, found):
     dm = pytest.importorskip("datumaro", reason="Datumaro is not installed: pip install 'detcurate[interop]'")
     write_export("cvat", tmp_path / "out", {"train": found}, Options(images="link"))
@@ -81,7 +81,7 @@ def test_supervision_reads_yolo(tmp_path, found):
 @pytest.mark.filterwarnings("ignore")
 def test_datumaro_reads_yolo(tmp_path, found):
     dm = pytest.importorskip("datumaro", reason="Datumaro is not installed: pip install 'detcurate[interop]'")
-    flat = dataclasses.replace(found, rows=found.rows[:1])  # it looks into no folder below that of the labels
+    flat = dataclasses.replace(found, rows=found.rows[:1])  # it does not read folders below that of the labels
     write_export("yolo", tmp_path / "out", {"train": flat, "val": flat}, Options(images="link"))
     dataset = dm.Dataset.import_from(str(tmp_path / "out"), "yolo")
     labels = [label.name for label in dataset.categories()[dm.AnnotationType.label]]
@@ -95,10 +95,10 @@ def test_datumaro_reads_yolo(tmp_path, found):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_fiftyones_importer_reads_both_files_without_its_database(tmp_path, found):
+def test_fiftyone_importer_reads_both_files_without_database(tmp_path, found):
     coco = pytest.importorskip("fiftyone.utils.coco", reason="FiftyOne is not installed")
     write_export("fiftyone", tmp_path / "out", {"train": found}, Options())
-    for name, expected, extra in (("labels.json", EXPECTED, "track"), ("suspicions.json", SEEN, "kind")):
+    for name, expected, extra in (("labels.json", EXPECTED, "track"), ("label_errors.json", SEEN, "kind")):
         importer = coco.COCODetectionDatasetImporter(
             data_path=str(found.image_root), labels_path=str(tmp_path / "out" / name), extra_attrs=True
         )
@@ -117,8 +117,8 @@ def test_fiftyones_importer_reads_both_files_without_its_database(tmp_path, foun
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_fiftyones_exporter_gives_the_labels_back(tmp_path, found):
-    """What its COCO importer and exporter make of the labels is the pool again: it numbers images and boxes anew."""
+def test_fiftyone_exporter_round_trips_labels(tmp_path, found):
+    """Its COCO importer and exporter renumber images and boxes, but keep the labels."""
     coco = pytest.importorskip("fiftyone.utils.coco", reason="FiftyOne is not installed")
     write_export("fiftyone", tmp_path / "out", {"train": found}, Options())
     paths = {"data_path": str(found.image_root), "labels_path": str(tmp_path / "out" / "labels.json")}
@@ -130,12 +130,12 @@ def test_fiftyones_exporter_gives_the_labels_back(tmp_path, found):
         for path, metadata, label in importer:
             exporter.export_sample(path, label["detections"], metadata)
     lineage = apply_corrections(found.dataset, [read_corrected(tmp_path / "corrected.json")], tmp_path / "new.json")
-    assert lineage["images"] == {"changed": 0, "confirmed": 2, "not_looked_at": 3}
+    assert lineage["images"] == {"changed": 0, "confirmed": 2, "not_reviewed": 3}
     assert lineage["boxes"]["unchanged"] == 4
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_cvats_sdk_takes_the_labels_of_the_task(tmp_path, found):
+def test_cvat_sdk_accepts_labels_of_task(tmp_path, found):
     models = pytest.importorskip("cvat_sdk.models", reason="cvat-sdk is not installed")
     _, labels = write_export("cvat", tmp_path / "out", {"train": found}, Options())
     requests = [
@@ -151,8 +151,8 @@ def test_cvats_sdk_takes_the_labels_of_the_task(tmp_path, found):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_label_studio_takes_the_config_and_the_tasks(tmp_path, found):
-    """Its own validation of a task against a labeling interface, and its converter to COCO."""
+def test_label_studio_accepts_config_and_tasks(tmp_path, found):
+    """Label Studio validates the tasks against the labeling interface and converts them to COCO."""
     interface = pytest.importorskip("label_studio_sdk.label_interface", reason="label-studio-sdk is not installed")
     converter = pytest.importorskip("label_studio_sdk.converter")
     tasks_file, config_file = write_export("label-studio", tmp_path / "out", {"train": found}, Options())
@@ -185,10 +185,10 @@ def test_label_studio_takes_the_config_and_the_tasks(tmp_path, found):
     same_boxes(got, EXPECTED, 1e-6)
 
 
-def test_pycocotools_reads_what_fiftyone_is_given(tmp_path, found, capsys):
+def test_pycocotools_reads_fiftyone_export(tmp_path, found, capsys):
     from pycocotools.coco import COCO
 
     write_export("fiftyone", tmp_path / "out", {"train": found}, Options())
     labels = COCO(str(tmp_path / "out" / "labels.json"))
-    seen = labels.loadRes(json.loads((tmp_path / "out" / "suspicions.json").read_text())["annotations"])
+    seen = labels.loadRes(json.loads((tmp_path / "out" / "label_errors.json").read_text())["annotations"])
     assert np.isclose([seen.anns[key]["score"] for key in seen.getAnnIds(imgIds=[41])], [0.625, 0.5]).all()

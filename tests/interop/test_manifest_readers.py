@@ -1,4 +1,4 @@
-"""Other people's readers on a written manifest: 4 of 6 images, one without boxes, 3 classes with ids 2, 5 and 9."""
+"""Readers of other tools on a manifest: 4 of 6 images, one without boxes, 3 classes with ids 2, 5 and 9."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ BOXES = [(41, 9, 1.5), (12, 2, 3), (41, 2, 4.25), (30, 9, 2), (12, 5, 6), (41, 9
 NAMES = {9: "car", 2: "person", 5: "bike"}
 KEPT = [7, 12, 30, 41]
 
-# What every reader must say: image -> (class, left, top, width, height) of its boxes.
+# The expected result of every reader: image -> (class, left, top, width, height) of its boxes.
 EXPECTED = {
     "7": [],
     "12": [("bike", 6, 5, 10.5, 12), ("person", 3, 5, 10.5, 12)],
@@ -27,7 +27,7 @@ EXPECTED = {
 
 @pytest.fixture
 def manifest(tmp_path):
-    """A manifest, and the images beside it in ``images/``."""
+    """Write a manifest, with the images beside it in ``images/``."""
     content = {
         "info": {"year": 2024},
         "images": [
@@ -61,7 +61,7 @@ def manifest(tmp_path):
     return tmp_path
 
 
-def test_pycocotools(manifest, capsys):
+def test_pycocotools_reads_manifest(manifest, capsys):
     from pycocotools.coco import COCO
 
     coco = COCO(str(manifest / "manifest" / "subset.json"))
@@ -77,7 +77,7 @@ def test_pycocotools(manifest, capsys):
     assert coco.getImgIds(catIds=[5]) == [12]
 
 
-def test_globox(manifest):
+def test_globox_reads_manifest(manifest):
     globox = pytest.importorskip("globox", reason="globox is not installed: pip install 'detcurate[interop]'")
     found = {}
     for annotation in globox.AnnotationSet.from_coco(manifest / "manifest" / "subset.json"):
@@ -87,10 +87,10 @@ def test_globox(manifest):
     assert found == EXPECTED
 
 
-@pytest.mark.filterwarnings("ignore")  # of its own dependencies
-def test_datumaro(manifest, tmp_path):
+@pytest.mark.filterwarnings("ignore")  # warnings of its dependencies
+def test_datumaro_reads_manifest(manifest, tmp_path):
     datumaro = pytest.importorskip("datumaro", reason="Datumaro is not installed: pip install 'detcurate[interop]'")
-    folder = tmp_path / "as-datumaro-wants-it"  # it takes COCO's own layout
+    folder = tmp_path / "coco-layout"  # Datumaro reads COCO's own layout only
     shutil.copytree(manifest / "images", folder / "images" / "subset")
     (folder / "annotations").mkdir()
     shutil.copy(manifest / "manifest" / "subset.json", folder / "annotations" / "instances_subset.json")

@@ -1,7 +1,7 @@
-"""COCO results files: what a detector of any framework answered, read into :class:`~detcurate.structures.Detections`.
+"""COCO results files: predictions of any detector, read into :class:`~detcurate.structures.Detections`.
 
-A file is gone over twice: once to check every record and to know which are kept, once, image by image, to read those.
-So memory holds some numbers a record, never the records themselves.
+A file is read twice: first to check every record and choose the kept ones, then to load these image by image. Memory
+holds a few numbers per record, never the records themselves.
 """
 
 from detcurate.interop.coco_results.result_columns import CATEGORY_KEYS, IMAGE_KEYS, PoolIndex, index_pool

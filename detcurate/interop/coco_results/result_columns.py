@@ -1,4 +1,4 @@
-"""From the records of a results file to columns, and what is wrong with those that cannot be used."""
+"""Decode the records of a results file into columns, and report those that cannot be used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from detcurate.structures.boxes import xywh_to_xyxy
 
 _MOST_DIGITS = 64
 IGNORED, UNKNOWN = -1, -2
-"""Instead of the row of an image: it is in quarantine; the pool has no such image."""
+"""Instead of a row: the image is quarantined; the pool has no such image."""
 
 Names = Sequence[int | str]
 _Numbers = Callable[[Names], np.ndarray]
@@ -31,13 +31,13 @@ _Numbers = Callable[[Names], np.ndarray]
 
 @dataclass(frozen=True)
 class PoolIndex:
-    """The images and categories of a pool, by the names that results files have for them.
+    """The images and categories of a pool, by their names in results files.
 
     Args:
-        image_ids: (I,) int64 ascending, the images that answers are wanted for.
+        image_ids: (I,) int64 ascending, the usable images.
         sizes: (I, 2) int64, their widths and heights in px.
-        ignored: (Q,) int64, images of the pool that no answers are wanted for.
-        image_numbers: Returns the (n,) int64 image ids that n names stand for, ``ABSENT_ID`` where they name nothing.
+        ignored: (Q,) int64, the quarantined images.
+        image_numbers: Function from n names to (n,) int64 image ids, ``ABSENT_ID`` for an unknown name.
         category_ids: (C,) int64 ascending, the ``category_id`` of class 0, 1, …
     """
 
@@ -66,16 +66,16 @@ class PoolIndex:
 def index_pool(
     dataset: CocoDataset, image_ids: np.ndarray, *, image_key: str = "id", category_key: str = "id"
 ) -> PoolIndex:
-    """Return what results files may name.
+    """Return the images and categories that results files may name.
 
     Args:
         dataset: The pool.
-        image_ids: (I,) int64 ascending, its images that answers are wanted for.
-        image_key: What ``image_id`` is in the results; one of ``IMAGE_KEYS``.
-        category_key: What ``category_id`` is in them; one of ``CATEGORY_KEYS``.
+        image_ids: (I,) int64 ascending, its usable images.
+        image_key: The meaning of ``image_id`` in the results; one of ``IMAGE_KEYS``.
+        category_key: The meaning of ``category_id`` in the results; one of ``CATEGORY_KEYS``.
 
     Raises:
-        PredictionError: Two images have one name.
+        PredictionError: Two images have the same name.
     """
     rows = dataset.subset_rows(image_ids)
     return PoolIndex(
@@ -92,14 +92,14 @@ def _by_id(dataset: CocoDataset) -> _Numbers:
 
 
 def _by_stem(dataset: CocoDataset) -> _Numbers:
-    """Name images by file name without folder and suffix; one of digits alone is that number, as in Ultralytics."""
+    """Name images by file name without folder and suffix, a name of digits as a number, as Ultralytics does."""
     number_of: dict[int | str, int] = {}
     for row, (file_name, image_id) in enumerate(zip(dataset.file_names, dataset.image_ids.tolist(), strict=True)):
         if number_of.setdefault(_stem(PurePosixPath(file_name).stem), image_id) != image_id:
             raise PredictionError(
-                f"file names must differ without their folders and suffixes to tell images by them, got another "
-                f"{PurePosixPath(file_name).stem!r} with {file_name!r} ({dataset.path}, image_id "
-                f"{dataset.original_id(row)}); write the pool's image ids into the results and use the image key id"
+                f"--image-key stem: two images have the file name {PurePosixPath(file_name).stem!r} without folder and "
+                f"suffix (got {file_name!r}, image_id {dataset.original_id(row)} in {dataset.path}). Write the pool's "
+                "image ids into the results and use --image-key id."
             )
     return lambda names: np.array([number_of.get(_stem(name), ABSENT_ID) for name in names], np.int64)
 
@@ -111,18 +111,18 @@ def _stem(name: int | str) -> int | str:
 
 
 IMAGE_KEYS: Mapping[str, Callable[[CocoDataset], _Numbers]] = {"id": _by_id, "stem": _by_stem}
-"""What ``image_id`` may be: the pool's image id, or the image's file name without folder and suffix."""
+"""The meanings of ``image_id``: the pool's image id, or the file name without folder and suffix."""
 
 CATEGORY_KEYS: Mapping[str, Callable[[CocoDataset], np.ndarray]] = {
     "id": lambda dataset: dataset.category_ids,
     "from-0": lambda dataset: np.arange(len(dataset.category_ids)),
     "from-1": lambda dataset: np.arange(1, len(dataset.category_ids) + 1),
 }
-"""What ``category_id`` may be: the pool's category id, or the place of that among the ascending ids, from 0 or 1."""
+"""The meanings of ``category_id``: the pool's category id, or its position among the ascending ids, from 0 or 1."""
 
 
 def _positions(ascending: np.ndarray, values: np.ndarray, *, absent: int) -> np.ndarray:
-    """Return where each value stands in an ascending array, ``absent`` where it does not."""
+    """Return the position of each value in an ascending array, ``absent`` for a value that is not in it."""
     if not len(ascending):
         return np.full(len(values), absent, np.int64)
     rows = np.searchsorted(ascending, values).clip(max=len(ascending) - 1)
@@ -130,7 +130,7 @@ def _positions(ascending: np.ndarray, values: np.ndarray, *, absent: int) -> np.
 
 
 SCORE, SOFTMAX, SIGMOID = "score", "softmax", "sigmoid"
-"""How a file's records say what an object is: by score and category alone, or by ``class_probs`` of either form."""
+"""The forms of a file's probabilities: score and category alone, or ``class_probs`` of either form."""
 
 _CONSTRAINTS = {
     "image_id": "an integer or a text",
@@ -142,7 +142,7 @@ _CONSTRAINTS = {
 
 
 class Record(msgspec.Struct, gc=False):
-    """What is read of a detection; other fields are passed over."""
+    """The fields of a detection that are read; others are ignored."""
 
     image_id: int | str
     category_id: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -176,19 +176,19 @@ def _raise_malformed(records: Records, position: int, message: str) -> NoReturn:
     is_named = isinstance(record, dict) and "image_id" in record
     where = f"({path}, image_id {shorten(record['image_id'])})" if is_named else f"({path})"
     if not isinstance(record, dict):
-        what = f"{name} must be an object, got {shorten(record)}"
+        problem = f"{name}: not an object (got {shorten(record)})"
     elif missing := re.match(r"Object missing required field `(\w+)`", message):
-        what = f"{name} must have the field {missing[1]!r}, got none"
+        problem = f"{name}: the field {missing[1]!r} is missing"
     else:
         found = re.search(r"at `\$\.(\w+)", message)
         key = found[1] if found else _infinite_key(record)
-        what = f"{name}.{key} must be {_CONSTRAINTS[key]}, got {shorten(record[key])}"
-    hint = " (null stands for NaN and Infinity too)" if "null" in what or "None" in what else ""
-    raise PredictionError(f"{what} {where}; write the results again without such records{hint}") from None
+        problem = f"{name}.{key}: not {_CONSTRAINTS[key]} (got {shorten(record[key])})"
+    hint = " A null may also be a NaN or Infinity." if "null" in problem or "None" in problem else ""
+    raise PredictionError(f"{problem} {where}. Write the results again without such records.{hint}") from None
 
 
 def _infinite_key(record: dict[str, Any]) -> str:
-    """Return the field with a number too large to be read, such as 1e999: the decoder does not say which it is."""
+    """Return the field with a number too large for a float, such as 1e999, which the decoder does not name."""
     for key in _CONSTRAINTS:
         values = record[key] if isinstance(record.get(key), list) else [record.get(key)]
         if math.inf in values or -math.inf in values:
@@ -203,12 +203,12 @@ class Columns:
     Args:
         image_rows: (n,) int64, rows of the pool's index, or ``IGNORED`` or ``UNKNOWN``.
         class_index: (n,) int64 in [0, C), or ``UNKNOWN``.
-        boxes: (n, 4) float32 xyxy, px, cut off at the edges of the image.
-        is_cut: (n,) bool, whether that took something away.
-        is_tiny: (n,) bool, whether all of the box is within the first pixel, as shares of an image are.
+        boxes: (n, 4) float32 xyxy, px, clipped to the image.
+        is_cut: (n,) bool, whether clipping changed the box.
+        is_tiny: (n,) bool, whether the whole box is within the first pixel, as normalized boxes are.
         scores: (n,) float64.
         num_probs: (n,) int64, the lengths of ``class_probs``, 0 where there is none.
-        class_probs: Float64, those of all records one after another.
+        class_probs: Float64, the values of all records concatenated.
     """
 
     image_rows: np.ndarray
@@ -222,13 +222,13 @@ class Columns:
 
     @property
     def has_area(self) -> np.ndarray:
-        """(n,) bool: whether something of the box is inside the image."""
+        """(n,) bool: whether a part of the box is inside the image."""
         return np.asarray(np.all(self.boxes[:, :2] < self.boxes[:, 2:], axis=1))
 
     def posterior(self, form: str, num_classes: int) -> np.ndarray:
-        """Return (n, C + 1) float32, background last, for records that all have one form.
+        """Return (n, C + 1) float32, background last, for records of one form.
 
-        A score alone is the probability of its class, and 1 less it that of the background.
+        A score alone is taken as the probability of its class, and the rest as that of the background.
         """
         n = len(self.scores)
         if form == SCORE:
@@ -245,7 +245,7 @@ def columns_of(decoded: Sequence[Record], pool: PoolIndex) -> Columns:
     n = len(decoded)
     rows = pool.image_rows([record.image_id for record in decoded])
     sides = itertools.chain.from_iterable([record.bbox for record in decoded])
-    with np.errstate(over="ignore"):  # what has no end is cut off
+    with np.errstate(over="ignore"):  # an infinite side is clipped
         boxes = xywh_to_xyxy(np.fromiter(sides, np.float64, 4 * n).reshape(-1, 4))
     limits = np.tile(pool.sizes[np.maximum(rows, 0)], 2) if len(pool.sizes) else np.zeros((n, 4))
     inside = np.clip(boxes, 0.0, limits)
@@ -262,8 +262,8 @@ def columns_of(decoded: Sequence[Record], pool: PoolIndex) -> Columns:
     )
 
 
-_NORMALIZED_SHARE = 0.5  # as of an annotation file's boxes
-_ROUNDING_PX = 0.5  # an edge rounded to the image's own is not outside of it
+_NORMALIZED_SHARE = 0.5  # the same share as for the boxes of an annotation file
+_ROUNDING_PX = 0.5  # a box that ends less than this outside the image counts as inside
 
 
 @dataclass
@@ -274,19 +274,19 @@ class _Finding:
     count: int
 
     def sentence(self, path: Path) -> str:
-        such = f"{self.count:,} such record{'s' if self.count > 1 else ''}"
-        return f"{self.text} ({path}, image_id {self.image_id}; {such}); {self.advice}"
+        records = f"{self.count:,} such record{'s' if self.count > 1 else ''}"
+        return f"{self.text} ({path}, image_id {self.image_id}; {records}). {self.advice}"
 
 
 @dataclass
 class Findings:
-    """What is wrong with the values of a file's records: a first example of each kind, and how many there are.
+    """The unusable values of a file's records: the first example of each kind, and their number.
 
     Args:
-        records: Of the file.
-        pool: What they may name.
-        form: The form of the file's records, ``None`` until the first is seen.
-        num_tiny: How many boxes are within the first pixel of their image.
+        records: The records of the file.
+        pool: The images and categories that they may name.
+        form: The form of the file's records; ``None`` before the first is read.
+        num_tiny: The number of boxes within the first pixel of their image.
     """
 
     records: Records
@@ -296,56 +296,55 @@ class Findings:
     found: dict[str, _Finding] = field(default_factory=dict)
 
     def check(self, start: int, columns: Columns) -> None:
-        """Take note of what is wrong with neighbouring records, of which the first stands at ``start``."""
+        """Check consecutive records; the first one has position ``start``."""
         self.num_tiny += int(columns.is_tiny.sum())
         known = ", ".join(map(str, self.pool.category_ids[:8].tolist())) + (", …" if self.pool.num_classes > 8 else "")
-        self._require("image_id", columns.image_rows != UNKNOWN, "be an image of the pool", start)
-        self._require("category_id", columns.class_index != UNKNOWN, f"be a category of the pool ({known})", start)
-        self._require("score", (columns.scores >= 0) & (columns.scores <= 1), "be in [0, 1]", start)
+        self._require("image_id", columns.image_rows != UNKNOWN, "not an image of the pool", start)
+        self._require("category_id", columns.class_index != UNKNOWN, f"not a category of the pool ({known})", start)
+        self._require("score", (columns.scores >= 0) & (columns.scores <= 1), "outside [0, 1]", start)
         c = self.pool.num_classes
         fits = np.isin(columns.num_probs, (0, c, c + 1))
-        self._require("class_probs", fits, f"hold {c} values, or {c + 1} with the background last", start)
-        if self.found:  # the rest relies on what was checked
+        self._require("class_probs", fits, f"neither {c} values nor {c + 1} with the background last", start)
+        if self.found:  # the checks that follow rely on these
             return
         forms = np.where(columns.num_probs == 0, SCORE, np.where(columns.num_probs == c, SIGMOID, SOFTMAX))
         self.form = self.form or str(forms[0])
         of_one = forms == self.form
         first = "absent" if self.form == SCORE else self.form
-        self._require("class_probs", of_one, f"be as in the file's first record ({first})", start)
+        self._require("class_probs", of_one, f"not of the form of the file's first record ({first})", start)
         if of_one.all() and self.form != SCORE:
             posterior, constraint = is_posterior(columns.posterior(self.form, c), self.form)
-            self._require("class_probs", posterior, constraint, start)
+            self._require("class_probs", posterior, f"must {constraint}", start)
 
-    def _require(self, key: str, fits: np.ndarray, constraint: str, start: int) -> None:
+    def _require(self, key: str, fits: np.ndarray, problem: str, start: int) -> None:
         if fits.all():
             return
         count = int((~fits).sum())
-        if constraint in self.found:
-            self.found[constraint].count += count
+        if problem in self.found:
+            self.found[problem].count += count
             return
         position = start + int(np.argmin(fits))
         record = self.records.value(position)
-        got = "none" if record.get(key) is None else shorten(record[key])
-        text = f"results[{position}].{key} must {constraint}, got {got}"
-        self.found[constraint] = _Finding(text, shorten(record["image_id"]), _ADVICE[key], count)
+        value = "none" if record.get(key) is None else shorten(record[key])
+        text = f"results[{position}].{key}: {problem} (got {value})"
+        self.found[problem] = _Finding(text, shorten(record["image_id"]), _ADVICE[key], count)
 
     def raise_found(self) -> None:
         """Raise ``PredictionError`` with the first example of each kind and the number of such records."""
         path = self.records.source.path
         if self.num_tiny > _NORMALIZED_SHARE * len(self.records):
             raise PredictionError(
-                f"bbox must be in pixels, not in shares of the image, got {self.num_tiny:,} of {len(self.records):,} "
-                f"boxes within 1 px ({path}); multiply them by the image's width and height"
+                f"bbox: normalized instead of in pixels (got {self.num_tiny:,} of {len(self.records):,} boxes within "
+                f"1 px in {path}). Multiply them by the image's width and height."
             )
         if self.found:
             raise PredictionError("\n  ".join(finding.sentence(path) for finding in self.found.values()))
 
 
 _ADVICE = {
-    "image_id": "import answers to the pool's images only; if they are file names, as Ultralytics writes them, give "
-    "--image-key stem",
-    "category_id": "use the pool's category ids; if the detector numbers its classes itself, give --category-key "
-    "from-0 or from-1",
-    "score": "write confidences, neither logits nor percentages",
-    "class_probs": "write probabilities in the order of the category ids, in one form for all",
+    "image_id": "Import predictions on images of the pool only. If these are file names, pass --image-key stem.",
+    "category_id": "Use the pool's category ids. If the detector numbers its classes itself, pass --category-key "
+    "from-0 or from-1.",
+    "score": "Write confidences, not logits or percentages.",
+    "class_probs": "Write probabilities in the order of the category ids, in the same form in all records.",
 }

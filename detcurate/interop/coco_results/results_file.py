@@ -1,4 +1,4 @@
-"""One results file: every record checked, and the detections of any images of the pool read from it."""
+"""Check a results file, and load the detections of any images of the pool from it."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _KIND = "results file"
 
 @dataclass(frozen=True)
 class Results:
-    """The records of one file that are kept, by where they stand; those records are read when they are asked for.
+    """The positions of a file's kept records, which are loaded on demand.
 
     Args:
-        records: Of the file.
-        pool: What they name.
-        form: What the records say, one of ``score``, ``softmax`` and ``sigmoid``; ``None`` when there are none.
-        image_rows: (K,) int64 ascending, the image of each record that is kept, as its row in ``pool.image_ids``.
-        positions: (K,) int64, where in the file's list it stands; those of one image best first.
-        counts: How many records there are, and how many of them were left out, and why.
+        records: The records of the file.
+        pool: The images and categories that they may name.
+        form: The form of the probabilities: ``score``, ``softmax`` or ``sigmoid``; ``None`` for a file without records.
+        image_rows: (K,) int64 ascending, the row in ``pool.image_ids`` of each kept record.
+        positions: (K,) int64, its position in the file's list; within an image by descending score.
+        counts: Reason -> the number of records that were skipped for it; also ``records``, ``kept`` and ``cut``.
     """
 
     records: Records
@@ -47,16 +47,16 @@ class Results:
 
     @property
     def sha256(self) -> str:
-        """Of the file's bytes."""
+        """The SHA-256 of the file's bytes."""
         return self.records.source.sha256
 
     def detections(self, first: int, last: int, *, posterior_form: str = SOFTMAX) -> Detections:
-        """Return what is kept of the images from row ``first`` to before row ``last``, as of member 0.
+        """Return the kept detections of the images in rows ``first`` to ``last - 1``, all of member 0.
 
         Args:
             first: A row of ``pool.image_ids``.
-            last: Likewise.
-            posterior_form: Of the result when there is no record.
+            last: The row after the last one.
+            posterior_form: The form of the result when there is no record.
         """
         begin, end = np.searchsorted(self.image_rows, (first, last))
         positions = self.positions[begin:end]
@@ -76,27 +76,26 @@ class Results:
 
 
 def posterior_form_of(form: str | None) -> str | None:
-    """Return the form that a file's posteriors have: a score alone makes one distribution with the background."""
+    """Return the form of a file's posteriors: a score alone gives a distribution over its class and the background."""
     return SOFTMAX if form == SCORE else form
 
 
 def read_results(path: Path, pool: PoolIndex, *, score_threshold: float = 0.05, max_per_image: int = 100) -> Results:
-    """Check a COCO results file, plain or gzip, and find the records that are kept of it.
+    """Check a COCO results file, plain or gzip, and choose the records to keep.
 
-    Boxes are cut off at the edges of their image. Left out, and counted, are detections on images in quarantine, those
-    without area inside the image, those below the floor, and those beyond the best of an image. A list without records
-    gives no detections.
+    Boxes are clipped to their image. Detections on quarantined images, without area inside the image, below the score
+    threshold, or beyond the limit per image are skipped and counted. An empty list gives no detections.
 
     Args:
         path: The file: one list of ``image_id``, ``category_id``, ``bbox`` (xywh, px), ``score`` and, in all records or
-            in none, ``class_probs`` (C values, one a class on its own, or C + 1 that sum to 1, the background last).
-        pool: What the records may name.
-        score_threshold: The least score, in [0, 1].
-        max_per_image: The most detections of an image; 0 for no limit.
+            in none, ``class_probs`` (C independent values, or C + 1 that sum to 1 with the background last).
+        pool: The images and categories that the records may name.
+        score_threshold: The minimum score, in [0, 1].
+        max_per_image: The maximum number of detections per image, the highest scores first; 0 for no limit.
 
     Raises:
         DatasetError: The file cannot be read, is not JSON (with line and column), or is not a list.
-        PredictionError: Records cannot be used; a first example of each kind is named, with position and image.
+        PredictionError: Records cannot be used; the first of each kind is named with its position and image.
     """
     records = _open(path)
     findings, parts = Findings(records, pool), []
@@ -131,7 +130,7 @@ def _open(path: Path) -> Records:
     except DatasetError as error:
         if "NaN and Infinity" not in str(error):
             raise
-    # With null in their place the records can be told apart, and the first that has one be named.
+    # With null in their place the file can be parsed, so that the first such record can be named.
     source, _ = source.with_null_for_not_finite()
     return decode_list(source, "results")
 
@@ -139,24 +138,24 @@ def _open(path: Path) -> Records:
 def _require_list(source: Source) -> None:
     if bytes(source.content[:4096]).lstrip()[:1] in (b"[", b""):
         return
-    got = "a value that is no list"
+    found = "a value that is not a list"
     if bytes(source.content[:4096]).lstrip()[:1] == b"{":
-        got = f"an object with the keys {', '.join(list(decode_top_level(source))[:5]) or '(none)'}"
+        found = f"an object with the keys {', '.join(list(decode_top_level(source))[:5]) or '(none)'}"
     raise DatasetError(
-        f"the {_KIND} must be a list of detections, got {got} ({source.path}); name the file with a detector's "
-        "answers, not the annotations"
+        f"{source.path}: not a list of detections (got {found}). Name the file with the predictions, not the "
+        "annotations."
     )
 
 
 def _kept(
     start: int, columns: Columns, score_threshold: float, counts: dict[str, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the image rows, scores and positions of the records that are kept of a block, and count the others."""
-    is_wanted = columns.image_rows != IGNORED
-    with_area = is_wanted & columns.has_area
+    """Return the image rows, scores and positions of the kept records of a block, and count the others."""
+    is_usable = columns.image_rows != IGNORED
+    with_area = is_usable & columns.has_area
     kept = with_area & (columns.scores >= score_threshold)
-    counts["quarantined"] += int((~is_wanted).sum())
-    counts["without_area"] += int((is_wanted & ~with_area).sum())
+    counts["quarantined"] += int((~is_usable).sum())
+    counts["without_area"] += int((is_usable & ~with_area).sum())
     counts["below_threshold"] += int((with_area & ~kept).sum())
     counts["cut"] += int((kept & columns.is_cut).sum())
     rows = np.flatnonzero(kept)
@@ -164,7 +163,7 @@ def _kept(
 
 
 def _best_first(rows: np.ndarray, scores: np.ndarray, max_per_image: int) -> np.ndarray:
-    """Return the order by image and descending score, those beyond the best of an image left out."""
+    """Return the order by image and descending score, without the records beyond the limit per image."""
     order = np.lexsort((-scores, rows))  # stable: equal scores stay in the order of the file
     if not max_per_image or not len(order):
         return order

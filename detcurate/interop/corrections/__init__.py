@@ -1,1 +1,1 @@
-"""Import of labels that were corrected in an annotation tool."""
+"""Import labels that were corrected in an annotation tool."""

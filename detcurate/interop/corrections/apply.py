@@ -1,4 +1,4 @@
-"""A new pool from the old one and corrected labels: what nobody touched is copied word for word."""
+"""Write a new pool file with corrected labels; all other records are copied byte for byte."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from detcurate.structures.boxes import box_iou, xyxy_to_xywh
 from detcurate.version import __version__
 
 SAME_PX = 0.05
-"""Boxes whose corners differ by less are one: CVAT rounds to hundredths of a pixel, others to millionths of a share."""
+"""Corners within this distance are equal: CVAT rounds to 0.01 px, other tools to millionths of the image's size."""
 
 _SAME_OBJECT = 0.5
 
 
 @dataclass(frozen=True)
 class Matching:
-    """What became of one image's labels.
+    """The correspondence between an image's labels in the pool and in the correction.
 
     Args:
-        unchanged: Rows of the pool's labels that are as they were.
-        changed: Pairs of a row of the pool's labels and one of the corrected ones.
-        added: Rows of the corrected labels.
-        removed: Rows of the pool's labels.
+        unchanged: Rows of the pool's labels that the correction repeats.
+        changed: Pairs of a row of the pool's labels and a row of the corrected ones.
+        added: Rows of the corrected labels without a counterpart.
+        removed: Rows of the pool's labels without a counterpart.
     """
 
     unchanged: tuple[int, ...]
@@ -52,21 +52,21 @@ def match_labels(
     corrected_class_index: np.ndarray,
     corrected_keys: Sequence[str],
 ) -> Matching:
-    """Find the label that each corrected one was, in three rounds, each label once.
+    """Match corrected labels to those of the pool, each label at most once, in three rounds.
 
-    First equal box and class, the same id before others; then the same id with any overlap (tools that number anew
-    would else change one object into another); then the greatest IoU of at least 0.5.
+    First equal box and class, equal ids before others; then equal ids with any overlap (without one, a tool that
+    renumbers would turn one object into another); then the greatest IoU of at least 0.5.
 
     Args:
         boxes: (n, 4) float64, xyxy px, of the pool.
         class_index: (n,) int64.
-        keys: n texts, their ids.
+        keys: n texts, the ids.
         corrected_boxes: (m, 4) float64.
         corrected_class_index: (m,) int64.
-        corrected_keys: m texts; an empty one is of no label.
+        corrected_keys: m texts; empty where the id is unknown.
 
     Returns:
-        Every row once. No label gives only added ones, no corrected one only removed ones.
+        Every row of both sides exactly once.
 
     Example:
         >>> before, after = np.array([[0, 0, 9, 9.0]]), np.array([[0, 0, 9, 8.0]])
@@ -100,7 +100,7 @@ def match_labels(
 
 
 def _take_greatest(weight: np.ndarray, partner: np.ndarray, is_taken: np.ndarray) -> None:
-    """Pair rows and columns that are free, the greatest weight first, ties by row; 0 is no pair. In place."""
+    """Pair free rows and columns in place, the greatest weight first, ties by row; weight 0 makes no pair."""
     rows, columns = np.nonzero(weight)
     for at in np.argsort(-weight[rows, columns], kind="stable").tolist():
         row, column = rows[at], columns[at]
@@ -109,21 +109,21 @@ def _take_greatest(weight: np.ndarray, partner: np.ndarray, is_taken: np.ndarray
 
 
 LINEAGE = "detcurate_relabel"
-"""The key of ``info`` under which a pool says what was applied to it, the latest last."""
+"""The key of ``info`` that lists the corrections applied to a pool, the latest last."""
 
 _BLOCK = 8_192  # records
 
 
 @dataclass
 class Changes:
-    """What becomes of the pool's annotations.
+    """The changes to the pool's annotations.
 
     Args:
-        rewritten: Position in the file -> the new text.
-        removed: Positions in the file.
-        added: The texts of new annotations.
-        images: One mapping a corrected image: ``image_id``, ``file_name``, and how many of its boxes were
-            ``unchanged``, ``changed``, ``added``, ``removed``.
+        rewritten: Position in the file -> the new record.
+        removed: The positions of the removed annotations in the file.
+        added: The records of the new annotations.
+        images: One mapping a corrected image: ``image_id``, ``file_name``, and the number of its boxes that are
+            ``unchanged``, ``changed``, ``added`` and ``removed``.
     """
 
     rewritten: dict[int, bytes] = field(default_factory=dict)
@@ -140,15 +140,16 @@ def apply_corrections(pool: CocoDataset, files: Sequence[CorrectedFile], output:
     """Write a new pool file with the corrected labels, and ``<name>.lineage.json`` beside it.
 
     The labels of a corrected image are replaced by those of the correction; its crowd regions stay. All other records
-    stay word for word, in their order; new annotations come last, with new ids. A changed box loses its segmentation.
+    are copied byte for byte in their order; new annotations come last, with new ids. A changed box loses its
+    segmentation.
 
     Args:
-        pool: The pool; it is not written to.
+        pool: The pool, which is not modified.
         files: One or more corrections.
         output: A new file, compressed when its name ends in ``.gz``.
 
     Returns:
-        The lineage: that in ``info``, with the ``sha256`` of the output and a row a corrected image.
+        The lineage in ``info``, with the ``sha256`` of the output and a row a corrected image.
 
     Raises:
         DatasetError: The output exists, or the corrections do not fit the pool; see
@@ -157,7 +158,7 @@ def apply_corrections(pool: CocoDataset, files: Sequence[CorrectedFile], output:
     description = output.with_name(f"{output.name.removesuffix('.gz').removesuffix('.json')}.lineage.json")
     for path in (output, description):
         if path.exists():
-            raise DatasetError(f"the output must be a new file, got one that exists ({path}); name another")
+            raise DatasetError(f"output: exists (got {path}). Name a new file.")
     changes = find_changes(pool, labels_of_pool(pool, files))
     entry = _lineage(pool, files, changes)
     try:
@@ -182,7 +183,7 @@ def find_changes(pool: CocoDataset, corrected: Sequence[ImageLabels]) -> Changes
         first, stop = np.searchsorted(pool.image_index, (labels.row, labels.row + 1))
         rows = first + np.flatnonzero(~pool.iscrowd[first:stop])
         size = np.tile((pool.widths[labels.row], pool.heights[labels.row]), 2)
-        before = pool.boxes[rows].clip(0, size)  # as it was handed over
+        before = pool.boxes[rows].clip(0, size)  # as it was exported
         keys = [annotation_id_of(pool, annotations, row) for row in rows.tolist()]
         texts = ["" if key is None else str(key) for key in keys]
         found = match_labels(before, pool.class_index[rows], texts, labels.boxes, labels.class_index, labels.keys)
@@ -214,7 +215,7 @@ def _changed(text: bytes, patch: Mapping[str, Any], box: np.ndarray | None, cate
     record.update(patch)
     record["category_id"] = category
     if box is not None:
-        record.pop("segmentation", None)  # it is that of the old box
+        record.pop("segmentation", None)  # it outlines the old box
         record |= _box_fields(box)
     return msgspec.json.encode(record)
 
@@ -230,7 +231,7 @@ def _box_fields(box: np.ndarray) -> dict[str, Any]:
 
 def _lineage(pool: CocoDataset, files: Sequence[CorrectedFile], changes: Changes) -> dict[str, Any]:
     names = ("unchanged", "changed", "added", "removed")
-    touched = sum(any(image[name] for name in names[1:]) for image in changes.images)
+    num_changed = sum(any(image[name] for name in names[1:]) for image in changes.images)
     skipped: dict[str, int] = {}
     for file in files:
         for name, count in file.skipped.items():
@@ -243,13 +244,13 @@ def _lineage(pool: CocoDataset, files: Sequence[CorrectedFile], changes: Changes
             for file in files
         ],
         "images": {
-            "changed": touched,
-            "confirmed": len(changes.images) - touched,
-            "not_looked_at": len(pool) - len(changes.images),
+            "changed": num_changed,
+            "confirmed": len(changes.images) - num_changed,
+            "not_reviewed": len(pool) - len(changes.images),
         },
         "boxes": {
             **{name: changes.total(name) for name in names},
-            "not_looked_at": pool.num_boxes - sum(changes.total(name) for name in ("unchanged", "changed", "removed")),
+            "not_reviewed": pool.num_boxes - sum(changes.total(name) for name in ("unchanged", "changed", "removed")),
         },
         "skipped": {name: count for name, count in sorted(skipped.items()) if count},
     }
@@ -274,7 +275,7 @@ def _pieces(pool: CocoDataset, changes: Changes, entry: Mapping[str, Any]) -> It
 
 
 def _info(text: bytes | None, entry: Mapping[str, Any]) -> bytes:
-    """Return ``info`` with one more entry of lineage; an ``info`` that is no object is kept inside the new one."""
+    """Return ``info`` with one more entry of lineage; an ``info`` that is not an object is kept inside a new one."""
     found: Any = None if text is None else orjson.loads(text)
     info = found if isinstance(found, dict) else {} if found is None else {"info": found}
     earlier = info.get(LINEAGE)
@@ -282,7 +283,7 @@ def _info(text: bytes | None, entry: Mapping[str, Any]) -> bytes:
 
 
 def _repaired(pool: CocoDataset, annotations: Records) -> dict[int, bytes]:
-    """Return the records that reading the pool has repaired, by position."""
+    """Return position -> the record, for the annotations that were repaired when the pool was read."""
     if not pool.patched:
         return {}
     rows = np.flatnonzero(np.any(list(pool.patched.values()), axis=0)).tolist()
@@ -297,7 +298,7 @@ def _repaired(pool: CocoDataset, annotations: Records) -> dict[int, bytes]:
 def _listed(
     records: Records, positions: np.ndarray, rewritten: Mapping[int, bytes], added: Sequence[bytes]
 ) -> Iterator[Any]:
-    """Yield a list of records, one a line, in pieces: most of them copied as they stand."""
+    """Yield a list of records in pieces, one record a line, unchanged ones copied."""
     text = np.frombuffer(records.source.content, np.uint8)
     separator = b"[\n"
     for start in range(0, len(positions), _BLOCK):

@@ -1,4 +1,4 @@
-"""Corrected labels as a tool gives them back, in the form in which they are compared with the pool."""
+"""Corrected labels of any tool, and their comparison with the images and classes of the pool."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from detcurate.coco.dataset import CocoDataset
 from detcurate.errors import DatasetError
 
-_BORDER_PX = 1.0  # tools round to hundredths, and people draw to the edge and past it
+_BORDER_PX = 1.0  # tools round to hundredths, and annotators draw slightly past the edge
 
 Box = tuple[float, float, float, float]
 
@@ -25,8 +25,8 @@ class CorrectedBox:
 
     Args:
         box: xyxy; px, or shares of the image's size where ``is_share``.
-        class_name: The class, as the pool calls it.
-        key: The id of the pool's annotation that it was, as text; empty when it is not known.
+        class_name: The name of the class in the pool.
+        key: The id of the corresponding annotation of the pool, as text; empty when unknown.
         is_share: Whether the box is in shares.
     """
 
@@ -38,14 +38,14 @@ class CorrectedBox:
 
 @dataclass(frozen=True)
 class CorrectedImage:
-    """One image that somebody has looked at, with all labels that it shall have.
+    """One reviewed image with all of its correct labels.
 
     Args:
-        path: The file that says so.
-        file_name: As in the pool.
-        boxes: Its labels; none for an image without objects.
-        image_id: As in the pool, where the file has it: it tells images of one name apart.
-        size: Width and height in px, where the file has them.
+        path: The file of the correction.
+        file_name: The file name in the pool.
+        boxes: The labels; none for an image without objects.
+        image_id: The id in the pool where the file states it, to distinguish images of one file name.
+        size: Width and height in px where the file states them.
     """
 
     path: Path
@@ -57,14 +57,14 @@ class CorrectedImage:
 
 @dataclass(frozen=True)
 class CorrectedFile:
-    """What one file gives back.
+    """The content of one file of corrections.
 
     Args:
         path: The file.
         format: ``coco``, ``cvat`` or ``label-studio``.
         sha256: Digest of its bytes.
-        images: Those that were looked at.
-        skipped: What was left out -> how many: ``proposals`` that nobody accepted, ``not_annotated`` images,
+        images: The reviewed images.
+        skipped: Reason -> number of skipped items: ``proposals`` that were not accepted, ``not_annotated`` images,
             ``crowd_regions``.
     """
 
@@ -108,9 +108,7 @@ def labels_of_pool(pool: CocoDataset, files: Sequence[CorrectedFile]) -> list[Im
     """
     images = [image for file in files for image in file.images]
     if not images:
-        raise DatasetError(
-            f"the correction must hold an image, got none ({_names(files)}); export the annotated tasks and try again"
-        )
+        raise DatasetError(f"{_names(files)}: holds no corrected image. Export the annotated tasks and try again.")
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(pool.file_names):
         rows.setdefault(posixpath.normpath(name), []).append(row)
@@ -121,15 +119,15 @@ def labels_of_pool(pool: CocoDataset, files: Sequence[CorrectedFile]) -> list[Im
             other = found[row][0].path
             where = f"{other}" if other == image.path else f"{other} and {image.path}"
             raise DatasetError(
-                f"an image must be corrected once, got {image.file_name!r} twice ({where}); leave one of them out"
+                f"{where}: corrects an image twice (got {image.file_name!r}). Leave one of the corrections out."
             )
         found[row] = (image, _labels(pool, row, image))
     corrected = [labels for _, labels in sorted(found.values(), key=lambda pair: pair[1].row)]
-    had = int(pool.boxes_per_image[[labels.row for labels in corrected]].sum())
-    if had and not sum(len(labels.boxes) for labels in corrected):
+    num_before = int(pool.boxes_per_image[[labels.row for labels in corrected]].sum())
+    if num_before and not sum(len(labels.boxes) for labels in corrected):
         raise DatasetError(
-            f"the correction must hold a box, got none for {len(corrected):,} images that have {had:,} "
-            f"({_names(files)}); export the annotations, not the images alone"
+            f"{_names(files)}: holds no box for {len(corrected):,} images with {num_before:,} boxes in the pool. "
+            "Export the annotations, not only the images."
         )
     return corrected
 
@@ -144,22 +142,22 @@ def _row_of(pool: CocoDataset, rows: dict[str, list[int]], image: CorrectedImage
         candidates = [row for row in candidates if pool.original_id(row) == image.image_id]
         if not candidates:
             raise DatasetError(
-                f"a corrected image must be told by its image_id where the pool has its file_name twice, got "
-                f"{image.file_name!r}, image_id {image.image_id!r} ({image.path}); correct it in COCO or Label Studio"
+                f"{image.path}: the pool has two images of this file_name, and the image_id is of neither (got "
+                f"{image.file_name!r}, image_id {image.image_id!r}). Export as COCO or from Label Studio."
             )
     if not candidates:
         near = difflib.get_close_matches(image.file_name, rows, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise DatasetError(
-            f"a corrected image must be in the pool, got {image.file_name!r}{hint} ({image.path}; the pool is "
-            f"{pool.path}); its name must be the pool's, folders included"
+            f"{image.path}: an image is not in the pool {pool.path} (got {image.file_name!r}){hint}. Use the file "
+            "names of the pool, including their folders."
         )
     row = candidates[0]
     size = (int(pool.widths[row]), int(pool.heights[row]))
     if image.size is not None and image.size != size:
         raise DatasetError(
-            f"a corrected image must have the pool's size {size[0]}x{size[1]}, got {image.size[0]}x{image.size[1]} "
-            f"for {image.file_name!r} ({image.path}); correct the image itself, not one of another size"
+            f"{image.path}: {image.file_name!r} has another size than in the pool (got {image.size[0]}x{image.size[1]} "
+            f"instead of {size[0]}x{size[1]}). Correct the image of the pool, not a resized copy."
         )
     return row
 
@@ -173,8 +171,8 @@ def _labels(pool: CocoDataset, row: int, image: CorrectedImage) -> ImageLabels:
             near = difflib.get_close_matches(corrected.class_name, classes, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise DatasetError(
-                f"a class must be one of {', '.join(pool.class_names)}, got {corrected.class_name!r}{hint} "
-                f"({image.file_name!r}, {image.path}); add it to the pool's categories first"
+                f"{image.path}: a class of {image.file_name!r} is not in the pool (got {corrected.class_name!r}){hint}"
+                f". Use one of {', '.join(pool.class_names)}, or add it to the pool's categories first."
             )
         boxes[number] = _inside(corrected, size, image)
         indices[number] = classes[corrected.class_name]
@@ -182,7 +180,7 @@ def _labels(pool: CocoDataset, row: int, image: CorrectedImage) -> ImageLabels:
 
 
 def _inside(corrected: CorrectedBox, size: tuple[int, int], image: CorrectedImage) -> Box:
-    """Return a box in px, cut at the borders of the image where it passes them by a pixel at most."""
+    """Return a box in px, clipped to the image if it exceeds it by at most a pixel."""
     width, height = size
     box = corrected.box
     if corrected.is_share:
@@ -191,14 +189,14 @@ def _inside(corrected: CorrectedBox, size: tuple[int, int], image: CorrectedImag
     is_number = all(math.isfinite(side) for side in box)
     past = max(-x1, -y1, x2 - width, y2 - height) if is_number else math.inf
     if not past <= _BORDER_PX:
-        what = f"lie inside its image of {width}x{height}"
+        problem = f"outside its image of {width}x{height}"
     else:
         x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
         if x1 < x2 and y1 < y2:
             return x1, y1, x2, y2
-        what = "have an area"
+        problem = "without area"
     shown = ", ".join(f"{side:g}" for side in box)
     raise DatasetError(
-        f"a corrected box must {what}, got x1, y1, x2, y2 = {shown} ({corrected.class_name!r} on {image.file_name!r}, "
-        f"{image.path}); mend it in the tool and export again"
+        f"{image.path}: a box is {problem} (got x1, y1, x2, y2 = {shown} of {corrected.class_name!r} on "
+        f"{image.file_name!r}). Fix it in the tool and export again."
     )

@@ -1,4 +1,4 @@
-"""Reading corrected labels back: COCO, "CVAT for images 1.1", and Label Studio's JSON export."""
+"""Read corrected labels: COCO, "CVAT for images 1.1", and Label Studio's JSON export."""
 
 from __future__ import annotations
 
@@ -23,25 +23,24 @@ from detcurate.interop.export.relabel_queue import annotation_id_of
 from detcurate.io.files import sha256_file
 from detcurate.manifest.provenance import AS_WRITTEN
 
-_KIND = "correction"
 _DRAWN = ("rectangle", "ellipse", "polygon", "keypoint", "brush", "bitmask", "vector", "video")
 
 Images = tuple[list[CorrectedImage], dict[str, int]]
 
 
 def read_corrected(path: Path) -> CorrectedFile:
-    """Read a file of corrected labels; its first character tells the format.
+    """Read a file of corrected labels, in the format that its first character shows.
 
     Raises:
-        DatasetError: It cannot be read, is of no known format, or holds shapes other than upright boxes.
+        DatasetError: It cannot be read, has an unknown format, or holds other shapes than upright boxes.
     """
-    source = open_source(path, kind=_KIND)
+    source = open_source(path, kind="correction")
     first = bytes(source.content[:4096]).lstrip()[:1]
     name, read = _FORMATS.get(first, ("", None))
     if read is None:
         raise DatasetError(
-            f"the {_KIND} must be COCO, CVAT for images 1.1 or Label Studio's JSON, got a file that begins with "
-            f"{first.decode(errors='replace')!r} ({path}); export it in one of these"
+            f"{path}: neither COCO, CVAT for images 1.1 nor Label Studio's JSON (got a file that begins with "
+            f"{first.decode(errors='replace')!r}). Export it in one of these formats."
         )
     images, skipped = read(path, bytes(source.content) if name != "coco" else b"")
     return CorrectedFile(path, name, sha256_file(path), tuple(images), skipped)
@@ -66,14 +65,14 @@ def _read_coco(path: Path, text: bytes) -> Images:
 
 
 class _DocumentTypeError(Exception):
-    """What entities would be declared in."""
+    """The document declares a type, which may define entities."""
 
 
 class _PlainTree(ET.TreeBuilder):
-    """A tree of a document without a type, whatever its encoding: no entity is declared, so none can grow."""
+    """A builder that refuses a document type, so that no entity can be declared or expanded."""
 
     def doctype(self, *_: object) -> None:
-        """Refuse the declaration before what stands in it is read."""
+        """Refuse the declaration before its content is read."""
         raise _DocumentTypeError
 
 
@@ -82,13 +81,13 @@ def _read_cvat(path: Path, text: bytes) -> Images:
         root = ET.fromstring(text, ET.XMLParser(target=_PlainTree()))
     except _DocumentTypeError:
         raise DatasetError(
-            f"the {_KIND} must not declare a document type, got one ({path}); export it from CVAT again"
+            f"{path}: declares a document type, which is not allowed. Export it from CVAT again."
         ) from None
-    except (ET.ParseError, ValueError, LookupError) as error:  # the last two for an encoding that is unknown
-        raise DatasetError(f"the {_KIND} must be XML from CVAT ({path}): {error}; export it again") from error
+    except (ET.ParseError, ValueError, LookupError) as error:  # the last two for an unknown encoding
+        raise DatasetError(f"{path}: not XML from CVAT (got {error}). Export it again.") from error
     if root.tag != "annotations" or root.find("track") is not None:
-        what = "tracks" if root.tag == "annotations" else f"<{root.tag}>"
-        raise DatasetError(f"the {_KIND} must be 'CVAT for images 1.1', got {what} ({path}); choose that export format")
+        found = "tracks" if root.tag == "annotations" else f"<{root.tag}>"
+        raise DatasetError(f"{path}: not 'CVAT for images 1.1' (got {found}). Choose that export format.")
     skipped = Counter({"proposals": 0})
     images = []
     for element in root.iter("image"):
@@ -109,7 +108,7 @@ def _cvat_box(path: Path, name: str, shape: ET.Element) -> tuple[CorrectedBox, b
     if shape.tag != "box":
         _refuse_shape(path, name, f"<{shape.tag}>")
     if "rotation" in shape.attrib and _number(path, name, shape, "rotation") % 360:
-        _refuse_shape(path, name, "a turned box")
+        _refuse_shape(path, name, "a rotated box")
     x1, y1, x2, y2 = (_number(path, name, shape, key) for key in ("xtl", "ytl", "xbr", "ybr"))
     found = {attribute.get("name"): attribute.text or "" for attribute in shape.iter("attribute")}
     box = CorrectedBox((x1, y1, x2, y2), _attribute(path, shape, "label"), found.get(ANNOTATION_ID, ""))
@@ -119,9 +118,7 @@ def _cvat_box(path: Path, name: str, shape: ET.Element) -> tuple[CorrectedBox, b
 def _attribute(path: Path, element: ET.Element, key: str) -> str:
     value = element.get(key)
     if value is None:
-        raise DatasetError(
-            f"<{element.tag}> must have the attribute {key!r}, got none ({path}); export it from CVAT again"
-        )
+        raise DatasetError(f"{path}: <{element.tag}> has no attribute {key!r}. Export it from CVAT again.")
     return value
 
 
@@ -133,29 +130,27 @@ def _number(path: Path, name: str, element: ET.Element, key: str) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise DatasetError(
-            f"the attribute {key!r} of <{element.tag}> must be a number, got {value!r} ({name!r}, {path}); export it "
-            "from CVAT again"
+            f"{path}: the attribute {key!r} of <{element.tag}> on {name!r} is not a finite number (got {value!r}). "
+            "Export it from CVAT again."
         )
     return number
 
 
-def _refuse_shape(path: Path, name: str, what: str) -> None:
-    raise DatasetError(
-        f"a corrected label must be an upright box, got {what} ({name!r}, {path}); draw a rectangle in its place"
-    )
+def _refuse_shape(path: Path, name: str, shape: str) -> None:
+    raise DatasetError(f"{path}: a label of {name!r} is not an upright box (got {shape}). Draw a rectangle instead.")
 
 
 def _read_label_studio(path: Path, text: bytes) -> Images:
     try:
         tasks = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"the {_KIND} must be JSON from Label Studio ({path}): {error}; export it again") from error
+        raise DatasetError(f"{path}: not JSON from Label Studio (got {error}). Export it again.") from error
     images = []
     skipped = {"not_annotated": 0}
     for number, task in enumerate(tasks):
         try:
-            name, answers = _file_name(task["data"]), task["annotations"]
-            done = [answer for answer in answers if not answer.get("was_cancelled")]
+            name, annotations = _file_name(task["data"]), task["annotations"]
+            done = [annotation for annotation in annotations if not annotation.get("was_cancelled")]
             if not done:
                 skipped["not_annotated"] += 1
                 continue
@@ -164,15 +159,15 @@ def _read_label_studio(path: Path, text: bytes) -> Images:
             boxes = [box for region in latest["result"] for box in _region_boxes(path, name, region)]
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise DatasetError(
-                f"task {number} must be one of Label Studio's JSON export, got {type(error).__name__}: {error} "
-                f"({path}); export as JSON, not as JSON-MIN"
+                f"{path}: task {number} is not of Label Studio's JSON export (got {type(error).__name__}: {error}). "
+                "Export as JSON, not as JSON-MIN."
             ) from error
         images.append(CorrectedImage(path, name, tuple(boxes), image_id, size))
     return images, skipped
 
 
 def _file_name(data: Mapping[str, Any]) -> str:
-    """Return the pool's name of a task's image: ours, or what its URL ends in."""
+    """Return the file name of a task's image in the pool: the exported one, else the end of its URL."""
     if "file_name" in data:
         return str(data["file_name"])
     return unquote(str(data["image"]).removeprefix(LOCAL_FILES))
@@ -189,12 +184,12 @@ def _is_drawn(region: Mapping[str, Any]) -> bool:
 
 def _region_boxes(path: Path, name: str, region: Mapping[str, Any]) -> list[CorrectedBox]:
     if not _is_drawn(region):
-        return []  # a choice or a comment about the image as a whole
+        return []  # a choice or a comment on the whole image
     if region["type"] != "rectanglelabels":
         _refuse_shape(path, name, str(region["type"]))
     value = region["value"]
     if float(value.get("rotation") or 0) % 360 or int(region.get("image_rotation") or 0) % 360:
-        _refuse_shape(path, name, "a turned box or image")
+        _refuse_shape(path, name, "a rotated box or image")
     x, y, width, height = (float(value[key]) / 100 for key in ("x", "y", "width", "height"))
     (class_name,) = value["rectanglelabels"]
     box: Box = (x, y, x + width, y + height)
@@ -202,7 +197,7 @@ def _region_boxes(path: Path, name: str, region: Mapping[str, Any]) -> list[Corr
 
 
 def _key_of_region(text: str) -> str:
-    """Return the pool's annotation id in a region's id, empty for a region that was drawn anew."""
+    """Return the annotation id of the pool in a region's id, empty for a new region."""
     if not text.startswith(REGION):
         return ""
     try:

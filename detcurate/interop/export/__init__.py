@@ -1,1 +1,1 @@
-"""The hand-over: suspected labels and subsets as files that annotation tools import, and their corrections back."""
+"""Export the relabel queue or a subset to annotation tools."""

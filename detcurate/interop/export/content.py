@@ -1,4 +1,4 @@
-"""What is handed over: images with their labels, and what is suspected of them."""
+"""The content of an export: images with their labels and possible label errors."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Label:
     """One label of an image.
 
     Args:
-        annotation_id: As the pool's file has it; None where it has none.
+        annotation_id: The id in the pool's file; None where it has none.
         box: Four floats, xyxy px, inside the image.
         class_index: In [0, C).
-        label_errors: What is suspected of it, worst first.
+        label_errors: The possible errors of this label, the highest score first.
     """
 
     annotation_id: int | str | None
@@ -38,7 +38,7 @@ class Label:
 
 @dataclass(frozen=True)
 class ImageContent:
-    """One image, its labels without crowd regions, and what is suspected in it, worst first."""
+    """One image, its labels without crowd regions, and its possible label errors, the highest score first."""
 
     image_id: int | str
     file_name: str
@@ -50,13 +50,13 @@ class ImageContent:
 
 @dataclass(frozen=True)
 class Content:
-    """What a writer of a format is given.
+    """The input of the writer of a format.
 
     Args:
         dataset: The images and their labels.
-        image_root: What the file names are relative to.
-        label_errors: With rows of ``dataset``, worst first; may be empty.
-        rows: (K,) int64, the rows of the images that are meant, best first.
+        image_root: The folder that the file names are relative to.
+        label_errors: With rows of ``dataset``, the highest score first; may be empty.
+        rows: (K,) int64, the rows of the exported images, in the order of the export.
     """
 
     dataset: CocoDataset
@@ -70,12 +70,12 @@ class Content:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """C texts."""
+        """The names of the C classes."""
         return self.dataset.class_names
 
     @property
     def num_crowd_regions(self) -> int:
-        """How many crowd regions the images have, which no format but COCO can hold."""
+        """The number of crowd regions of the images; only COCO can hold them."""
         return int(np.isin(self.dataset.image_index[self.dataset.iscrowd], self.rows).sum())
 
     def images(self) -> Iterator[ImageContent]:
@@ -101,41 +101,41 @@ class Content:
     def _label(self, at: int, row: int, annotations: Records, label_errors: Sequence[LabelError]) -> Label:
         size = np.tile((self.dataset.widths[row], self.dataset.heights[row]), 2)
         x1, y1, x2, y2 = self.dataset.boxes[at].clip(0, size).tolist()
-        about = tuple(label_error for label_error in label_errors if label_error.label_row == at)
+        of_label = tuple(label_error for label_error in label_errors if label_error.label_row == at)
         key = annotation_id_of(self.dataset, annotations, at)
-        return Label(key, (x1, y1, x2, y2), int(self.dataset.class_index[at]), about)
+        return Label(key, (x1, y1, x2, y2), int(self.dataset.class_index[at]), of_label)
 
 
 def queue_rows(label_errors: Sequence[LabelError]) -> np.ndarray:
-    """Return the rows of the suspected images, the one with the worst suspicion first: (K,) int64."""
+    """Return the rows of the images with possible label errors, the highest score first: (K,) int64."""
     return np.array(list(dict.fromkeys(label_error.image_row for label_error in label_errors)), np.int64)
 
 
 def require_inside(name: str, path: Path) -> None:
-    """Raise ``DatasetError`` when a file name leads out of the image root: it would be written to from here on."""
+    """Raise ``DatasetError`` for a file name that leads out of the image root: an export writes files by it."""
     if not is_inside(name):
         raise DatasetError(
-            f"file_name must be relative and stay inside the image root, got {name!r} ({path}); mend the file"
+            f"{path}: a file_name is not relative or leads out of the image root (got {name!r}). Fix the file."
         )
 
 
 def place_images(content: Content, directory: Path) -> None:
-    """Put the images below a directory under their own names, as hard links, or as copies on another disk.
+    """Place the images below a directory under their own names, as hard links, or as copies on another disk.
 
     Raises:
-        DatasetError: An image is absent, or a link leads out of the image root.
+        DatasetError: An image is missing, or a link leads out of the image root.
     """
     for row in content.rows.tolist():
         name = content.dataset.file_names[row]
         source = content.image_root / name
         if leads_out_by_link(content.image_root, name):
             raise DatasetError(
-                f"an image must be below the image root to be handed over, got a link that leads out of it ({source}, "
-                f"image_id {content.dataset.original_id(row)}); copy it, or hand over the list alone with --images none"
+                f"{source}: a link that leads out of the image root (image_id {content.dataset.original_id(row)}). "
+                "Copy the image into it, or export without images by --images none."
             )
         if not source.is_file():
             raise DatasetError(
-                f"an image must be there to be linked, got none ({source}, image_id {content.dataset.original_id(row)})"
-                "; set DATASETS.ROOT, or hand over the list alone with --images none"
+                f"{source}: the image is missing (image_id {content.dataset.original_id(row)}). Set DATASETS.ROOT, or "
+                "export without images by --images none."
             )
         link_or_copy(source.resolve(), directory / posixpath.normpath(name))

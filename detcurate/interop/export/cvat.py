@@ -1,7 +1,7 @@
-"""CVAT's own format, "CVAT for images 1.1": the labels and the proposals of the ensemble as boxes with attributes.
+"""Export to CVAT's own format, "CVAT for images 1.1".
 
-CVAT has no layer of predictions. What the ensemble proposes is a box whose attribute ``proposal`` is true; when the
-corrections are read back it is left out unless the annotator has unticked that.
+CVAT has no layer of predictions, so a prediction of the ensemble is a box with the attribute ``proposal`` set. The
+import of corrections ignores it unless the annotator has unticked the attribute.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def write_cvat(directory: Path, content: Content) -> list[Path]:
-    """Write ``annotations.xml`` and ``labels.json``, the labels that CVAT's task must have.
+    """Write ``annotations.xml`` and ``labels.json``, the label specification of the CVAT task.
 
-    A misplaced or missing object is proposed as a box of its own; a wrong class is named in an attribute, on the
-    label itself.
+    A missing label or an inaccurate box gets a proposed box of its own; a wrong class is named in the attribute
+    ``label_error`` of the label.
 
     Raises:
-        DatasetError: A class or file name has a character that XML cannot hold.
+        DatasetError: A class or file name has a character that XML does not allow.
     """
     for name in content.class_names:
-        require_xml("a class name", name, content.dataset.path)
+        require_xml("class name", name, content.dataset.path)
     labels = directory / LABELS
     write_json(labels, [_label_spec(name) for name in content.class_names])
     path = directory / ANNOTATIONS
@@ -51,17 +51,17 @@ def write_cvat(directory: Path, content: Content) -> list[Path]:
     return [path, labels]
 
 
-def require_xml(what: str, text: str, path: Path) -> None:
-    """Raise ``DatasetError`` when a text has a character that XML cannot hold."""
-    found = _NOT_XML.search(text)
-    if found:
+def require_xml(kind: str, text: str, path: Path) -> None:
+    """Raise ``DatasetError`` when a text has a character that XML does not allow."""
+    if _NOT_XML.search(text):
         raise DatasetError(
-            f"{what} must have only characters that XML can hold, got {text!r} ({path}); rename it, or use another tool"
+            f"{path}: a {kind} has a character that XML does not allow (got {text!r}). Rename it, or export to another "
+            "tool."
         )
 
 
 def _label_spec(name: str) -> dict[str, Any]:
-    """Return a label as the raw editor of CVAT's label constructor takes it."""
+    """Return a label in the form of the raw editor of CVAT's label constructor."""
     attributes = [
         {"name": key, "input_type": kind, "mutable": False, "default_value": default, "values": [default]}
         for key, (kind, default) in _INPUTS.items()
@@ -109,19 +109,15 @@ def _boxes(
 ) -> Iterator[tuple[str, tuple[float, float, float, float], dict[str, str]]]:
     for label in image.labels:
         key = "" if label.annotation_id is None else str(label.annotation_id)
-        words = "; ".join(label_error.sentence(class_names) for label_error in label.label_errors)
-        found = {ANNOTATION_ID: _for_xml(key), LABEL_ERROR: _for_xml(words), PROPOSAL: "false"}
-        yield class_names[label.class_index], label.box, found
+        note = "; ".join(label_error.sentence(class_names) for label_error in label.label_errors)
+        attributes = {ANNOTATION_ID: _for_xml(key), LABEL_ERROR: _for_xml(note), PROPOSAL: "false"}
+        yield class_names[label.class_index], label.box, attributes
     for label_error in image.label_errors:
         if label_error.kind != "wrong_class":
-            words = label_error.sentence(class_names)
-            yield (
-                class_names[label_error.class_index],
-                label_error.box,
-                {ANNOTATION_ID: "", LABEL_ERROR: words, PROPOSAL: "true"},
-            )
+            attributes = {ANNOTATION_ID: "", LABEL_ERROR: label_error.sentence(class_names), PROPOSAL: "true"}
+            yield class_names[label_error.class_index], label_error.box, attributes
 
 
 def _for_xml(text: str) -> str:
-    """Return an id or a sentence without the characters that XML cannot hold: it is a hint, no more."""
+    """Return an id or a sentence without the characters that XML does not allow; it is only a hint."""
     return _NOT_XML.sub("", text)

@@ -1,4 +1,4 @@
-"""FiftyOne: two COCO files, one of the labels and one of what the ensemble sees, each to be loaded as a field."""
+"""Export to FiftyOne: a COCO file of the labels and one of the possible label errors, each loaded as a field."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 import orjson
 
 from detcurate.interop.export.content import Content
-from detcurate.interop.export.relabel_queue import category_ids_of, label_error_records
+from detcurate.interop.export.relabel_queue import QUEUE_KEYS, category_ids_of, label_error_records
 from detcurate.io.files import write_bytes
 from detcurate.manifest.write import write_subset
 
-LABELS, LABEL_ERRORS = "labels.json", "suspicions.json"
+LABELS, LABEL_ERRORS = "labels.json", "label_errors.json"
 
 
 def write_fiftyone(directory: Path, content: Content) -> list[Path]:
-    """Write ``labels.json``, word for word, and ``label_errors.json``, with scores and what is suspected.
+    """Write ``labels.json``, byte for byte, and ``label_errors.json``, with the consensus boxes and scores.
 
-    The categories of the second file are those of the first.
+    Both files have the same categories.
     """
     dataset = content.dataset
-    kept = {key: text for key, text in dataset.other_top_level.items() if key not in ("relabel", "label_errors")}
+    kept = {key: text for key, text in dataset.other_top_level.items() if key not in QUEUE_KEYS}
     labels = directory / LABELS
     write_subset(labels, dataclasses.replace(dataset, other_top_level=kept), dataset.image_ids[content.rows])
     if not content.label_errors:

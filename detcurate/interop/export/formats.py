@@ -1,4 +1,4 @@
-"""The formats by name, and a folder that is whole or absent."""
+"""Write an export in one of the formats, as a folder that is complete or absent."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ IMAGES: tuple[Images, ...] = ("none", "link")
 
 @dataclass(frozen=True)
 class Options:
-    """How files are written.
+    """The options of an export.
 
     Args:
-        images: ``link`` puts the images beside the labels, ``none`` leaves them where they are.
-        url: What stands before the file name in Label Studio's image URLs.
+        images: ``link`` places the images beside the labels, ``none`` writes no images.
+        url: The prefix of the file name in Label Studio's image URLs.
     """
 
     images: Images = "none"
@@ -57,26 +57,26 @@ FORMATS: Mapping[str, Callable[[Path, Mapping[str, Content], Options], list[Path
     "yolo": _yolo,
 }
 _WITH_PARTS = ("yolo",)
-"""The formats that hold images to validate on beside those to train on."""
+"""The formats with validation images beside the training images."""
 
 
 def write_export(name: str, directory: Path, parts: Mapping[str, Content], options: Options) -> list[Path]:
-    """Write one format into a new folder, as a whole or not at all.
+    """Write one format into a new folder, completely or not at all.
 
     Args:
         name: A key of ``FORMATS``.
-        directory: The folder; it must be absent or empty.
-        parts: ``train``, and for ``yolo`` maybe ``val``.
-        options: How.
+        directory: The folder; absent or empty.
+        parts: ``train``, and optionally ``val`` for ``yolo``.
+        options: The options of the export.
 
     Returns:
-        The files to be named to the tool.
+        The files to import into the tool.
 
     Raises:
-        DatasetError: The folder holds something, an image is absent, or a name cannot be written in this format.
+        DatasetError: The folder is not empty, an image is missing, or a name cannot be written in this format.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise DatasetError(f"the output must be a folder that is absent or empty, got {directory}; name another")
+        raise DatasetError(f"output: not an absent or empty folder (got {directory}). Name another folder.")
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.", suffix=".partial"))
     try:
@@ -84,7 +84,7 @@ def write_export(name: str, directory: Path, parts: Mapping[str, Content], optio
         if options.images == "link":
             for part, content in parts.items():
                 place_images(content, temporary / "images" / (part if name in _WITH_PARTS else ""))
-        temporary.chmod(0o777 & ~UMASK)  # mkdtemp makes it readable by its owner alone
+        temporary.chmod(0o777 & ~UMASK)  # mkdtemp makes it readable by its owner only
         temporary.replace(directory)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""Label Studio's tasks: the labels as an annotation, what the ensemble sees as a prediction with scores.
+"""Export to Label Studio's tasks: the labels as an annotation, the consensus of the ensemble as a prediction.
 
-Boxes are in percent of the image there, and a task names its image by URL.
+Boxes are in percent of the image, and a task names its image by URL.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from detcurate.io.files import atomic_path, write_bytes
 TASKS, CONFIG = "tasks.json", "label_config.xml"
 LOCAL_FILES = "/data/local-files/?d="
 REGION = "annotation-"
-"""What the id of a label's region begins with; the label's own id, as JSON, follows."""
+"""The prefix of the id of a label's region; the annotation id follows as JSON."""
 
 
 def write_label_studio(directory: Path, content: Content, *, url: str = LOCAL_FILES) -> list[Path]:
-    """Write ``tasks.json``, to be imported, and ``label_config.xml``, the labeling interface of the project.
+    """Write ``tasks.json``, the tasks to import, and ``label_config.xml``, the labeling interface of the project.
 
     Args:
-        directory: Where to.
-        content: What is handed over.
-        url: What stands before the file name in an image's URL.
+        directory: The output folder.
+        content: The images, their labels and label errors.
+        url: The prefix of the file name in an image's URL.
 
     Raises:
-        DatasetError: A class name has a character that XML cannot hold.
+        DatasetError: A class name has a character that XML does not allow.
     """
     for name in content.class_names:
-        require_xml("a class name", name, content.dataset.path)
+        require_xml("class name", name, content.dataset.path)
     config = directory / CONFIG
     write_bytes(config, _config(content.class_names))
     path = directory / TASKS
@@ -50,7 +50,7 @@ def write_label_studio(directory: Path, content: Content, *, url: str = LOCAL_FI
 
 def _config(class_names: Sequence[str]) -> bytes:
     view = ET.Element("View")
-    ET.SubElement(view, "Header", {"value": "$suspicion"})
+    ET.SubElement(view, "Header", {"value": "$label_error"})
     ET.SubElement(view, "Image", {"name": "image", "value": "$image", "zoom": "true"})
     labels = ET.SubElement(view, "RectangleLabels", {"name": "label", "toName": "image"})
     for name in class_names:
@@ -69,7 +69,7 @@ def _task(image: ImageContent, class_names: Sequence[str], url: str) -> dict[str
         }
         for number, label in enumerate(image.labels)
     ]
-    seen = [
+    predicted = [
         {
             **_region(image, label_error.box, class_names[label_error.class_index]),
             "id": f"consensus-{number}",
@@ -79,16 +79,16 @@ def _task(image: ImageContent, class_names: Sequence[str], url: str) -> dict[str
         for number, label_error in enumerate(image.label_errors)
     ]
     worst = max((label_error.label_error_score for label_error in image.label_errors), default=0.0)
-    words = image.label_errors[0].sentence(class_names) if image.label_errors else ""
+    summary = image.label_errors[0].sentence(class_names) if image.label_errors else ""
     return {
         "data": {
             "image": url + quote(image.file_name),
             "file_name": image.file_name,
             "image_id": image.image_id,
-            "label_error": words,
+            "label_error": summary,
         },
         "annotations": [{"result": labels, "was_cancelled": False, "ground_truth": False}],
-        "predictions": [{"model_version": "detcurate", "score": worst, "result": seen}] if seen else [],
+        "predictions": [{"model_version": "detcurate", "score": worst, "result": predicted}] if predicted else [],
     }
 
 
@@ -107,10 +107,10 @@ def _region(image: ImageContent, box: tuple[float, float, float, float], name: s
     }
 
 
-def _note(words: str) -> dict[str, Any]:
-    return {"meta": {"text": [words]}} if words else {}
+def _note(text: str) -> dict[str, Any]:
+    return {"meta": {"text": [text]}} if text else {}
 
 
 def _id_text(key: int | str | None, number: int) -> str:
-    """Return an annotation's id as JSON; ids may repeat in the file, or be absent, but not among an image's regions."""
+    """Return an annotation's id as JSON, with a number because ids of the pool may repeat or be absent."""
     return f"{orjson.dumps(key).decode()}#{number}"

@@ -1,7 +1,7 @@
-"""The relabel queue as a COCO file: suspected images with all of their labels, and what is suspected of them.
+"""The relabel queue as a COCO file: images with all of their labels, and the possible label errors.
 
-``label_errors`` is a top-level list beside ``annotations``, not a part of it, so that nobody trains on it by accident.
-Its records have the fields of a COCO annotation and of a COCO result, with ids that no annotation of the pool has.
+``label_errors`` is a top-level list apart from ``annotations``, so that no one trains on it by accident. Its records
+have the fields of a COCO annotation and of a COCO result, with ids that no annotation of the pool has.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from detcurate.coco.dataset import CocoDataset, read_coco
 from detcurate.coco.text import Records, decode_as, open_source
 from detcurate.errors import DatasetError
 from detcurate.io.files import atomic_path
+from detcurate.legacy import renamed, renamed_keys, warn_renamed
 from detcurate.manifest.provenance import AS_WRITTEN
 from detcurate.manifest.write import open_text, write_subset
 from detcurate.structures.boxes import xywh_to_xyxy, xyxy_to_xywh
@@ -29,14 +30,14 @@ _LARGEST_EXACT_FLOAT = 2**53
 
 
 def category_ids_of(dataset: CocoDataset) -> list[int | str]:
-    """Return the file's category id of each class: C integers, or texts where the file has texts."""
+    """Return the category id of each class in the file: C integers or texts."""
     records: list[dict[str, Any]] = msgspec.json.decode(dataset.other_top_level["categories"])
     of_name = {record["name"]: record["id"] for record in records}
     return [of_name[name] for name in dataset.class_names]
 
 
 def annotation_id_of(dataset: CocoDataset, annotations: Records, row: int) -> int | str | None:
-    """Return the id that an annotation has where it is written again; None where its record has none.
+    """Return the id of an annotation as it is written again; None where its record has none.
 
     Args:
         dataset: The file.
@@ -50,9 +51,9 @@ def annotation_id_of(dataset: CocoDataset, annotations: Records, row: int) -> in
 
 
 def free_ids(dataset: CocoDataset, count: int) -> list[int]:
-    """Return ids that no annotation of the file has: above all of them, or the smallest where those are too large.
+    """Return unused annotation ids: above all used ones, or the smallest free ones if those are too large.
 
-    A reader of floats would mix up ids above 2^53.
+    A reader that parses ids as floats would mix up ids above 2^53.
     """
     highest = max(int(dataset.annotation_ids.max(initial=0)), 0)
     if highest + count <= _LARGEST_EXACT_FLOAT:
@@ -65,23 +66,25 @@ RELABEL_FILE = "relabel.json"
 LABEL_ERROR_KINDS = ("missing_label", "wrong_class", "inaccurate_box")
 
 _HEADER, _LIST = "relabel", "label_errors"
+QUEUE_KEYS = (_HEADER, _LIST, "suspicions")
+"""The top-level keys of a queue beside those of COCO, with the one of version 0.1."""
 _SAME_PX = 1e-6
 
 
 @dataclass(frozen=True)
 class LabelError:
-    """One label, or one place without a label, that the ensemble suspects.
+    """One possible label error: a wrong or inaccurate label, or an object without a label.
 
     Args:
         kind: A name in ``LABEL_ERROR_KINDS``.
-        label_error_score: In (0, 1]; higher = more likely wrong.
+        label_error_score: In (0, 1]; higher = more likely an error.
         image_row: The row of its image in the dataset.
-        label_row: The row of the label in the dataset; -1 for ``missing_label``, which is about none.
-        box: Four floats, xyxy px: where the consensus sees the object.
-        class_index: In [0, C): what the consensus takes it for.
+        label_row: The row of the label in the dataset; -1 for ``missing_label``.
+        box: Four floats, xyxy px: the consensus box.
+        class_index: In [0, C): the consensus class.
         score: In [0, 1]: the consensus probability of that class.
-        num_votes: In [0, E]: the members whose most probable class it is.
-        num_members: E.
+        num_votes: In [0, E]: the number of members with that class as the most probable one.
+        num_members: The number of members E.
         is_selected: Whether its image is in the subset.
     """
 
@@ -97,7 +100,7 @@ class LabelError:
     is_selected: bool = False
 
     def sentence(self, class_names: Sequence[str]) -> str:
-        """Say it to an annotator, as in ``wrong_class 0.83: car by 9 of 10``."""
+        """Return a description for annotators, such as ``wrong_class 0.83: car by 9 of 10``."""
         votes = f"{class_names[self.class_index]} by {self.num_votes} of {self.num_members}"
         return f"{self.kind} {self.label_error_score:.2f}: {votes}"
 
@@ -105,16 +108,16 @@ class LabelError:
 def write_queue(
     path: Path, dataset: CocoDataset, label_errors: Sequence[LabelError], header: Mapping[str, Any]
 ) -> None:
-    """Write the suspected images with all of their labels, word for word, and the suspicions, atomically.
+    """Write the images with all of their labels, byte for byte, and their possible label errors, atomically.
 
     Args:
-        path: Where to; compressed when its name ends in ``.gz``.
+        path: The file; compressed when its name ends in ``.gz``.
         dataset: The pool.
-        label_errors: Worst first; their place is their rank. None gives a file without images.
-        header: What the file says of itself under ``relabel``.
+        label_errors: The highest score first; the position is the rank. An empty list gives a file without images.
+        header: The value of the key ``relabel``.
     """
     lines = b",\n".join(orjson.dumps(record) for record in label_error_records(dataset, label_errors))
-    top_level = {key: value for key, value in dataset.other_top_level.items() if key not in (_HEADER, _LIST)}
+    top_level = {key: value for key, value in dataset.other_top_level.items() if key not in QUEUE_KEYS}
     top_level |= {_HEADER: orjson.dumps(dict(header)), _LIST: b"[\n" + lines + b"\n]" if lines else b"[]"}
     described = dataclasses.replace(dataset, other_top_level=top_level)
     rows = np.unique([label_error.image_row for label_error in label_errors]).astype(np.int64)
@@ -127,7 +130,7 @@ def write_queue(
 
 
 def label_error_records(dataset: CocoDataset, label_errors: Sequence[LabelError]) -> list[dict[str, Any]]:
-    """Return the suspicions as records of COCO, by rank, with the ids and class names of the pool's file."""
+    """Return label errors as COCO records by rank, with the ids and class names of the pool's file."""
     _, annotations = dataset.open()
     categories = category_ids_of(dataset)
     records = []
@@ -162,7 +165,7 @@ def label_error_records(dataset: CocoDataset, label_errors: Sequence[LabelError]
 
 
 class _Record(msgspec.Struct):
-    """What is read of a suspicion."""
+    """The fields of a label error that are read."""
 
     kind: str
     label_error_score: float
@@ -178,47 +181,54 @@ class _Record(msgspec.Struct):
 
 
 def read_queue(path: Path) -> tuple[CocoDataset, tuple[LabelError, ...]]:
-    """Read what :func:`write_queue` wrote.
+    """Read a queue that :func:`write_queue` wrote, or that of version 0.1.
 
     Returns:
-        The images with their labels, and the suspicions by rank, with rows of that dataset.
+        The images with their labels, and the label errors by rank, with rows of that dataset.
 
     Raises:
-        DatasetError: It cannot be read, is no relabel queue, or nothing is suspected in it.
+        DatasetError: It cannot be read, is not a relabel queue, or lists no label error.
     """
     if not path.is_file():
         raise DatasetError(
-            f"the relabel queue must be a file, got none ({path}); run the stage manifest with "
-            "CURATE.MANIFEST.RELABEL_LIMIT above 0, in the mode cluster, which has suspicions"
+            f"{path}: no relabel queue. Run the stage manifest with CURATE.MANIFEST.RELABEL_LIMIT above 0, in the "
+            "prediction mode cluster, which scores label errors."
         )
     records = _read_records(path)
     if not records:
-        raise DatasetError(f"the relabel queue must hold a suspicion, got none ({path}); there is nothing to relabel")
+        raise DatasetError(f"{path}: lists no label error, so there is nothing to relabel.")
     dataset = read_coco(path, AS_WRITTEN)
     return dataset, _label_errors(path, dataset, records)
 
 
 def read_label_errors(path: Path, dataset: CocoDataset) -> tuple[LabelError, ...]:
-    """Read the suspicions alone, by rank and with rows of the pool; a file that is absent or empty gives none.
+    """Read the label errors only, by rank and with rows of the pool; an absent or empty file gives none.
 
     Raises:
-        DatasetError: It is no relabel queue, or that of another pool.
+        DatasetError: It is not a relabel queue, or that of another pool.
     """
     return _label_errors(path, dataset, _read_records(path)) if path.is_file() else ()
 
 
 def _read_records(path: Path) -> list[_Record]:
     try:
-        found: list[_Record] = decode_as(open_source(path, kind="relabel queue"), _Queue).label_errors
+        queue = decode_as(open_source(path, kind="relabel queue"), _Queue)
+        if queue.suspicions is None:
+            if queue.label_errors is None:
+                raise msgspec.ValidationError("an object without label_errors")
+            return msgspec.convert(queue.label_errors, list[_Record])
+        warn_renamed("suspicions", _LIST)
+        records = [renamed_keys(record) for record in queue.suspicions]
+        for record in records:
+            record["kind"] = renamed(str(record.get("kind")))
+        return msgspec.convert(records, list[_Record])
     except msgspec.ValidationError as error:
-        raise DatasetError(
-            f"the relabel queue must be JSON from detcurate ({path}): {error}; write it again"
-        ) from error
-    return found
+        raise DatasetError(f"{path}: not a relabel queue of detcurate (got {error}). Write it again.") from error
 
 
 class _Queue(msgspec.Struct):
-    label_errors: list[_Record]
+    label_errors: list[dict[str, Any]] | None = None
+    suspicions: list[dict[str, Any]] | None = None
 
 
 def _label_errors(path: Path, dataset: CocoDataset, records: Sequence[_Record]) -> tuple[LabelError, ...]:
@@ -230,8 +240,8 @@ def _label_errors(path: Path, dataset: CocoDataset, records: Sequence[_Record]) 
         row, class_index = rows.get(record.image_id), classes.get(record.category_name)
         if row is None or class_index is None or record.kind not in LABEL_ERROR_KINDS:
             raise DatasetError(
-                f"a suspicion must be {', '.join(LABEL_ERROR_KINDS)} of an image and a class of the file, got "
-                f"{record.kind!r}, image_id {record.image_id!r}, {record.category_name!r} (rank {rank}, {path})"
+                f"{path}: the label error of rank {rank} has an unknown kind, image or class (got {record.kind!r}, "
+                f"image_id {record.image_id!r}, {record.category_name!r}). Write the queue again."
             )
         x1, y1, x2, y2 = xywh_to_xyxy(np.array([record.bbox]))[0].tolist()
         label_errors.append(
@@ -252,7 +262,7 @@ def _label_errors(path: Path, dataset: CocoDataset, records: Sequence[_Record]) 
 
 
 def _label_row(dataset: CocoDataset, rows: range, record: _Record) -> int:
-    """Return which of an image's labels a suspicion is about, -1 for none: ids may be absent, or repeat."""
+    """Return the row of the label of a label error, -1 for none; by its box too, as ids may be absent or repeat."""
     if record.labelled_bbox is None:
         return -1
     box = xywh_to_xyxy(np.array([record.labelled_bbox]))[0]

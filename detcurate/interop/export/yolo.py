@@ -1,4 +1,4 @@
-"""Ultralytics' YOLO: ``data.yaml``, a text file of boxes for each image, and the images themselves."""
+"""Export to Ultralytics YOLO: ``data.yaml``, a text file of boxes for each image, and the images."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from detcurate.interop.export.content import Content, ImageContent
 from detcurate.io.files import write_bytes
 
 DATA = "data.yaml"
-_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")  # PyYAML writes some of them as they are and reads a space
-_VALIDATES_ON_TRAIN = "# Without images of their own to validate on: name yours here before you train.\n"
+_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")  # PyYAML writes some of them unescaped and reads a space
+_VAL_IS_TRAIN = "# val repeats the training images: name your validation images here before you train.\n"
 
 
 def write_yolo(directory: Path, parts: Mapping[str, Content]) -> list[Path]:
-    """Write ``data.yaml``, ``labels/PART/*.txt``, and ``predictions/PART/*.txt`` where anything is suspected.
+    """Write ``data.yaml``, ``labels/PART/*.txt``, and ``predictions/PART/*.txt`` for images with possible label errors.
 
-    A line of a label is ``class x y width height``, of a prediction with the consensus confidence behind, as
-    ``yolo predict save_txt save_conf`` writes it; centres and sizes are shares of the image's.
+    A line of a label is ``class x y width height``; a line of a prediction adds the consensus confidence, as
+    ``yolo predict save_txt save_conf`` does. Centres and sizes are shares of the image's size.
 
     Args:
-        directory: Where to.
-        parts: ``train``, and ``val`` where there is one.
+        directory: The output folder.
+        parts: ``train``, and optionally ``val``.
 
     Returns:
         ``data.yaml``.
 
     Raises:
-        DatasetError: Two images would have one text file, or a name leads out of its folder.
+        DatasetError: Two images would share a text file, or a name leads out of its folder.
     """
     for part, content in parts.items():
         taken: dict[str, str] = {}
@@ -41,22 +41,22 @@ def write_yolo(directory: Path, parts: Mapping[str, Content]) -> list[Path]:
             other = taken.setdefault(name, image.file_name)
             if other != image.file_name:
                 raise DatasetError(
-                    f"file_name must differ by more than its suffix for YOLO, got {other!r} and {image.file_name!r} "
-                    f"({content.dataset.path}); both would have the labels {name}"
+                    f"{content.dataset.path}: two file names differ only in their suffix (got {other!r} and "
+                    f"{image.file_name!r}), so that YOLO would read {name} for both. Rename one of them."
                 )
             write_bytes(directory / name, _lines([(label.class_index, label.box) for label in image.labels], image))
             if image.label_errors:
-                seen = [
+                predicted = [
                     (label_error.class_index, label_error.box, label_error.score) for label_error in image.label_errors
                 ]
-                write_bytes(directory / "predictions" / part / _with_txt(image.file_name), _lines(seen, image))
+                write_bytes(directory / "predictions" / part / _with_txt(image.file_name), _lines(predicted, image))
     path = directory / DATA
     write_bytes(path, _yaml(parts).encode())
     return [path]
 
 
 def label_name(part: str, file_name: str) -> str:
-    """Return where YOLO looks for an image's labels: it puts ``labels`` in place of the last folder ``images``.
+    """Return the path where YOLO expects an image's labels: it replaces the last folder ``images`` by ``labels``.
 
     Example:
         >>> label_name("train", "cam0/7.jpg"), label_name("train", "images/7.jpg")
@@ -67,7 +67,7 @@ def label_name(part: str, file_name: str) -> str:
 
 
 def image_name(part: str, file_name: str) -> str:
-    """Return where the image itself stands."""
+    """Return the path of the image."""
     return f"images/{part}/{_normal(file_name)}"
 
 
@@ -92,8 +92,8 @@ def _lines(boxes: Sequence[tuple], image: ImageContent) -> bytes:
 
 def _yaml(parts: Mapping[str, Content]) -> str:
     names = dict(enumerate(parts["train"].class_names))
-    has_own = "val" in parts
-    folders = {"train": "images/train", "val": "images/val" if has_own else "images/train"}
+    has_val = "val" in parts
+    folders = {"train": "images/train", "val": "images/val" if has_val else "images/train"}
     is_plain = not any(_ESCAPED.search(name) for name in names.values())
     text: str = yaml.safe_dump({**folders, "names": names}, allow_unicode=is_plain, sort_keys=False, width=10_000)
-    return text if has_own else _VALIDATES_ON_TRAIN + text
+    return text if has_val else _VAL_IS_TRAIN + text

@@ -1,4 +1,4 @@
-"""Corrected labels come back: which label was which, what is written, and what is refused."""
+"""Import of corrections: matching of labels, the written pool, and corrections that do not fit."""
 
 import gzip
 import json
@@ -37,7 +37,7 @@ def apply(pool, *files: Path, name="new.json"):
 
 
 def corrected_coco(pool, *edits: Callable, keep=(41, 12), name="corrected.json"):
-    """Write a correction in COCO of some images: the pool's own records, edited by functions of the list."""
+    """Write a COCO correction of some images: the records of the pool, edited by some functions."""
     value = pool_json()
     value["images"] = [record for record in value["images"] if record["id"] in keep]
     value["annotations"] = [record for record in value["annotations"] if record["image_id"] in keep]
@@ -52,12 +52,12 @@ def record_of(value, key):
     return next(record for record in value["annotations"] if record["id"] == key)
 
 
-# There and back
+# Round trip
 
 
 @pytest.mark.parametrize("image_key", [int, lambda key: f"img-{key}"])
 @pytest.mark.parametrize("name", WRITERS)
-def test_what_nobody_touched_is_the_same_bytes(tmp_path, name, image_key):
+def test_apply_unchanged_export_gives_equal_records(tmp_path, name, image_key):
     found = content(tmp_path, image_key=image_key)
     path = WRITERS[name](tmp_path / "out", found)[0]
     file = read_corrected(path)
@@ -67,22 +67,22 @@ def test_what_nobody_touched_is_the_same_bytes(tmp_path, name, image_key):
     assert {key: value[key] for key in ("images", "annotations", "categories")} == {
         key: source[key] for key in ("images", "annotations", "categories")
     }
-    assert lineage["images"] == {"changed": 0, "confirmed": 2, "not_looked_at": 3}
-    assert lineage["boxes"] == {"unchanged": 4, "changed": 0, "added": 0, "removed": 0, "not_looked_at": 3}
+    assert lineage["images"] == {"changed": 0, "confirmed": 2, "not_reviewed": 3}
+    assert lineage["boxes"] == {"unchanged": 4, "changed": 0, "added": 0, "removed": 0, "not_reviewed": 3}
     assert lineage["skipped"] == {"coco": {"crowd_regions": 1}, "cvat": {"proposals": 2}, "label-studio": {}}[name]
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_label_past_the_border_comes_back_cut_and_is_unchanged(tmp_path, pool, name):
+def test_apply_label_past_border_is_unchanged(tmp_path, pool, name):
     found = Content(pool, tmp_path / "images", (), np.arange(len(pool)))
     path = WRITERS[name](tmp_path / "out", found)[0]
     _, value, lineage = apply(pool, path)
-    assert lineage["boxes"] == {"unchanged": 6, "changed": 0, "added": 0, "removed": 0, "not_looked_at": 1}
+    assert lineage["boxes"] == {"unchanged": 6, "changed": 0, "added": 0, "removed": 0, "not_reviewed": 1}
     assert record_of(value, 107) == record_of(pool_json(), 107)
 
 
 def edit_cvat(path):
-    """As an annotator: 102 becomes a bike, 101 moves, 103 goes, the proposed bus is accepted, a person is drawn."""
+    """Edit as an annotator: 102 becomes a bike, 101 moves, 103 is deleted, the bus is accepted, a person is added."""
     tree = ET.parse(path)
     first, second = tree.getroot().findall("image")
     first[0].set("label", "bike")
@@ -120,7 +120,7 @@ def edit_coco(path):
 @pytest.mark.parametrize(
     ("name", "edit"), [("cvat", edit_cvat), ("label-studio", edit_label_studio), ("coco", edit_coco)]
 )
-def test_an_annotators_edits_by_hand(tmp_path, name, edit):
+def test_apply_edits_of_annotator_by_hand(tmp_path, name, edit):
     found = content(tmp_path)
     path = WRITERS[name](tmp_path / "out", found)[0]
     edit(path)
@@ -140,12 +140,12 @@ def test_an_annotators_edits_by_hand(tmp_path, name, edit):
     assert (person["category_id"], person["area"]) == (2, pytest.approx(38.5))
     assert value["annotations"][:-2] == source["annotations"]
     assert value["images"] == source["images"]
-    assert lineage["images"] == {"changed": 2, "confirmed": 0, "not_looked_at": 3}
-    assert lineage["boxes"] == {"unchanged": 1, "changed": 2, "added": 2, "removed": 1, "not_looked_at": 3}
+    assert lineage["images"] == {"changed": 2, "confirmed": 0, "not_reviewed": 3}
+    assert lineage["boxes"] == {"unchanged": 1, "changed": 2, "added": 2, "removed": 1, "not_reviewed": 3}
     assert found.dataset.path.read_bytes() == before
 
 
-def test_the_lineage(tmp_path, pool):
+def test_apply_writes_lineage(tmp_path, pool):
     path = corrected_coco(pool, lambda value: value["annotations"].remove(record_of(value, 105)))
     _, value, lineage = apply(pool, path)
     entry = value["info"][LINEAGE][0]
@@ -173,7 +173,7 @@ def test_the_lineage(tmp_path, pool):
 
 
 @pytest.mark.parametrize(("info", "expected"), [(None, {}), ("made by hand", {"info": "made by hand"})])
-def test_an_info_that_is_absent_or_no_object(tmp_path, info, expected):
+def test_apply_info_absent_or_no_object_is_kept(tmp_path, info, expected):
     source = pool_json()
     del source["info"]
     if info is not None:
@@ -185,7 +185,7 @@ def test_an_info_that_is_absent_or_no_object(tmp_path, info, expected):
     assert (value["info"], len(lineage)) == (expected, 1)
 
 
-def test_several_files_and_gzip(tmp_path, pool):
+def test_apply_several_files_to_gzip(tmp_path, pool):
     first, second = (corrected_coco(pool, keep=(key,), name=f"{key}.json") for key in (12, 41))
     new, _, lineage = apply(pool, first, second, name="new.json.gz")
     assert lineage["images"]["confirmed"] == 2
@@ -197,7 +197,7 @@ def test_several_files_and_gzip(tmp_path, pool):
     assert new.num_boxes == 7
 
 
-def test_repairs_of_the_pool_are_kept(tmp_path):
+def test_apply_keeps_repairs_of_pool(tmp_path):
     source = pool_json()
     source["annotations"][3]["bbox"] = [2, 5, -1, 3]
     del source["annotations"][6]["area"]
@@ -208,7 +208,7 @@ def test_repairs_of_the_pool_are_kept(tmp_path):
     assert record_of(value, 107)["area"] == pytest.approx(127.5)
 
 
-def test_crowd_regions_stay(pool):
+def test_apply_keeps_crowd_regions(pool):
     _, value, lineage = apply(
         pool, corrected_coco(pool, lambda value: value["annotations"].remove(record_of(value, 106)))
     )
@@ -216,7 +216,7 @@ def test_crowd_regions_stay(pool):
     assert lineage["boxes"]["removed"] == 0
 
 
-def test_an_image_that_loses_all_its_labels(pool):
+def test_apply_image_without_boxes_removes_labels(pool):
     def empty(value):
         value["annotations"] = [record for record in value["annotations"] if record["image_id"] != 12]
 
@@ -225,7 +225,7 @@ def test_an_image_that_loses_all_its_labels(pool):
     assert len(new) == 5
 
 
-def test_images_of_one_name_are_told_apart_by_their_id(tmp_path):
+def test_apply_repeated_file_name_is_resolved_by_id(tmp_path):
     source = pool_json()
     for record in source["images"]:
         if record["id"] in (7, 12):
@@ -240,11 +240,11 @@ def test_images_of_one_name_are_told_apart_by_their_id(tmp_path):
     assert lineage["boxes"]["removed"] == 1
     text = '<annotations><image name="same.png" width="63" height="47"/></annotations>'
     (tmp_path / "corrected.xml").write_text(text)
-    with pytest.raises(DatasetError, match=r"told by its image_id where the pool has its file_name twice, got 'same"):
+    with pytest.raises(DatasetError, match=r"corrected\.xml.*'same\.png'.*None"):
         apply(pool, tmp_path / "corrected.xml", name="other.json")
 
 
-# What is refused
+# Corrections that do not fit
 
 
 def no_images(value):
@@ -254,66 +254,66 @@ def no_images(value):
 REFUSED = {
     "an image that is not in the pool": (
         lambda value: value["images"][1].update(file_name="cam 1/deep/4.png"),
-        r"a corrected image must be in the pool, got 'cam 1/deep/4.png' \(did you mean 'cam 1/deep/41.png'\?\)",
+        r"corrected.json.*'cam 1/deep/4.png'.*'cam 1/deep/41.png'",
     ),
     "an unknown class": (
         lambda value: value["categories"][0].update(name="cars"),
-        r"a class must be one of person, bike, car, bus, got 'cars' \(did you mean 'car'\?\) \('cam 1/deep/41.png', ",
+        r"corrected.json.*'cam 1/deep/41.png'.*'cars'.*'car'.*person, bike, car, bus",
     ),
     "a box outside the image": (
         lambda value: record_of(value, 103).update(bbox=[60, 5, 10, 12]),
-        r"must lie inside its image of 65x49, got x1, y1, x2, y2 = 60, 5, 70, 17 \('person' on 'cam 1/deep/41.png'",
+        r"corrected.json.*65x49.*60, 5, 70, 17 of 'person' on 'cam 1/deep/41.png'",
     ),
     "another size": (
         lambda value: value["images"][1].update(width=130, height=98),
-        r"a corrected image must have the pool's size 65x49, got 130x98 for 'cam 1/deep/41.png'",
+        r"corrected.json.*'cam 1/deep/41.png'.*130x98.*65x49",
     ),
     "the same image twice": (
         lambda value: value["images"].append({**value["images"][1], "id": 5}),
-        r"an image must be corrected once, got 'cam 1/deep/41.png' twice \(.*corrected.json\); leave one of them out",
+        r"corrected.json.*'cam 1/deep/41.png'",
     ),
     "no boxes at all": (
         no_images,
-        r"must hold a box, got none for 2 images that have 5 \(.*corrected.json\); export the annotations",
+        r"corrected.json.*2 images.*5 boxes",
     ),
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_corrections_that_do_not_fit(tmp_path, pool, what):
-    edit, message = REFUSED[what]
+@pytest.mark.parametrize("case", REFUSED)
+def test_apply_corrections_of_another_pool_raise(tmp_path, pool, case):
+    edit, message = REFUSED[case]
     path = corrected_coco(pool, edit)
     with pytest.raises(DatasetError, match=message):
         apply(pool, path)
     assert not list(tmp_path.glob("*new*"))  # and no partial file either
 
 
-def test_the_same_image_in_two_files(pool):
+def test_apply_image_in_two_files_raises(pool):
     files = [corrected_coco(pool, keep=(12,), name=f"{name}.json") for name in ("a", "b")]
-    with pytest.raises(DatasetError, match=r"got '12.png' twice \(.*a.json and .*b.json\)"):
+    with pytest.raises(DatasetError, match=r"a.json and .*b.json.*'12.png'"):
         apply(pool, *files)
 
 
-def test_a_pixel_past_the_border_is_cut(pool):
+def test_apply_box_a_pixel_past_border_is_clipped(pool):
     _, value, _ = apply(
         pool, corrected_coco(pool, lambda value: record_of(value, 103).update(bbox=[30.25, 5, 35.75, 12]))
     )
     assert record_of(value, 103)["bbox"] == [30.25, 5.0, 34.75, 12.0]
 
 
-def test_nothing_is_ever_overwritten(tmp_path, pool):
+def test_apply_existing_output_raises_and_stays(tmp_path, pool):
     path = corrected_coco(pool)
     for name in ("train.json", "corrected.json"):
         before = (tmp_path / name).read_bytes()
-        with pytest.raises(DatasetError, match=rf"the output must be a new file, got one that exists .*{name}"):
+        with pytest.raises(DatasetError, match=rf"output.*{name}"):
             apply(pool, path, name=name)
         assert (tmp_path / name).read_bytes() == before
     (tmp_path / "new.lineage.json").write_text("{}")
-    with pytest.raises(DatasetError, match=r"the output must be a new file, got one that exists .*new.lineage.json"):
+    with pytest.raises(DatasetError, match=r"output.*new.lineage.json"):
         apply(pool, path)
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path, pool, monkeypatch):
+def test_apply_failed_write_leaves_nothing(tmp_path, pool, monkeypatch):
     def fail(path, value):
         raise OSError(28, "No space left on device")
 
@@ -326,65 +326,65 @@ def test_a_failure_leaves_nothing_behind(tmp_path, pool, monkeypatch):
 IMAGE = '<image name="12.png" width="63" height="47">'
 SIDES = 'xtl="1" ytl="1" xbr="9" ybr="9"'
 BAD_FILES = {
-    "empty.json": ("", "the correction must hold JSON, got an empty file"),
-    "words.txt": ("hello", r"CVAT for images 1.1 or Label Studio's JSON, got a file that begins with 'h'"),
-    "broken.xml": ("<annotations><image>", r"the correction must be XML from CVAT .*no element found"),
-    "voc.xml": ("<annotation/>", "must be 'CVAT for images 1.1', got <annotation>"),
-    "video.xml": ("<annotations><track/></annotations>", "must be 'CVAT for images 1.1', got tracks"),
-    "entity.xml": ('<!DOCTYPE a [<!ENTITY b "c">]><annotations/>', "must not declare a document type, got one"),
-    "none.xml": ("<annotations/>", r"the correction must hold an image, got none \(.*none.xml\)"),
-    "nameless.xml": ("<annotations><image/></annotations>", "<image> must have the attribute 'name', got none"),
+    "empty.json": ("", r"empty\.json"),
+    "words.txt": ("hello", r"words\.txt.*'h'"),
+    "broken.xml": ("<annotations><image>", r"broken\.xml.*no element found"),
+    "voc.xml": ("<annotation/>", r"voc\.xml.*<annotation>"),
+    "video.xml": ("<annotations><track/></annotations>", r"video\.xml.*tracks"),
+    "entity.xml": ('<!DOCTYPE a [<!ENTITY b "c">]><annotations/>', r"entity\.xml.*document type"),
+    "none.xml": ("<annotations/>", r"none\.xml"),
+    "nameless.xml": ("<annotations><image/></annotations>", r"nameless\.xml.*<image>.*'name'"),
     "polygon.xml": (
-        f"<annotations>{IMAGE}<polygon/></image></annotations>", r"an upright box, got <polygon> \('12.png', "
+        f"<annotations>{IMAGE}<polygon/></image></annotations>", r"polygon\.xml.*'12.png'.*<polygon>"
     ),
     "turned.xml": (
         f'<annotations>{IMAGE}<box label="car" rotation="45" {SIDES}/></image></annotations>',
-        "must be an upright box, got a turned box",
+        r"turned\.xml.*'12.png'.*rotated",
     ),
     "words.xml": (
         f'<annotations>{IMAGE}<box label="car" xtl="left"/></image></annotations>',
-        r"the attribute 'xtl' of <box> must be a number, got 'left' \('12.png', ",
+        r"words\.xml.*'xtl'.*'12.png'.*'left'",
     ),
     "infinite.xml": (
         f'<annotations>{IMAGE}<box label="car" xtl="1" ytl="1" xbr="inf" ybr="9"/></image></annotations>',
-        r"the attribute 'xbr' of <box> must be a number, got 'inf'",
+        r"infinite\.xml.*'xbr'.*'inf'",
     ),
     "flat.xml": (
         f'<annotations>{IMAGE}<box label="car" xtl="5" ytl="1" xbr="5" ybr="9"/></image></annotations>',
-        r"a corrected box must have an area, got x1, y1, x2, y2 = 5, 1, 5, 9 \('car' on '12.png'",
+        r"flat\.xml.*5, 1, 5, 9 of 'car' on '12.png'",
     ),
-    "broken.json": ('[{"data": ', "the correction must be JSON from Label Studio"),
-    "min.json": ('[{"image": "/data/upload/12.png", "label": []}]', "task 0 must be one of .* not as JSON-MIN"),
-    "nothing.json": ("[]", "the correction must hold an image, got none"),
-    "todo.json": ('[{"data": {"image": "12.png"}, "annotations": []}]', "the correction must hold an image, got none"),
+    "broken.json": ('[{"data": ', r"broken\.json.*Label Studio"),
+    "min.json": ('[{"image": "/data/upload/12.png", "label": []}]', r"min\.json.*task 0.*JSON-MIN"),
+    "nothing.json": ("[]", r"nothing\.json"),
+    "todo.json": ('[{"data": {"image": "12.png"}, "annotations": []}]', r"todo\.json"),
     "ellipse.json": (
         '[{"data": {"image": "12.png"}, "annotations": [{"result": [{"type": "ellipselabels", "original_width": 63,'
         ' "original_height": 47}]}]}]',
-        r"must be an upright box, got ellipselabels \('12.png', ",
+        r"ellipse\.json.*'12.png'.*ellipselabels",
     ),
     "two.json": (
         '[{"data": {"image": "12.png"}, "annotations": [{"result": [{"type": "rectanglelabels", "original_width": 63,'
         ' "original_height": 47, "value": {"x": 1, "y": 1, "width": 9, "height": 9,'
         ' "rectanglelabels": ["a", "b"]}}]}]}]',
-        "task 0 must be one of .*too many values",
+        r"two\.json.*task 0.*too many values",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_files_that_cannot_be_read(tmp_path, pool, name):
+def test_read_corrected_unusable_file_raises(tmp_path, pool, name):
     text, message = BAD_FILES[name]
     (tmp_path / name).write_text(text)
     with pytest.raises(DatasetError, match=message):
         apply(pool, tmp_path / name)
 
 
-def test_an_absent_file(tmp_path):
-    with pytest.raises(DatasetError, match=r"the correction must be readable, got No such file"):
+def test_read_corrected_missing_file_raises(tmp_path):
+    with pytest.raises(DatasetError, match=r"correction.*absent\.json"):
         read_corrected(tmp_path / "absent.json")
 
 
-def test_label_studio_takes_the_latest_answer_that_was_not_cancelled(tmp_path, pool):
+def test_read_corrected_label_studio_takes_latest_annotation_not_cancelled(tmp_path, pool):
     (tmp_path / "out").mkdir()
     path = write_label_studio(tmp_path / "out", content(tmp_path))[0]
     tasks = json.loads(path.read_text())
@@ -400,7 +400,7 @@ def test_label_studio_takes_the_latest_answer_that_was_not_cancelled(tmp_path, p
     assert file.skipped == {"not_annotated": 1}
 
 
-def test_label_studio_without_our_fields(tmp_path, pool):
+def test_apply_label_studio_without_exported_fields_matches_by_name(tmp_path, pool):
     path = write_label_studio(tmp_path / "out", content(tmp_path))[0]
     tasks = json.loads(path.read_text())
     for task in tasks:
@@ -410,6 +410,21 @@ def test_label_studio_without_our_fields(tmp_path, pool):
     path.write_text(json.dumps(tasks))
     _, _, lineage = apply(pool, path)
     assert lineage["boxes"]["unchanged"] == 4
+
+
+@pytest.mark.parametrize("name", ["cvat", "label-studio"])
+def test_apply_export_of_version_0_1_is_read(tmp_path, name):
+    """Version 0.1 named the note ``suspicion`` and the kinds ``swapped`` and so on; annotators may still have it."""
+    found = content(tmp_path)
+    path = WRITERS[name](tmp_path / "out", found)[0]
+    text = path.read_text()
+    for new, old in (("label_error", "suspicion"), ("wrong_class", "swapped"), ("missing_label", "overlooked")):
+        assert new in text
+        text = text.replace(new, old)
+    path.write_text(text)
+    (edit_cvat if name == "cvat" else edit_label_studio)(path)
+    _, _, lineage = apply(found.dataset, path)
+    assert lineage["boxes"] == {"unchanged": 1, "changed": 2, "added": 2, "removed": 1, "not_reviewed": 3}
 
 
 # Matching
@@ -440,7 +455,7 @@ def boxes(*lefts: float):
         (([0], [1], "a"), ([], [], ""), Matching((), (), (), (0,))),
     ],
 )
-def test_which_label_was_which(before, after, expected):
+def test_match_labels_by_hand(before, after, expected):
     lefts, classes, keys = before
     new_lefts, new_classes, new_keys = after
     found = match_labels(
@@ -454,21 +469,21 @@ _LABEL = st.tuples(st.integers(0, 12), st.integers(0, 2), st.sampled_from(["", "
 
 @given(st.lists(_LABEL, max_size=7), st.lists(_LABEL, max_size=5))
 @settings(deadline=None)
-def test_every_label_is_accounted_for_once(before, after):
+def test_match_labels_uses_every_label_once(before, after):
     columns = [
         (boxes(*(left * 3 for left, _, _ in rows)), np.array([of for _, of, _ in rows], int), [key for *_, key in rows])
         for rows in (before, after)
     ]
     found = match_labels(*columns[0], *columns[1])
-    ours = [*found.unchanged, *(row for row, _ in found.changed), *found.removed]
-    assert sorted(ours) == list(range(len(before)))
-    theirs = [*found.added, *(row for _, row in found.changed)]
-    assert len(theirs) == len(set(theirs))
-    assert len(theirs) + len(found.unchanged) == len(after)
+    used_before = [*found.unchanged, *(row for row, _ in found.changed), *found.removed]
+    assert sorted(used_before) == list(range(len(before)))
+    used_after = [*found.added, *(row for _, row in found.changed)]
+    assert len(used_after) == len(set(used_after))
+    assert len(used_after) + len(found.unchanged) == len(after)
     same = match_labels(*columns[0], *columns[0])
     assert same.unchanged == tuple(range(len(before)))
 
 
-def test_the_sizes_of_the_fixture_differ():
+def test_pool_fixture_has_images_of_different_sizes():
     assert len({*SIZES.values()}) == len(SIZES) == 5
     assert file_name(41).count("/") == 2

@@ -1,4 +1,4 @@
-"""The relabel queue as a COCO file: written, read back, and read by pycocotools."""
+"""The relabel queue as a COCO file: written, read, and read by pycocotools."""
 
 import gzip
 import json
@@ -13,7 +13,7 @@ from detcurate.interop.export.relabel_queue import read_label_errors, read_queue
 
 
 @pytest.mark.parametrize(("name", "image_key"), [("relabel.json", int), ("relabel.json.gz", lambda key: f"img-{key}")])
-def test_the_file_is_coco_with_all_labels_of_the_images_word_for_word(tmp_path, name, image_key):
+def test_write_queue_is_coco_with_all_labels_of_images(tmp_path, name, image_key):
     pool = write_pool(tmp_path, image_key=image_key)
     found = label_errors(pool)
     path = tmp_path / name
@@ -40,7 +40,7 @@ def test_the_file_is_coco_with_all_labels_of_the_images_word_for_word(tmp_path, 
     assert set(ids).isdisjoint(key for key, *_ in LABELS)
 
 
-def test_it_is_read_back(tmp_path):
+def test_read_queue_written_queue_round_trips(tmp_path):
     pool = write_pool(tmp_path, image_key=lambda key: f"img-{key}")
     path = tmp_path / "relabel.json"
     write_queue(path, pool, label_errors(pool), {})
@@ -50,7 +50,7 @@ def test_it_is_read_back(tmp_path):
     assert len(dataset) == 2
 
 
-def test_pycocotools_reads_it_and_its_suspicions_as_results(tmp_path, capsys):
+def test_write_queue_is_read_by_pycocotools(tmp_path, capsys):
     pool = write_pool(tmp_path)
     path = tmp_path / "relabel.json"
     write_queue(path, pool, label_errors(pool), {})
@@ -61,14 +61,14 @@ def test_pycocotools_reads_it_and_its_suspicions_as_results(tmp_path, capsys):
     assert [seen.anns[key]["bbox"] for key in seen.getAnnIds(imgIds=[12])] == [[3.5, 5.0, 9.5, 12.5]]
 
 
-def test_equal_queues_are_equal_bytes(tmp_path):
+def test_write_queue_equal_queues_give_equal_bytes(tmp_path):
     pool = write_pool(tmp_path)
     for name in ("a.json.gz", "b.json.gz"):
         write_queue(tmp_path / name, pool, label_errors(pool), {"limit": 3})
     assert (tmp_path / "a.json.gz").read_bytes() == (tmp_path / "b.json.gz").read_bytes()
 
 
-def test_ids_that_are_large_or_absent(tmp_path):
+def test_write_queue_large_or_absent_ids_give_free_ids(tmp_path):
     source = pool_json()
     source["annotations"][0]["id"] = 2**53
     del source["annotations"][1]["id"]
@@ -78,12 +78,12 @@ def test_ids_that_are_large_or_absent(tmp_path):
     found = label_errors(write_pool(tmp_path / "plain"))
     write_queue(path, pool, found, {})
     written = json.loads(path.read_text())["label_errors"]
-    assert [record["id"] for record in written] == [2, 3, 4]  # 1 is for the label that has none
+    assert [record["id"] for record in written] == [2, 3, 4]  # 1 is the internal number of the label without an id
     assert written[0]["annotation_id"] is None
     assert read_label_errors(path, pool)[0].label_row == found[0].label_row  # found by its box
 
 
-def test_a_queue_of_nothing(tmp_path):
+def test_read_queue_empty_queue_raises(tmp_path):
     pool = write_pool(tmp_path)
     path = tmp_path / "relabel.json"
     write_queue(path, pool, [], {"limit": 9})
@@ -91,20 +91,51 @@ def test_a_queue_of_nothing(tmp_path):
     assert (value["images"], value["annotations"], value["label_errors"]) == ([], [], [])
     assert value["categories"] == pool_json()["categories"]
     assert read_label_errors(path, pool) == ()
-    with pytest.raises(DatasetError, match="the relabel queue must hold a suspicion, got none"):
+    with pytest.raises(DatasetError, match=r"relabel\.json"):
         read_queue(path)
 
 
-def test_files_that_are_no_queue(tmp_path):
+def test_read_queue_other_files_raise(tmp_path):
     pool = write_pool(tmp_path)
-    with pytest.raises(DatasetError, match=r"the relabel queue must be a file, got none .*RELABEL_LIMIT above 0"):
+    with pytest.raises(DatasetError, match=r"absent\.json.*RELABEL_LIMIT"):
         read_queue(tmp_path / "absent.json")
-    with pytest.raises(DatasetError, match=r"the relabel queue must be JSON from detcurate .*label_errors"):
+    with pytest.raises(DatasetError, match=r"train\.json.*label_errors"):
         read_queue(pool.path)
     path = tmp_path / "relabel.json"
     write_queue(path, pool, label_errors(pool), {})
     path.write_text(path.read_text().replace('"inaccurate_box"', '"sideways"'))
-    with pytest.raises(
-        DatasetError, match=r"missing_label, wrong_class, inaccurate_box of an image .* got 'sideways'.*rank 3"
-    ):
+    with pytest.raises(DatasetError, match=r"relabel\.json.*rank 3.*'sideways'"):
         read_queue(path)
+
+
+OLD_NAMES = {"missing_label": "overlooked", "wrong_class": "swapped", "inaccurate_box": "badly_located",
+             "label_error_score": "suspicion", "label_errors": "suspicions"}  # fmt: skip
+
+
+def test_read_queue_of_version_0_1_reads_old_names(tmp_path):
+    pool = write_pool(tmp_path)
+    path = tmp_path / "relabel.json"
+    write_queue(path, pool, label_errors(pool), {})
+    text = path.read_text()
+    for new, old in OLD_NAMES.items():
+        assert f'"{new}"' in text
+        text = text.replace(f'"{new}"', f'"{old}"')
+    path.write_text(text)
+    assert read_label_errors(path, pool) == tuple(label_errors(pool))
+    dataset, found = read_queue(path)
+    assert found == tuple(label_errors(dataset))
+    path.write_text(text.replace('"overlooked"', '"sideways"'))
+    with pytest.raises(DatasetError, match=r"rank 2.*'sideways'"):
+        read_queue(path)
+
+
+def test_write_queue_of_old_queue_drops_its_keys(tmp_path):
+    """A queue of version 0.1 may itself be the pool of a run."""
+    pool = write_pool(tmp_path)
+    value = {**pool_json(), "suspicions": [{"kind": "swapped"}], "relabel": {"limit": 7}}
+    pool.path.write_text(json.dumps(value))
+    pool = read_coco(pool.path)
+    write_queue(tmp_path / "relabel.json", pool, label_errors(pool), {"limit": 3})
+    written = json.loads((tmp_path / "relabel.json").read_text())
+    assert "suspicions" not in written
+    assert (len(written["label_errors"]), written["relabel"]) == (3, {"limit": 3})
