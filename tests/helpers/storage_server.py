@@ -1,4 +1,4 @@
-"""An S3 emulator on loopback, and a server before it that fails as object storage does."""
+"""An S3 emulator on loopback, and a proxy before it that fails as object storage does."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ SLOW_DOWN = (
 
 @dataclass
 class Faults:
-    """What goes wrong: ``plan(method, path)`` names a fault for a request, or ``None``; every request is noted.
+    """Faults of the proxy, and all requests: ``plan(method, path)`` returns the fault of a request, or ``None``.
 
-    Faults: ``"slow_down"`` (503), ``"stall"`` (no answer), ``"half"`` (half of the body under the whole length, then
-    the end), ``"hang"`` (the same, then silence), ``"short"`` (half of the body, and a length that says so),
-    ``"reset"`` (the connection is reset), ``"denied"`` (403), ``"drip"`` (the body in pieces, with pauses between).
+    Faults: ``"slow_down"`` (status 503), ``"stall"`` (no response), ``"half"`` (half of the body with the length of the
+    whole, then the end), ``"hang"`` (the same, then silence), ``"short"`` (half of the body with its own length),
+    ``"reset"`` (the connection is reset), ``"denied"`` (403), ``"unauthorized"`` (401), ``"drip"`` (the body in pieces
+    with pauses).
     """
 
     plan: Callable[[str, str], str | None] = lambda method, path: None
@@ -37,7 +38,7 @@ class Faults:
     seen: list[tuple[str, str]] = field(default_factory=list)
 
     def first(self, count: int, fault: str, *, method: str = "GET", contains: str = "") -> None:
-        """Let the first so many requests of a kind fail."""
+        """Let the first ``count`` requests of a kind fail."""
         left = [count]
 
         def plan(found: str, path: str) -> str | None:
@@ -49,7 +50,7 @@ class Faults:
         self.plan = plan
 
     def count(self, method: str, contains: str = "") -> int:
-        """Return how many requests of a kind there were."""
+        """Return the number of requests of a kind."""
         return sum(found == method and contains in path for found, path in self.seen)
 
 
@@ -57,9 +58,9 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
-    def _pass_on(self) -> None:
+    def _forward(self) -> None:
         faults, behind = self.server.faults, self.server.behind
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         faults.seen.append((self.command, self.path))
@@ -72,23 +73,23 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             self.close_connection = True
             return
-        if fault == "denied":
-            self._answer(403, {}, b"", 0)
+        if fault in ("denied", "unauthorized"):
+            self._respond(403 if fault == "denied" else 401, {}, b"", 0)
             return
         if fault == "slow_down":
-            self._answer(503, {"Content-Type": "application/xml"}, SLOW_DOWN, len(SLOW_DOWN))
+            self._respond(503, {"Content-Type": "application/xml"}, SLOW_DOWN, len(SLOW_DOWN))
             return
         connection = HTTPConnection(*behind)
         connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
             connection.putheader(name, value)
         connection.endheaders(body)
-        prediction = connection.getresponse()
-        content = prediction.read()
+        response = connection.getresponse()
+        content = response.read()
         skipped = ("content-length", "connection", "transfer-encoding", "date", "server")
-        headers = {name: value for name, value in prediction.getheaders() if name.lower() not in skipped}
+        headers = {name: value for name, value in response.getheaders() if name.lower() not in skipped}
         connection.close()
-        length = int(prediction.headers.get("Content-Length") or len(content))
+        length = int(response.headers.get("Content-Length") or len(content))
         if fault in ("half", "hang", "short"):
             content = content[: len(content) // 2]
             headers = {name: value for name, value in headers.items() if not name.lower().startswith("x-amz-checksum")}
@@ -96,17 +97,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         if fault == "drip":
             piece = len(content) // 3 + 1
-            self._answer(prediction.status, headers, content[:piece], length)
+            self._respond(response.status, headers, content[:piece], length)
             for start in range(piece, len(content), piece):
                 time.sleep(faults.stall_s / 8)
                 self.wfile.write(content[start : start + piece])
             return
-        self._answer(prediction.status, headers, content, length)
+        self._respond(response.status, headers, content, length)
         if fault == "hang":
             self.wfile.flush()
             time.sleep(faults.stall_s)
 
-    def _answer(self, status: int, headers: dict[str, str], content: bytes, length: int) -> None:
+    def _respond(self, status: int, headers: dict[str, str], content: bytes, length: int) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -116,19 +117,19 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _pass_on
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _forward
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
-        """Say nothing: clients that give up are what this is for."""
+        """Log nothing: clients that give up are expected."""
 
 
 @contextmanager
 def faulty_server(behind: tuple[str, int]) -> Iterator[tuple[str, Faults]]:
-    """Serve before an emulator; give the endpoint and what goes wrong."""
+    """Serve a proxy before an emulator; give its endpoint and faults."""
     server = _Server(("127.0.0.1", 0), _Handler)
     server.behind, server.faults = behind, Faults()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -142,7 +143,7 @@ def faulty_server(behind: tuple[str, int]) -> Iterator[tuple[str, Faults]]:
 
 
 def boto(endpoint: str) -> boto3.client:
-    """Return a client of another make than the one that is tested."""
+    """Return a client that is independent of the tested one."""
     return boto3.client(
         "s3", endpoint_url=endpoint, aws_access_key_id=KEY_ID, aws_secret_access_key=SECRET, region_name="us-east-1"
     )

@@ -1,4 +1,4 @@
-"""``gs://`` and ``az://`` against emulators on loopback: what the tests of ``s3://`` ask, and the job.
+"""``gs://`` and ``az://`` against emulators on loopback: objects, faults, and a whole run.
 
 Google's comes with ``pip install gcp-storage-emulator``. Azure's is Azurite (npm): start it and name its address,
 ``DETCURATE_AZURITE=http://127.0.0.1:10000``.
@@ -20,7 +20,6 @@ from detcurate.errors import StorageError
 from detcurate.io.files import describe_files, sha256_file, write_bytes
 from detcurate.io.parquet import read_table, write_table
 
-# Azurite's account, which its documentation publishes.
 from detcurate.io.storage import (
     RemotePath,
     StorageOptions,
@@ -38,7 +37,7 @@ FAULTS = ("slow_down", "hang", "half", "short", "reset")
 
 
 def google():
-    """Start Google's emulator; give host and port, what ends it, and the environment for an endpoint."""
+    """Start Google's emulator; return its address, a function that stops it, and one that gives the environment."""
     pytest.importorskip("gcsfs", reason="gcsfs is not installed: pip install 'detcurate[gcs]'")
     emulator = pytest.importorskip(
         "gcp_storage_emulator.server", reason="Google's emulator is absent: pip install gcp-storage-emulator"
@@ -54,7 +53,7 @@ def google():
 
 
 def azure():
-    """Take the Azurite that the environment names, with an empty container."""
+    """Empty the container of a running Azurite; return as :func:`google`."""
     address = os.environ.get("DETCURATE_AZURITE")
     if not address:
         pytest.skip("no Azurite here: DETCURATE_AZURITE names the address of one")
@@ -77,7 +76,7 @@ def azure():
 
 @pytest.fixture(scope="module", params=[google, azure], ids=["gs", "az"])
 def storage(request, tmp_path_factory):
-    """The scheme of an emulator, what goes wrong before it, and the environment that leads to it."""
+    """The scheme of an emulator behind a proxy, and the proxy's faults."""
     behind, stop, environment = request.param()
     with faulty_server(behind) as (endpoint, faults), pytest.MonkeyPatch.context() as patch:
         for name, value in environment(endpoint).items():
@@ -103,7 +102,7 @@ def faults(storage):
     return storage[1]
 
 
-def test_what_is_written_is_there_listed_and_removed(root, tmp_path):
+def test_objects_are_written_listed_and_removed(root, tmp_path):
     names = ("a/b.bin", "a/ü #1%41.bin", "a-b/c.bin", "stage.json")
     for size, name in enumerate(names):
         write_bytes(root / name, bytes(size))
@@ -123,11 +122,11 @@ def test_what_is_written_is_there_listed_and_removed(root, tmp_path):
     (root / "stage.json").unlink()
     (root / "stage.json").unlink(missing_ok=True)
     for path in (root / "stage.json", root / "a"):
-        with pytest.raises(FileNotFoundError, match=f"there is no such object: '{path}'"):
+        with pytest.raises(FileNotFoundError, match=str(path)):
             path.read_bytes()
 
 
-def test_an_object_that_is_written_again_is_another(root):
+def test_object_written_again_changes_entry_and_copy(root):
     write_bytes(root / "train.json", b'{"a": 1}')
     before, first = (root / "train.json").entry(), annotation_copy(root / "train.json")
     assert annotation_copy(root / "train.json") == first
@@ -137,7 +136,7 @@ def test_an_object_that_is_written_again_is_another(root):
 
 
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # of aiohttp, to both packages
-def test_an_object_of_many_parts_is_whole(root, tmp_path):
+def test_object_of_many_parts_is_complete(root, tmp_path):
     root = RemotePath(root.scheme, root.key, StorageOptions(timeout_s=30, cache=tmp_path / "cache"))
     whole = os.urandom((5 << 20) + 1) * 11  # more than gcsfs, and than adlfs, sends at once
     write_bytes(root / "big.bin", whole)
@@ -146,7 +145,7 @@ def test_an_object_of_many_parts_is_whole(root, tmp_path):
     assert (tmp_path / "big.bin").read_bytes() == whole
 
 
-def test_a_table_and_images(root, faults):
+def test_table_and_images_cost_few_requests(root, faults):
     write_table(root / "t.parquet", {"a": pa.array(range(1000))}, {"b": 1})
     assert read_table(root / "t.parquet")[0]["a"].to_pylist() == list(range(1000))
     for number in range(3):
@@ -157,34 +156,39 @@ def test_a_table_and_images(root, faults):
     assert [size for size, _ in image_statuses(place, names)] == [5000, 5001, 5002, -1]
     with image_files(place, names)[1].open() as stream:
         assert len(stream.read()) == 5001
-    assert (
-        len(faults.seen) == {"gs": 2, "az": 3}[root.scheme]
-    )  # the listing, the image; adlfs looks for the folder first
+    assert len(faults.seen) == {"gs": 2, "az": 3}[root.scheme]  # listing and image; adlfs looks for the folder first
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_read_is_tried_again_and_then_a_clear_error(root, faults, fault):
+def test_read_with_two_faults_succeeds(root, faults, fault):
     write_bytes(root / "x.bin", bytes(5000))
     faults.first(2, fault, contains="x.bin")
     assert (root / "x.bin").read_bytes() == bytes(5000)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_read_with_persistent_fault_makes_bounded_attempts(root, faults, fault):
+    """gcsfs makes six attempts of its own at all but a body whose length is consistent."""
+    write_bytes(root / "x.bin", bytes(5000))
+    entry = (root / "x.bin").entry()
     faults.first(99, fault, contains="x.bin")
     faults.seen.clear()
-    with pytest.raises(StorageError, match=rf"{root}/x.bin must answer when asked to read, got .+, 3 times"):
-        (root / "x.bin").read_bytes()
+    own, attempts = (1, 6) if root.scheme == "gs" and fault != "short" else (3, 3)
+    with pytest.raises(StorageError, match=rf"^{root}/x.bin: .*\(got .+ at attempt {own}\)"):
+        (root / "x.bin").read_bytes(entry)
     if fault == "slow_down":
-        # The packages' own attempts are off.
-        assert [method == "GET" and path.endswith("x.bin") for method, path in faults.seen].count(True) == 3
+        assert faults.count("GET", "x.bin") == attempts
 
 
 @pytest.mark.parametrize("fault", ["slow_down", "stall", "reset"])
-def test_a_write_is_tried_again(root, faults, fault):
+def test_write_with_two_faults_succeeds(root, faults, fault):
     method = {"gs": "POST", "az": "PUT"}[root.scheme]
     faults.first(2, fault, method=method)
     write_bytes(root / "x.bin", bytes(5000))
     assert (root / "x.bin").read_bytes() == bytes(5000)
 
 
-def test_silence_is_bounded_and_not_the_time_that_a_body_takes(root, faults):
+def test_timeout_bounds_silence_not_duration(root, faults):
     write_bytes(root / "x.bin", bytes(5000))
     (entry,) = root.list_files().values()
     faults.stall_s = 3.0  # pauses of 0.375 s, twice, under a bound of 0.6 s
@@ -193,33 +197,33 @@ def test_silence_is_bounded_and_not_the_time_that_a_body_takes(root, faults):
     assert faults.count("GET", "x.bin") == 1
 
 
-def test_denied_access_is_told_at_once(root, faults):
+def test_denied_access_fails_at_once(root, faults):
     faults.plan = lambda method, path: "denied"
-    for verb, predict in {
+    for verb, send in {
         "read": root.read_bytes,
         "list": root.list_files,
         "write": lambda: write_bytes(root, b"1"),
     }.items():
         faults.seen.clear()
-        with pytest.raises(StorageError, match=f"{root} must be open to {verb} with the environment's credentials"):
-            predict()
-        assert len(faults.seen) <= 3  # gcsfs asks for object and folder at once
+        with pytest.raises(StorageError, match=f"^{root}: access denied to {verb} "):
+            send()
+        assert len(faults.seen) <= 3  # gcsfs requests object and folder
 
 
-def test_a_bucket_that_is_absent(root):
+def test_absent_bucket_is_refused(root):
     absent = RemotePath(root.scheme, "no-such-bucket/x", root.options)
-    with pytest.raises(StorageError, match="no-such-bucket/x must be in a bucket that exists"):
+    with pytest.raises(StorageError, match="no-such-bucket/x: .*bucket"):
         write_bytes(absent, b"1")
-    with pytest.raises(FileNotFoundError, match="there is no such object: '.*no-such-bucket/x'"):
+    with pytest.raises(FileNotFoundError, match="no-such-bucket/x"):
         absent.read_bytes()
     assert absent.list_files() == {}
 
 
-def run(config, *words: object):
-    return main(["--config-file", str(config), "--until", "manifest", *map(str, words)])
+def run(config, *arguments: object):
+    return main(["--config-file", str(config), "--until", "manifest", *map(str, arguments)])
 
 
-def test_the_job_gives_the_manifest_and_scores_of_the_job_here(job_here, storage, tmp_path):
+def test_run_on_storage_equals_run_on_disk(job_here, storage, tmp_path):
     config, output, data, words = job_here
     scheme, faults = storage
     faults.first(0, "")

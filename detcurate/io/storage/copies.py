@@ -1,8 +1,10 @@
-"""Local copies of objects: a folder of bounded size, shared by any number of threads and processes.
+"""Local copies of objects: downloads in a folder of bounded size, and files on their way into object storage.
 
-A copy is named by the object's URL, size and version, so that a changed object is another copy. It is written beside
-its place and then renamed; the size of what is found is checked. Room is made before a copy is written, the least
-recently used first, under a lock of the folder, so that the bound holds whoever writes.
+**Downloads.** A copy is named by the object's URL, size and version, so that a changed object is another copy. It is
+written beside its place and then renamed; its size is checked whenever it is opened. Before a copy is written, the
+least recently used ones are removed under a lock of the folder, so that the bound holds across threads and processes.
+
+**Uploads.** A file is written in a private folder and then uploaded as one object.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 import threading
 import time
 import uuid
@@ -28,14 +31,15 @@ _KEPT_SHARE = 0.9  # what is left when room is made, so that it is not made for 
 _STALE_SECONDS = 24 * 3600.0
 _ANNOTATIONS_KEPT_SECONDS = 30 * 24 * 3600.0
 _CATALOG = "bytes"
+_LOCK = ".lock"
 
 
 class LocalCopies:
-    """Copies of images.
+    """Local copies of images.
 
     Args:
-        folder: Where; made when absent, readable by its owner alone.
-        max_bytes: What the copies may take together.
+        folder: Created when absent, readable by its owner alone.
+        max_bytes: Largest total size of the copies.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -43,11 +47,11 @@ class LocalCopies:
         self._locks = tuple(threading.Lock() for _ in range(64))
 
     def open(self, remote: RemotePath, entry: Entry) -> BinaryIO:
-        """Open the copy of an object, which is made first where it is not there.
+        """Open the copy of an object, and download it first where it is absent.
 
         Raises:
-            FileNotFoundError: There is no such object any more.
-            StorageError: It cannot be read as it was listed, or is larger than all copies may be.
+            FileNotFoundError: The object is absent by now.
+            StorageError: It cannot be read, differs from ``entry``, or is larger than the bound of all copies.
         """
         name = _digest(f"{remote}\0{entry.size}\0{entry.tag}")
         path = self._folder / name[:2] / name[2:]
@@ -57,8 +61,8 @@ class LocalCopies:
     def _add(self, path: Path, remote: RemotePath, entry: Entry) -> BinaryIO:
         if entry.size > self._max_bytes:
             raise StorageError(
-                f"CURATE.STORAGE.CACHE_GB must hold one image at least, got {self._max_bytes / 1e9:g} GB for "
-                f"{entry.size / 1e9:g} GB ({remote}); raise it"
+                f"CURATE.STORAGE.CACHE_GB: too small for one image (got {self._max_bytes / 1e9:g}, {remote} has "
+                f"{entry.size / 1e9:g} GB). Raise it."
             )
         data = remote.read_bytes(entry)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -67,35 +71,35 @@ class LocalCopies:
         try:
             with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as stream:
                 stream.write(data)
-            opened = temporary.open("rb")  # before another process can make room of it
+            opened = temporary.open("rb")  # before another process can remove it
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
         return opened
 
     def _make_room(self, size: int) -> None:
-        """Add a size to what is used, once there is room for it."""
-        with self._locked() as member_index:
-            member_index.seek(0)
-            text = member_index.read()
+        """Remove copies until ``size`` bytes fit, and record the new total."""
+        with self._locked() as catalog:
+            catalog.seek(0)
+            text = catalog.read()
             used = int(text) if text.isdigit() else None
             if used is None or used + size > self._max_bytes:
                 used = self._evict(int(self._max_bytes * _KEPT_SHARE) - size)
-            member_index.seek(0)
-            member_index.truncate()
-            member_index.write(b"%d" % (used + size))
-            member_index.flush()
+            catalog.seek(0)
+            catalog.truncate()
+            catalog.write(b"%d" % (used + size))
+            catalog.flush()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[BinaryIO]:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = os.open(self._folder / _CATALOG, os.O_CREAT | os.O_RDWR, 0o600)
-        with os.fdopen(handle, "rb+") as member_index:
-            fcntl.flock(member_index, fcntl.LOCK_EX)
-            yield member_index
+        with os.fdopen(handle, "rb+") as catalog:
+            fcntl.flock(catalog, fcntl.LOCK_EX)
+            yield catalog
 
     def _evict(self, target: int) -> int:
-        """Return what the copies take, once those used longest ago are gone and at most ``target`` bytes are left."""
+        """Remove the copies used longest ago until at most ``target`` bytes are left; return the bytes left."""
         found, used, now = [], 0, time.time()
         for folder in os.scandir(self._folder):
             for file in os.scandir(folder) if folder.is_dir(follow_symlinks=False) else ():
@@ -103,7 +107,7 @@ class LocalCopies:
                     status = file.stat(follow_symlinks=False)
                     is_partial = file.name.endswith(_PARTIAL)
                     if is_partial and status.st_mtime > now - _STALE_SECONDS:
-                        used += int(file.name[1:].partition("-")[0])  # being written: it counts whole
+                        used += int(file.name[1:].partition("-")[0])  # being written: counts with its final size
                         continue
                     size = 0 if is_partial else status.st_size
                     used += size
@@ -117,7 +121,7 @@ class LocalCopies:
 
 
 def image_copies(options: StorageOptions) -> LocalCopies:
-    """Return this process's copies of images for some options."""
+    """Return this process's copies of images for these options."""
     with _lock:
         key = (cache_folder(options), options.cache_bytes)
         if key not in _copies:
@@ -126,14 +130,14 @@ def image_copies(options: StorageOptions) -> LocalCopies:
 
 
 def annotation_copy(remote: RemotePath) -> Path:
-    """Return a local copy of an annotation file, as it is now; it keeps its name.
+    """Return a local copy, with the same name, of the current version of an annotation file.
 
-    Copies of annotation files do not count for the bound, for they are read again and again in a run; those that were
-    not asked for in 30 days are removed.
+    These copies do not count towards the bound, since a run reads them many times; those unused for 30 days are
+    removed.
 
     Raises:
         StorageError: It cannot be read.
-        FileNotFoundError: There is no such object.
+        FileNotFoundError: The object is absent.
     """
     entry = remote.entry()
     folder = cache_folder(remote.options) / "annotations"
@@ -147,7 +151,7 @@ def annotation_copy(remote: RemotePath) -> Path:
     try:
         remote.download(temporary)
         if temporary.stat().st_size != entry.size:
-            raise StorageError(f"{remote} must not change while it is read; run the same command again")
+            raise StorageError(f"{remote}: the object changed while it was read. Run the same command again.")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -155,24 +159,24 @@ def annotation_copy(remote: RemotePath) -> Path:
 
 
 def local_file(text: str, *, name: str, options: StorageOptions | None = None) -> Path:
-    """Return the file that a path or URL names; of an object in storage a local copy.
+    """Return the file that a path names, or a local copy of the object that a URL names.
 
     Args:
         text: A path, or a URL without credentials.
-        name: What it is called in messages.
-        options: How object storage is asked.
+        name: Name of the setting or argument, for messages.
+        options: Options of object storage.
 
     Raises:
         ConfigError: The URL cannot be used.
-        StorageError: It cannot be read.
-        FileNotFoundError: There is no such object.
+        StorageError: The object cannot be read.
+        FileNotFoundError: The object is absent.
     """
     place = locate(text, name=name, options=options)
     return place if isinstance(place, Path) else annotation_copy(place)
 
 
 def cache_folder(options: StorageOptions) -> Path:
-    """Return the folder of all copies: as set, or the user's own."""
+    """Return the folder of all copies: as set, or the user's cache folder."""
     if options.cache is not None:
         return options.cache
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detcurate"
@@ -203,15 +207,66 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@contextlib.contextmanager
+def published(path: RemotePath) -> Iterator[Path]:
+    """Give a temporary local path, and upload its content unless the block raises.
+
+    Files that a killed process left are removed by the next call.
+
+    Raises:
+        StorageError: The file cannot be uploaded.
+    """
+    outgoing = cache_folder(path.options) / "outgoing"
+    outgoing.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _remove_abandoned(outgoing)
+    folder = outgoing / uuid.uuid4().hex
+    with _upload_lock(folder.with_suffix(_LOCK)):
+        folder.mkdir(mode=0o700)
+        try:
+            temporary = folder / path.name
+            temporary.touch(mode=0o600)
+            yield temporary
+            path.upload(temporary)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _upload_lock(lock: Path) -> Iterator[None]:
+    """Hold a lock that the system releases when this process ends."""
+    with os.fdopen(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _remove_abandoned(outgoing: Path) -> None:
+    for folder in outgoing.iterdir():
+        if folder.suffix == _LOCK:
+            continue
+        lock = folder.with_suffix(_LOCK)
+        try:
+            with lock.open("rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+                lock.unlink(missing_ok=True)
+        except FileNotFoundError:  # finished meanwhile
+            continue
+        except BlockingIOError:  # in use
+            continue
+
+
 _copies: dict[tuple[Path, int], LocalCopies] = {}
 _lock = threading.Lock()
 
 
-def _forget() -> None:
-    """Begin anew in a forked process, where another thread's lock would never be given back."""
+def _reset_after_fork() -> None:
+    """Replace a lock that another thread may hold."""
     global _lock
     _lock = threading.Lock()
     _copies.clear()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_reset_after_fork)

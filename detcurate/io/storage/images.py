@@ -1,7 +1,6 @@
-"""Images, here or in object storage: what a listing says of them, and their bytes through the local copies.
+"""Images on this machine or in object storage: sizes from one listing, bytes through the local copies.
 
-An object is asked for by what the listing said of it: its size and a tag of its content go with its name, so that no
-image costs a request of its own but the one that fetches it.
+A :class:`RemoteImage` carries the size and tag that the listing states, so that an image costs a single request.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _MOST_AHEAD = 4096
 
 @dataclass(frozen=True)
 class RemoteImage:
-    """An image in object storage, as it was listed. As text it is URL, ``#``, size and tag: what Detectron2 opens."""
+    """An image in object storage, as listed. Its text, URL ``#`` size ``-`` tag, is a file name for Detectron2."""
 
     remote: RemotePath
     entry: Entry
@@ -40,15 +39,15 @@ class RemoteImage:
 
     @property
     def name(self) -> str:
-        """The last part of its name."""
+        """The last part of the object's name."""
         return self.remote.name
 
     def open(self) -> BinaryIO:
-        """Open its local copy, which is made first where it is not there.
+        """Open the local copy, and download it first where it is absent.
 
         Raises:
-            FileNotFoundError: The listing has no such object, or it is gone.
-            StorageError: It cannot be read as it was listed.
+            FileNotFoundError: The object is absent, from the listing or by now.
+            StorageError: It cannot be read, or differs from the listing.
         """
         if self.entry == _ABSENT:
             raise FileNotFoundError(errno.ENOENT, "there is no such object", str(self.remote))
@@ -56,10 +55,10 @@ class RemoteImage:
 
     @classmethod
     def parse(cls, text: str, options: StorageOptions) -> RemoteImage:
-        """Return the image that a text means; one without size and tag is looked up, with a request of its own.
+        """Return the image of a text; without size and tag it costs a further request.
 
         Raises:
-            FileNotFoundError: There is no such object.
+            FileNotFoundError: The object is absent.
         """
         match = _STAMPED.fullmatch(text)
         remote = _path_of(match[1] if match else text, options)
@@ -67,9 +66,9 @@ class RemoteImage:
 
 
 def image_statuses(root: Location, names: Sequence[str]) -> list[tuple[int, int]]:
-    """Return the size in bytes and a number that changes with the content, for each image; -1 and 0 where it is absent.
+    """Return, for each image, its size in bytes and a number that changes with its content; -1 and 0 where absent.
 
-    Here the number is the time of the last change in ns; in object storage all come from one listing.
+    On this machine the number is the time of the last change in ns; in object storage one listing states both.
     """
     if isinstance(root, Path):
         return [path_status(root / name) for name in names]
@@ -77,7 +76,7 @@ def image_statuses(root: Location, names: Sequence[str]) -> list[tuple[int, int]
 
 
 def image_files(root: Location, names: Sequence[str]) -> tuple[Path | RemoteImage, ...]:
-    """Return what opens each image; one that the listing lacks fails when it is opened."""
+    """Return an object that opens each image; one that the listing lacks fails when it is opened."""
     if isinstance(root, Path):
         return tuple(root / name for name in names)
     return tuple(
@@ -87,18 +86,18 @@ def image_files(root: Location, names: Sequence[str]) -> tuple[Path | RemoteImag
 
 
 def image_source(file: Location | RemoteImage) -> contextlib.AbstractContextManager[Path | BinaryIO]:
-    """Return what Pillow opens: a file of this machine by its name, an object by its local copy, which stays open."""
+    """Return a source for Pillow: the path of a local file, or the open local copy of an object."""
     if isinstance(file, Path):
         return contextlib.nullcontext(file)
     return (file if isinstance(file, RemoteImage) else RemoteImage(file, file.entry())).open()
 
 
 def fetch_ahead(files: Iterable[object], options: StorageOptions | None = None) -> None:
-    """Begin to copy images that will be opened soon, many at a time; what fails is told when they are opened.
+    """Start to download images that will be opened soon; an error is raised when the image is opened.
 
     Args:
-        files: Of :func:`image_files`, or as text; those of this machine need no copy.
-        options: How the storage is asked, for those that are text.
+        files: Results of :func:`image_files`, or their texts; local files are skipped.
+        options: Options of requests, for texts.
     """
     for file in files:
         if isinstance(file, str) and is_url(file):
@@ -108,7 +107,7 @@ def fetch_ahead(files: Iterable[object], options: StorageOptions | None = None) 
 
 
 def path_status(path: Path) -> tuple[int, int]:
-    """Return the size in bytes and the time of the last change in ns of a file; -1 and 0 where there is none."""
+    """Return the size in bytes and the time of the last change in ns of a file; -1 and 0 where it is absent."""
     try:
         status = path.stat()
     except (OSError, ValueError):  # ValueError: a name that the file system cannot hold
@@ -119,13 +118,13 @@ def path_status(path: Path) -> tuple[int, int]:
 def _key_below(root: RemotePath, name: str) -> str:
     try:
         path = root / name
-    except ValueError:  # it leads out of the root: nothing of that name is listed
+    except ValueError:  # leads out of the root: no listing has such a name
         return f"../{name}"
     return path.key[len(root.key) + 1 :]
 
 
 def _path_of(url: str, options: StorageOptions) -> RemotePath:
-    """Return the place that one of our own texts means; a key may hold what a URL of a user's may not."""
+    """Return the location of a text that detcurate wrote; its key may hold characters that a user's URL may not."""
     scheme, _, key = url.partition("://")
     path = locate(f"{scheme}://bucket", options=options)
     if not isinstance(path, RemotePath):
@@ -134,7 +133,7 @@ def _path_of(url: str, options: StorageOptions) -> RemotePath:
 
 
 class _Fetchers:
-    """Threads that end with the process, whatever they are at."""
+    """Daemon threads that download images."""
 
     def __init__(self) -> None:
         self._waiting: queue.Queue[RemoteImage] = queue.Queue(_MOST_AHEAD)
@@ -142,14 +141,14 @@ class _Fetchers:
             threading.Thread(target=self._fetch, daemon=True).start()
 
     def put(self, image: RemoteImage) -> None:
-        if not self._waiting.full():  # what is not fetched ahead is fetched when it is opened
+        if not self._waiting.full():  # other images are downloaded when they are opened
             self._waiting.put(image)
 
     def _fetch(self) -> None:
         while True:
             try:
                 self._waiting.get().open().close()
-            except Exception:  # noqa: S112  told when it is opened
+            except Exception:  # noqa: S112  raised again when the image is opened
                 continue
 
 
@@ -164,10 +163,10 @@ def _fetchers() -> _Fetchers:
         return _started[0]
 
 
-def _forget() -> None:
+def _reset_after_fork() -> None:
     global _lock
     _lock = threading.Lock()
     _started.clear()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,4 +1,4 @@
-"""Where things are: a path of this machine, or one in object storage."""
+"""Locations: paths of this machine and URLs of object storage."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from detcurate.errors import ConfigError
-from detcurate.io.storage.client import StorageOptions
-from detcurate.io.storage.kinds import KINDS
+from detcurate.io.storage.client import SCHEMES, StorageOptions
 from detcurate.io.storage.remote import RemotePath
 
 Location = Path | RemotePath
-"""Both do what the stages ask of a place."""
+"""A place to read from and write to; both types have the methods that the stages use."""
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
@@ -27,16 +26,16 @@ def is_url(text: str) -> bool:
     return _URL.fullmatch(text) is not None
 
 
-def locate(text: str, *, name: str = "a location", options: StorageOptions | None = None) -> Location:
-    """Return the place that a path or URL names; ``file://`` is a path.
+def locate(text: str, *, name: str = "location", options: StorageOptions | None = None) -> Location:
+    """Return the location that a path or URL names; ``file://`` is a path.
 
     Args:
         text: A path, or a URL without credentials.
-        name: What it is called in messages.
-        options: How object storage is asked.
+        name: Name of the setting or argument, for messages.
+        options: Options of object storage.
 
     Raises:
-        ConfigError: The URL holds credentials or a query, is of an unknown kind, or names no bucket. The message does
+        ConfigError: The URL holds credentials or a query, has an unknown scheme, or names no bucket. The message does
             not repeat the URL, which may hold a secret.
 
     Example:
@@ -51,20 +50,20 @@ def locate(text: str, *, name: str = "a location", options: StorageOptions | Non
     if scheme == "file":
         host, _, path = rest.partition("/")
         if host not in ("", "localhost"):
-            raise ConfigError(
-                f"{name} must be file:///… of this machine, got one of another host; mount it, or use s3://"
-            )
+            raise ConfigError(f"{name}: a file:// URL must not name another host. Mount its folder, or use s3://.")
         return Path("/" + unquote(path))
-    if scheme not in KINDS:
-        raise ConfigError(f"{name} must be a path or a URL of {', '.join(KINDS)} or file, got {scheme}://…")
+    if scheme not in SCHEMES:
+        raise ConfigError(
+            f"{name}: unknown scheme (got {scheme}://…). Give a path or a URL of {', '.join(SCHEMES)} or file."
+        )
     key = re.sub("/+", "/", rest).strip("/")
     if not key or rest.startswith("/"):
-        raise ConfigError(f"{name} must name a bucket, as {scheme}://BUCKET/…, got {scheme}://…")
+        raise ConfigError(f"{name}: the URL names no bucket (got {scheme}://…). Write {scheme}://BUCKET/….")
     return RemotePath(scheme, key, options or StorageOptions())
 
 
-def join(root: Location, text: str, *, name: str = "a location") -> Location:
-    """Return the place that ``text`` names from ``root``: below it, unless ``text`` is a URL or an absolute path."""
+def join(root: Location, text: str, *, name: str = "location") -> Location:
+    """Return the location of ``text`` relative to ``root``; a URL or an absolute path stands for itself."""
     if is_url(text):
         options = root.options if isinstance(root, RemotePath) else None
         return locate(text, name=name, options=options)
@@ -72,18 +71,18 @@ def join(root: Location, text: str, *, name: str = "a location") -> Location:
 
 
 def require_no_secret(text: str, name: str) -> None:
-    """Raise ``ConfigError``, which does not repeat it, when a URL holds credentials or a query."""
+    """Raise ``ConfigError``, which does not repeat the URL, when a URL holds credentials or a query."""
     match = _URL.fullmatch(text)
     if match is None:
         return
     authority = match[2].partition("/")[0]
     if "@" in authority or ":" in authority:  # a secret may hold a slash before its @
-        found = "some before the bucket"
+        found = "credentials before the bucket"
     elif "?" in match[2]:
-        found = "a query after a ?"
+        found = "a query after ?"
     else:
         return
     raise ConfigError(
-        f"{name} must be a URL without credentials, got {match[1]}://… with {found}; put them into the environment "
-        "(docs/how-to/object-storage.md)"
+        f"{name}: a URL must not hold credentials (got {match[1]}://… with {found}). Put them into the environment, "
+        "see docs/how-to/object-storage.md."
     )

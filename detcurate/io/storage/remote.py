@@ -1,4 +1,4 @@
-"""A place in object storage that does what the stages ask of a ``Path``."""
+"""A location in object storage with the methods of ``Path`` that the stages use."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from detcurate.io.storage.client import StorageOptions, request
 
 Result = TypeVar("Result")
 
-_BUFFER = 4 << 20  # what a reader of a large object asks for at a time
+_BUFFER = 4 << 20  # bytes a request of a reader of a large object
 _VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "generation", "LastModified", "last_modified", "updated")
-"""What tells an object's content from another's of the same size, in the words of the storages, the surest first."""
+"""Fields of a listing that change with an object's content, by each storage's name, the most reliable first."""
 
 
 class Entry(NamedTuple):
-    """What a listing says of an object: its size in bytes, and a number that changes with its content."""
+    """Size of an object in bytes, and a number that changes with its content."""
 
     size: int
     tag: int
 
 
 class CutShortError(OSError):
-    """A body has another length than the storage says."""
+    """The length of a body differs from the size that the storage states."""
 
 
 @dataclass(frozen=True)
 class RemotePath:
-    """An object, or what begins with its name and a slash.
+    """An object, or a prefix that ends at a slash: the folder of the objects below it.
 
     Args:
         scheme: ``"s3"``, ``"gs"`` or ``"az"``.
-        key: The bucket and the name in it, without a slash at either end.
-        options: How the storage is asked.
+        key: Bucket and name, without a slash at either end.
+        options: Options of requests.
     """
 
     scheme: str
@@ -61,14 +61,14 @@ class RemotePath:
         return RemotePath, (self.scheme, self.key, self.options)  # without the listing
 
     def joinpath(self, *names: str) -> RemotePath:
-        """Return the place below that the names lead to.
+        """Return the location that the names lead to.
 
         Raises:
-            ValueError: They lead out of this one.
+            ValueError: It is not below this one.
         """
         below = posixpath.normpath("/".join(names))
         if posixpath.isabs(below) or below == ".." or below.startswith("../"):
-            raise ValueError(f"a name must stay below {self}, got {'/'.join(names)!r}")
+            raise ValueError(f"{self}: a name leads out of it (got {'/'.join(names)!r})")
         return self if below == "." else RemotePath(self.scheme, f"{self.key}/{below}", self.options)
 
     @property
@@ -78,12 +78,12 @@ class RemotePath:
 
     @property
     def suffix(self) -> str:
-        """The last part's ending, such as ``".gz"``."""
+        """The suffix of the last part, such as ``".gz"``."""
         return posixpath.splitext(self.key)[1]
 
     @property
     def parent(self) -> RemotePath:
-        """What this is in; a bucket is in itself."""
+        """The folder that holds this; a bucket holds itself."""
         return RemotePath(self.scheme, posixpath.dirname(self.key) or self.key, self.options)
 
     def relative_to(self, other: RemotePath) -> Path:
@@ -93,34 +93,34 @@ class RemotePath:
         return Path(self.key[len(other.key) + 1 :])
 
     def resolve(self) -> RemotePath:
-        """Return this: there are no links."""
+        """Return this location: object storage has no links."""
         return self
 
     def is_symlink(self) -> bool:
-        """Return False: there are no links."""
+        """Return False: object storage has no links."""
         return False
 
     def is_file(self) -> bool:
-        """Tell whether there is an object of this name."""
+        """Tell whether an object has this name."""
         try:
             return bool(self._info()["type"] == "file")
         except FileNotFoundError:
             return False
 
     def is_dir(self) -> bool:
-        """Tell whether there are objects below."""
-        return bool(self._ask("list", lambda storage: storage.isdir(self.key)))
+        """Tell whether objects are below."""
+        return bool(self._request("list", lambda storage: storage.isdir(self.key)))
 
     def exists(self) -> bool:
-        """Tell whether there is an object of this name, or some below."""
+        """Tell whether an object has this name, or objects are below."""
         return self.is_file() or self.is_dir()
 
     def entry(self) -> Entry:
-        """Return the size and tag of the object; raises ``FileNotFoundError`` when there is none."""
+        """Return the size and tag of the object; raise ``FileNotFoundError`` when it is absent."""
         return _entry(self._info())
 
     def list_files(self) -> dict[str, Entry]:
-        """Return the objects below, by their names from here, in one listing; none when there is nothing."""
+        """Return the objects below, by their relative names, from one listing."""
 
         def find(storage: Any) -> dict[str, Entry]:
             try:
@@ -129,16 +129,16 @@ class RemotePath:
                 return {}
             return {name[len(self.key) + 1 :]: _entry(info) for name, info in found.items()}
 
-        found = self._ask("list", find)
+        found = self._request("list", find)
         return {name: entry for name, entry in found.items() if name and not name.endswith("/")}
 
     @cached_property
     def listing(self) -> Mapping[str, Entry]:
-        """What :meth:`list_files` said when this very place was first asked: for what does not change in a run."""
+        """The first result of :meth:`list_files` of this instance, for folders that do not change during a run."""
         return self.list_files()
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
-        """Give what is below and fits a pattern, part by part; what only has something below it, too."""
+        """Yield the objects and folders below that match a pattern, part by part."""
         parts = pattern.split("/")
         heads = {tuple(name.split("/")[: len(parts)]) for name in self.list_files()}
         for head in sorted(heads):
@@ -146,40 +146,40 @@ class RemotePath:
                 yield self.joinpath(*head)
 
     def iterdir(self) -> Iterator[RemotePath]:
-        """Give what is right below."""
+        """Yield the objects and folders directly below."""
         return self.glob("*")
 
     def read_bytes(self, entry: Entry | None = None) -> bytes:
-        """Return the object's bytes, as many as the storage, or the entry of a listing, says there are.
+        """Return the object's bytes; their number must be the size that the storage, or ``entry``, states.
 
         Raises:
-            FileNotFoundError: There is no such object.
+            FileNotFoundError: The object is absent.
             StorageError: It cannot be read, or only in part.
         """
 
         def read(storage: Any) -> bytes:
             size = (entry or _entry(storage.info(self.key))).size
-            # One byte more than there should be: a whole answer would cost a request for its size, and the byte shows
-            # an object that has grown.
+            # One byte more than the object has: without a range the packages first request the size, and the extra
+            # byte shows an object that has grown.
             return _of_length(storage.cat_file(self.key, start=0, end=size + 1) if size else b"", size)
 
-        return self._ask("read", read)
+        return self._request("read", read)
 
     def open(self, mode: str = "rb") -> BinaryIO:
-        """Open the object for reading anywhere in it, a few megabytes at a time; nothing is kept on disk."""
+        """Open the object for reading with seeks, a few megabytes a request, without a local copy."""
         if mode not in ("rb", "r"):
-            raise ValueError(f"an object in storage is opened for reading, got {mode!r}")
+            raise ValueError(f"{self}: an object can only be opened for reading (got mode {mode!r})")
         return io.BufferedReader(_Ranges(self, self.entry().size), _BUFFER)
 
     def read_range(self, start: int, stop: int) -> bytes:
-        """Return the bytes from ``start`` to before ``stop``, all of them."""
-        return self._ask(
+        """Return the bytes from ``start`` up to, not including, ``stop``."""
+        return self._request(
             "read",
             lambda storage: _of_length(storage.cat_file(self.key, start=start, end=stop), stop - start),
         )
 
     def download(self, target: Path) -> None:
-        """Write the object's bytes to a file; as :meth:`read_bytes`, without holding them."""
+        """Write the object's bytes to a file without holding them in memory; raise as :meth:`read_bytes`."""
 
         def get(storage: Any) -> None:
             size = storage.info(self.key)["size"]
@@ -187,29 +187,29 @@ class RemotePath:
             if target.stat().st_size != size:
                 raise CutShortError(f"{target.stat().st_size:,} of {size:,} bytes")
 
-        self._ask("read", get)
+        self._request("read", get)
 
     def upload(self, source: Path) -> None:
-        """Put a file's bytes here; the object is there when all of them are. Their digest goes with them.
+        """Upload a file, with its SHA-256 as metadata; the object appears when the upload is complete.
 
         Raises:
-            StorageError: There is no such bucket, or it cannot be written to.
+            StorageError: The bucket is absent, or cannot be written to.
         """
         extra: dict[str, Any] = {}
         if self.scheme in _ATTACH:
             with source.open("rb") as stream:
                 extra = _ATTACH[self.scheme](_digest(stream))
         try:
-            self._ask("write", lambda storage: storage.put_file(str(source), self.key, **extra))
+            self._request("write", lambda storage: storage.put_file(str(source), self.key, **extra))
         except FileNotFoundError as error:
             raise StorageError(
-                f"{self} must be in a bucket that exists, got none of that name; make it, or name another"
+                f"{self}: the bucket does not exist (got {self.key.partition('/')[0]}). Create it, or give another."
             ) from error
 
     def sha256(self, *, always_read: bool = False) -> str:
-        """Return the SHA-256 of the object's bytes: as it was attached when they were written, else by reading them."""
+        """Return the SHA-256 of the object: from the metadata that ``upload`` wrote, else computed from its bytes."""
         if self.scheme in _ATTACHED and not always_read:
-            attached = self._ask("read", lambda storage: _ATTACHED[self.scheme](storage, self.key))
+            attached = self._request("read", lambda storage: _ATTACHED[self.scheme](storage, self.key))
             if attached:
                 return attached
         with self.open() as stream:
@@ -218,29 +218,29 @@ class RemotePath:
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove the object."""
         try:
-            self._ask("remove", lambda storage: storage.rm_file(self.key))
+            self._request("remove", lambda storage: storage.rm_file(self.key))
         except FileNotFoundError:
             if not missing_ok:
                 raise
 
     def remove_tree(self) -> None:
-        """Remove the object and all that is below."""
+        """Remove the object and the objects below."""
 
         def remove(storage: Any) -> None:
             with contextlib.suppress(FileNotFoundError):
                 storage.rm(self.key, recursive=True)
 
-        self._ask("remove", remove)
+        self._request("remove", remove)
 
     def _info(self) -> dict[str, Any]:
-        return dict(self._ask("read", lambda storage: storage.info(self.key)))
+        return dict(self._request("read", lambda storage: storage.info(self.key)))
 
-    def _ask(self, verb: str, call: Callable[[Any], Result]) -> Result:
+    def _request(self, verb: str, call: Callable[[Any], Result]) -> Result:
         return request(call, verb=verb, url=str(self), scheme=self.scheme, options=self.options)
 
 
 class _Ranges(io.RawIOBase):
-    """An object as a file that is read by ranges; a range that fails, or comes in part, is asked for again."""
+    """An object as a file that is read by ranges; a range that fails, or arrives in part, is requested again."""
 
     def __init__(self, path: RemotePath, size: int) -> None:
         self._path, self._size, self._at = path, size, 0
@@ -287,7 +287,7 @@ def _digest(stream: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-# What goes with an object besides its bytes differs from storage to storage; where it is unknown the bytes are read.
+# Metadata of objects differ between the packages; the others compute the digest from the bytes.
 _ATTACH: Mapping[str, Callable[[str], dict[str, Any]]] = {"s3": lambda digest: {"Metadata": {"sha256": digest}}}
 _ATTACHED: Mapping[str, Callable[[Any, str], str | None]] = {
     "s3": lambda storage, key: storage.metadata(key).get("sha256")
