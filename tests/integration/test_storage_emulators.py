@@ -19,7 +19,6 @@ from detcurate.cli import main
 from detcurate.errors import StorageError
 from detcurate.io.files import describe_files, sha256_file, write_bytes
 from detcurate.io.parquet import read_table, write_table
-
 from detcurate.io.storage import (
     RemotePath,
     StorageOptions,
@@ -168,7 +167,7 @@ def test_read_with_two_faults_succeeds(root, faults, fault):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_read_with_persistent_fault_makes_bounded_attempts(root, faults, fault):
-    """gcsfs makes six attempts of its own at all but a body whose length is consistent."""
+    """Gcsfs makes six attempts of its own at all but a body whose length is consistent."""
     write_bytes(root / "x.bin", bytes(5000))
     entry = (root / "x.bin").entry()
     faults.first(99, fault, contains="x.bin")

@@ -1,4 +1,4 @@
-"""The job with its images, annotations, predictions and scores in an S3 emulator, against the job on this disk."""
+"""A run with images, annotations, predictions and scores in an S3 emulator, against the same run on disk."""
 
 import json
 import os
@@ -21,9 +21,9 @@ from detcurate.io.storage import client
 CURATE = REPOSITORY / "tools" / "curate.py"
 
 
-def run(config, *words: object, environment=None):
+def run(config, *arguments: object, environment=None):
     return subprocess.run(
-        [sys.executable, CURATE, "--config-file", config, "--until", "manifest", *map(str, words)],
+        [sys.executable, CURATE, "--config-file", config, "--until", "manifest", *map(str, arguments)],
         capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})},
     )  # fmt: skip
 
@@ -35,7 +35,7 @@ def here(job_here):
 
 @pytest.fixture(scope="module")
 def there(here, tmp_path_factory):
-    """The same pool in the emulator, and the run on it: words, OUTPUT_DIR, environment, client, faults, requests."""
+    """The same pool in the emulator, and the run on it: arguments, folder, environment, client, faults, requests."""
     config, _, data, words = here
     folder = tmp_path_factory.mktemp("there")
     with emulator() as behind, faulty_server(behind) as (endpoint, faults):
@@ -66,7 +66,7 @@ def read(storage, key):
     return storage.get_object(Bucket=BUCKET, Key=key)["Body"].read()
 
 
-def test_the_manifest_and_the_scores_are_those_of_the_run_here(here, there, tmp_path):
+def test_run_on_storage_equals_run_on_disk(here, there, tmp_path):
     _, output, _, _ = here
     _, _, folder, _, storage, _, _, _ = there
     for name in ("subset.json", "images.txt", "provenance.json", "relabel.json"):
@@ -83,7 +83,7 @@ def test_the_manifest_and_the_scores_are_those_of_the_run_here(here, there, tmp_
     assert not (folder / "output" / "score").exists()
 
 
-def test_a_manifest_is_verified_against_source_and_scores_in_storage(there, tmp_path):
+def test_verify_reads_source_and_scores_in_storage(there, tmp_path):
     _, _, folder, environment, storage, *_ = there
     key = "runs/tiny/score/images.parquet"
     urls = ("--source", f"s3://{BUCKET}/frames/train.json", "--scores", f"s3://{BUCKET}/{key}")
@@ -99,7 +99,7 @@ def test_a_manifest_is_verified_against_source_and_scores_in_storage(there, tmp_
     assert (status, found["source"], found["scores"]) == (0, "absent", "absent")
     assert verify(*urls) == (0, dict.fromkeys(found, "ok"))
     whole, attached = read(storage, key), storage.head_object(Bucket=BUCKET, Key=key)["Metadata"]
-    assert attached["sha256"]  # it is no witness
+    assert attached["sha256"]  # verify must not rely on it
     storage.put_object(Bucket=BUCKET, Key=key, Body=whole[:-9] + b"x" + whole[-8:], Metadata=attached)
     try:
         status, found = verify(*urls)
@@ -109,16 +109,16 @@ def test_a_manifest_is_verified_against_source_and_scores_in_storage(there, tmp_
     assert found == {**dict.fromkeys(found, "ok"), "scores": "failed"}
 
 
-def test_an_image_costs_one_request_and_a_listing_is_asked_for_once_a_process(there):
+def test_run_requests_each_image_once(there):
     *_, seen, _ = there
     images = [path for method, path in seen if method == "GET" and path.endswith(".jpg")]
     assert len(images) == len(set(images)) == 26 + 7
     assert not [path for method, path in seen if method == "HEAD" and path.endswith(".jpg")]
     listings = [path for _, path in seen if "list-type" in path and "images-train" in path]
-    assert len(listings) <= 5  # of the pipeline one, of each training one, and whether the folder is there
+    assert len(listings) <= 5  # one of the pipeline, one of each training, and whether the folder exists
 
 
-def test_no_secret_is_anywhere(there):
+def test_run_writes_no_secret(there):
     _, _, folder, _, storage, _, _, done = there
     texts = [done.stdout.encode(), done.stderr.encode()]
     texts += [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
@@ -129,7 +129,7 @@ def test_no_secret_is_anywhere(there):
         assert SECRET.encode() not in text
 
 
-def test_nothing_temporary_is_left(there):
+def test_run_leaves_no_temporary_files(there):
     _, _, folder, _, storage, _, _, _ = there
     assert list((folder / "cache" / "outgoing").iterdir()) == []
     assert not [path for path in folder.rglob("*.partial*")]
@@ -140,7 +140,7 @@ def test_nothing_temporary_is_left(there):
     ]  # fmt: skip
 
 
-def test_a_run_that_is_done_reads_no_image_and_writes_no_shard(there):
+def test_finished_run_reads_no_image_and_writes_no_shard(there):
     config, words, _, environment, _, faults, _, _ = there
     faults.seen.clear()
     again = run(config, *words, environment=environment)
@@ -150,7 +150,7 @@ def test_a_run_that_is_done_reads_no_image_and_writes_no_shard(there):
     assert not [path for _, path in faults.seen if path.endswith((".jpg", ".parquet"))]
 
 
-def test_shards_that_were_deleted_or_cut_are_made_again_and_no_others(here, there):
+def test_missing_and_truncated_shards_are_predicted_again(here, there):
     config, words, folder, environment, storage, faults, _, _ = there
     _, output, _, _ = here
     first, second = (f"runs/tiny/predict/set-00/shard-0000{number}.parquet" for number in (1, 3))
@@ -167,14 +167,14 @@ def test_shards_that_were_deleted_or_cut_are_made_again_and_no_others(here, ther
     assert (folder / "output/manifest/subset.json").read_bytes() == (output / "manifest/subset.json").read_bytes()
 
 
-def test_a_storage_that_stumbles_gives_the_same_manifest(here, there, tmp_path):
+def test_run_with_faults_equals_run_on_disk(here, there, tmp_path):
     config, words, folder, environment, storage, faults, _, _ = there
     _, output, _, _ = here
-    shutil.copytree(folder / "output", tmp_path / "output")  # with the members: what follows them is made anew
+    shutil.copytree(folder / "output", tmp_path / "output")  # with the members; later stages run again
     kinds, requested = ("slow_down", "half", "short", "reset"), {}
 
     def plan(method, path):
-        """Fail the first request about every other object and listing, each in another way."""
+        """Fail the first request of every other object and listing, with alternating faults."""
         requested[method, path] = requested.get((method, path), 0) + 1
         is_chosen = requested[method, path] == 1 and len(requested) % 2 and method in ("GET", "PUT")
         return kinds[len(requested) // 2 % len(kinds)] if is_chosen else None
@@ -193,18 +193,17 @@ def test_a_storage_that_stumbles_gives_the_same_manifest(here, there, tmp_path):
     assert read(storage, "runs/stumbled/score/objects.parquet") == (output / "score/objects.parquet").read_bytes()
 
 
-def test_a_root_belongs_to_one_output_folder(there, tmp_path):
+def test_root_of_other_output_dir_is_refused(there, tmp_path):
     config, words, _, environment, storage, _, _, _ = there
     before = keys(storage, "runs/tiny")
     other = run(config, *words, "OUTPUT_DIR", tmp_path / "output", environment=environment)
     assert other.returncode == 2
-    assert (
-        "CURATE.STORAGE.ROOT must be of this OUTPUT_DIR alone, got one of another (s3://pool/runs/tiny)" in other.stderr
-    )
+    assert "CURATE.STORAGE.ROOT" in other.stderr
+    assert "s3://pool/runs/tiny" in other.stderr
     assert keys(storage, "runs/tiny") == before
 
 
-def test_storage_that_never_answers_ends_the_run_with_what_to_do(there, tmp_path):
+def test_persistent_fault_ends_run_with_url_and_settings(there, tmp_path):
     config, words, _, environment, _, faults, _, _ = there
     faults.plan = lambda method, path: "slow_down" if path.endswith("train.json") else None
     try:
@@ -215,39 +214,39 @@ def test_storage_that_never_answers_ends_the_run_with_what_to_do(there, tmp_path
     finally:
         faults.plan = lambda method, path: None
     assert failed.returncode == 2
-    assert failed.stderr.splitlines()[-1] == (
-        "detcurate: s3://pool/frames/train.json must answer when asked to read, got Service Unavailable, 2 times; "
-        "finished work is kept: give the same command again, or raise CURATE.STORAGE.RETRIES or TIMEOUT_S"
-    )
+    message = failed.stderr.splitlines()[-1]
+    assert message.startswith("detcurate: s3://pool/frames/train.json: ")
+    assert "at attempt 2" in message
+    assert "CURATE.STORAGE.RETRIES" in message
 
 
 @pytest.mark.parametrize(
     "key", ["DATASETS.ROOT", "CURATE.STORAGE.ROOT", "CURATE.POOL.IMAGE_ROOT", "CURATE.EVALUATION.ANNOTATIONS"]
 )
-def test_a_url_with_a_secret_is_refused_and_written_nowhere(key, here, tmp_path, refused):
+def test_url_with_secret_is_refused_and_not_written(key, here, tmp_path, refused):
     config, _, _, _ = here
     output = tmp_path / "output"
     message = refused("--config-file", config, "OUTPUT_DIR", output, key, f"s3://{KEY_ID}:{SECRET}@pool/x")
-    assert "must be a URL without credentials, got s3://…" in message
+    assert "s3://…" in message
     assert KEY_ID not in message
     assert "secret" not in message
     assert not output.exists()
 
 
 @pytest.fixture
-def at_hand(there, monkeypatch, tmp_path):
-    """The emulator for commands in this process, with a client and a cache of their own; gives OUTPUT_DIR."""
+def in_process(there, monkeypatch, tmp_path):
+    """Point commands of this process at the emulator, with their own client and cache; return OUTPUT_DIR."""
     _, _, folder, environment, *_ = there
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(client, "_clients", {})
+    monkeypatch.setattr(client, "_file_systems", {})
     return folder / "output"
 
 
-def test_what_reads_a_run_reads_one_in_storage(at_hand, here, done, tmp_path):
+def test_explain_export_and_report_read_run_in_storage(in_process, here, done, tmp_path):
     ours, others = [], []
-    for found, output in ((ours, at_hand), (others, here[1])):
+    for found, output in ((ours, in_process), (others, here[1])):
         found.append(json.loads(done("explain", 3, output, "--json")))
         done("export", "yolo", output, "-o", tmp_path / output.parent.name)
         exported = tmp_path / output.parent.name
@@ -256,17 +255,17 @@ def test_what_reads_a_run_reads_one_in_storage(at_hand, here, done, tmp_path):
         )
     assert ours == others
     assert len(ours[1]) > 2 * 26
-    done("report", at_hand, "--to", tmp_path / "report")
+    done("report", in_process, "--to", tmp_path / "report")
     assert (tmp_path / "report" / "index.html").read_text().count("data:image/") >= 6
 
 
-def test_a_list_in_storage_is_ranked_and_validated(at_hand, there, done, refused, tmp_path):
+def test_rank_and_validate_read_storage(in_process, there, done, refused, tmp_path):
     config, words, *_ = there
     frames = f"s3://{BUCKET}/frames"
     checked = done("validate", f"{frames}/train.json", "--images", f"{frames}/images-train", "--num-processes", 1)
     assert checked.startswith(f"{frames}/train.json: 26 images")
-    assert "no such object (s3://pool/frames/nope.json)" in refused("validate", f"{frames}/nope.json")
+    assert "s3://pool/frames/nope.json" in refused("validate", f"{frames}/nope.json")
     assert len(Pool.read(f"{frames}/train.json", f"{frames}/images-train")) == 26
     said = done("rank", f"{frames}/val.json", "--config-file", config, "--image-root", f"{frames}/images-val", *words,
                 "CURATE.SELECT.NUM_IMAGES", 3, "CURATE.NUM_PROCESSES", 1)  # fmt: skip
-    assert f"to label: {at_hand}/candidates/val/manifest/subset.json" in said
+    assert f"to label: {in_process}/candidates/val/manifest/subset.json" in said

@@ -89,10 +89,12 @@ def _az_file_system(timeout_s: float) -> Any:
     timeouts = {"connection_timeout": timeout_s, "read_timeout": timeout_s}
 
     class FileSystem(importlib.import_module("adlfs").AzureBlobFileSystem):  # type: ignore[misc]
+        service_client: Any
+
         def do_connect(self) -> None:
             super().do_connect()
             # adlfs has no setting for the client's retries, which pause for 15 s and more, nor for listings' timeouts.
-            client: Any = self.service_client
+            client = self.service_client
             self.service_client = type(client)(client.url, credential=client.credential, retry_total=0, **timeouts)
 
     return FileSystem(**_OWN_INSTANCE, **timeouts)
