@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Run detcurate as a script in the manner of Detectron2: an alias of the command ``detcurate``."""
+"""Run ``detcurate`` from a checkout; with ``--config-file FILE KEY VALUE ...`` it is ``detcurate run``."""
 
 import sys
 
 from detcurate.cli import main
 
-if __name__ == "__main__":  # spawned workers import this file
+if __name__ == "__main__":  # worker processes import this file again
     sys.exit(main())

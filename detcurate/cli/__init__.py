@@ -1,84 +1,93 @@
-"""The command line: the main job, and what is done with annotation files and manifests beside it."""
+"""The command line. ``--help`` and ``--version`` need nothing but the parsers; a command imports what it runs."""
 
 from __future__ import annotations
 
-import difflib
+import argparse
 import logging
-import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
-from detcurate.cli.ensemble import run as run_ensemble
-from detcurate.cli.explain import run as run_explain
-from detcurate.cli.export import run as run_export
-from detcurate.cli.import_results import run as run_import_results
-from detcurate.cli.manifest import run as run_manifest
-from detcurate.cli.rank import run as run_rank
-from detcurate.cli.relabel import run as run_relabel
-from detcurate.cli.report import run as run_report
-from detcurate.cli.run import run as run_curate
-from detcurate.cli.signals import STATUSES, STOPPED, Terminated, stoppable
-from detcurate.cli.validate import run as run_validate
+from detcurate.cli.parser import build_parser, command_names, load_handler
 from detcurate.errors import ConfigError, DetcurateError
-from detcurate.io.files import is_disk_full, is_inaccessible
-from detcurate.io.safe_loading import PlainFormatter, printable
 
-# What the first word may be; anything else is the main job's, which begins with an option as in Detectron2.
-COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
-    "ensemble": run_ensemble,
-    "explain": run_explain,
-    "export": run_export,
-    "import-results": run_import_results,
-    "manifest": run_manifest,
-    "rank": run_rank,
-    "relabel": run_relabel,
-    "report": run_report,
-    "validate": run_validate,
-}
+__all__ = ["build_parser", "main"]
+
+_RENAMED = {"import-results": "import"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    0 done, 1 checked and found wanting, 2 to mend, 130 stopped with Ctrl-C, 143 by SIGTERM.
+    0 done, 1 a check failed, 2 an error that the user can fix, 130 Ctrl-C, 143 SIGTERM.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    command = COMMANDS.get(words[0]) if words else None
-    _log_to_terminal()
+    parser = build_parser()
+    if not words:
+        parser.print_help()
+        return 0
+    command = ""
     try:
-        if command is None:
-            _require_config_or_command(words)
-        with stoppable():
-            return command(words[1:]) if command else run_curate(words)
-    except Terminated:
-        return _fail(STOPPED, STATUSES[signal.SIGTERM], words)
-    except KeyboardInterrupt:
-        return _fail(STOPPED, STATUSES[signal.SIGINT], words)
+        arguments = parser.parse_args(_with_command(words, command_names(parser)))
+        command = arguments.command
+        return _run(arguments)
+    except KeyboardInterrupt as error:
+        from detcurate.cli.signals import INTERRUPTED, exit_status
+
+        return _fail(INTERRUPTED, exit_status(error), words)
     except DetcurateError as error:
         return _fail(str(error), 2, words)
     except OSError as error:
-        if is_disk_full(error):
-            message = f"the disk is full ({error.filename}); free some space and give the same command again"
-        elif is_inaccessible(error) or (command and error.filename):  # a command opens only what it was told to
-            path = error.filename2 or error.filename
-            message = f"a file must be accessible, got {error.strerror} ({path}); name another"
-        else:
+        message = _file_problem(error, command)
+        if not message:
             raise
         return _fail(message, 2, words)
 
 
-def _require_config_or_command(words: Sequence[str]) -> None:
-    """Refuse a misspelt command, which the main job would take for an override of the config."""
-    if not words or words[0].startswith("-") or any(word.startswith("--config") for word in words):
-        return
-    near = difflib.get_close_matches(words[0], COMMANDS, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    known = ", ".join(COMMANDS)
-    raise ConfigError(f"the first word must be an option or one of {known}, got {words[0]!r}{hint}; --help tells more")
+def _run(arguments: argparse.Namespace) -> int:
+    from detcurate.cli.signals import stoppable
+
+    _log_to_terminal()
+    with stoppable():
+        return load_handler(arguments.handler)(arguments)
+
+
+def _with_command(words: list[str], names: Sequence[str]) -> list[str]:
+    """Return the arguments with their command: ``run`` where a config is given without one, as in Detectron2.
+
+    Raises:
+        ConfigError: The first argument is not a command.
+    """
+    first = words[0]
+    if first in _RENAMED:
+        sys.stderr.write(f"detcurate: {first} is now named {_RENAMED[first]}; the old name works until version 0.3\n")
+        return [_RENAMED[first], *words[1:]]
+    if first in names or first in ("-h", "--help", "--version"):
+        return words
+    if first.startswith("-") or any(word.startswith("--config") for word in words):
+        return ["run", *words]
+    import difflib
+
+    near = difflib.get_close_matches(first, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"{first}: no such command.{hint} `detcurate --help` lists the commands.")
+
+
+def _file_problem(error: OSError, command: str) -> str:
+    """Return the message for an operating-system error that the user can fix; empty for a defect."""
+    from detcurate.io.files import is_disk_full, is_inaccessible
+
+    path = error.filename2 or error.filename
+    if is_disk_full(error):
+        return f"the disk is full ({path}). Free some space and run the same command again."
+    if is_inaccessible(error) or (path and command != "run"):  # the other commands open only files that the user names
+        return f"{path}: {error.strerror}"
+    return ""
 
 
 def _fail(message: str, status: int, words: Sequence[str]) -> int:
+    from detcurate.io.safe_loading import printable
+
     sys.stderr.write(f"detcurate: {printable(message)}\n")
     if "--debug" in words:
         traceback.print_exc()
@@ -86,6 +95,8 @@ def _fail(message: str, status: int, words: Sequence[str]) -> int:
 
 
 def _log_to_terminal() -> None:
+    from detcurate.io.safe_loading import PlainFormatter
+
     logger = logging.getLogger("detcurate")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(PlainFormatter("%(message)s"))

@@ -1,24 +1,21 @@
-"""What the commands print: lines, tables that line up, JSON."""
+"""Output of the commands: lines, aligned tables, JSON."""
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import orjson
 
 from detcurate.io.safe_loading import printable
-from detcurate.io.storage import is_url
 
 _NUMBER = re.compile(r"[+-]?[\d,.]+%?|–")
 
 
 def say(*lines: str) -> None:
-    """Print lines; names from files of strangers cannot drive a terminal."""
+    """Print lines, with control characters escaped: names from untrusted files must not drive the terminal."""
     sys.stdout.write(printable("\n".join(lines)) + "\n")
 
 
@@ -28,9 +25,9 @@ def say_json(value: Any) -> None:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """Return the lines of a table: texts to the left, columns of numbers and shares to the right."""
+    """Return the lines of a table: text aligned left, columns of numbers and shares aligned right."""
     cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
-    # The first column names the rows, and years or speeds are names too.
+    # The first column holds names, even where they are years or speeds.
     right = [
         column > 0 and bool(rows) and all(_NUMBER.fullmatch(row[column]) for row in cells)
         for column in range(len(header))
@@ -44,18 +41,3 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
         ]
         lines.append("  ".join(texts).rstrip())
     return lines
-
-
-def local_path(text: str) -> Path:
-    """Return the path that a text names; a URL would else be a folder called ``s3:``.
-
-    Raises:
-        argparse.ArgumentTypeError: It is a URL. The message does not repeat it, which may hold a secret.
-
-    Example:
-        >>> local_path("output/mine").name
-        'mine'
-    """
-    if is_url(text):
-        raise argparse.ArgumentTypeError(f"must be a path of this machine, got a URL ({text.partition('://')[0]}://…)")
-    return Path(text)

@@ -1,11 +1,9 @@
-"""``detcurate explain IMAGE_ID``: why one image was taken or not."""
+"""``detcurate explain``: print why one image was selected or not."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from detcurate.cli.common import say, say_json, table
@@ -13,63 +11,39 @@ from detcurate.pipeline.commands.explain import explain_image
 from detcurate.pipeline.workspace import named_run
 
 _MOST_CLUSTERS = 12
-_EPILOG = """\
-The run is named by its config, with KEY VALUE overrides, or by its OUTPUT_DIR:
-  %(prog)s 17 --config-file my.yaml
-  %(prog)s 17 output/mine
-
-A rank of a score is the image's place in the pool, the highest first.
-"""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of ``detcurate explain``."""
-    parser = argparse.ArgumentParser(
-        prog=f"{Path(sys.argv[0]).name} explain",
-        description="Tell of one image its objects, its scores, whether it was selected and why, and what is near it.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("image_id", metavar="IMAGE_ID", help="the image's id in the annotation file")
-    parser.add_argument("--config-file", type=Path, metavar="FILE", help="the config of the run")
-    parser.add_argument("--json", action="store_true", help="print JSON, with every measure of every object")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("rest", nargs="*", metavar="OUTPUT_DIR | KEY VALUE", help="the run, or overrides of its config")
-    return parser
-
-
-def run(argv: Sequence[str]) -> int:
-    """Run the command and return its exit status."""
-    arguments = build_parser().parse_intermixed_args(argv)
-    found = explain_image(named_run(arguments.config_file, arguments.rest), arguments.image_id)
+def run(arguments: argparse.Namespace) -> int:
+    """Print the objects, scores, selection and neighbours of an image, and return the exit status."""
+    explanation = explain_image(named_run(arguments.config_file, arguments.rest), arguments.image_id)
     if arguments.json:
-        say_json(found)
+        say_json(explanation)
     else:
-        say(*_report(found))
+        say(*_report(explanation))
     return 0
 
 
-def _report(found: Mapping[str, Any]) -> list[str]:
-    image = found["image"]
+def _report(explanation: Mapping[str, Any]) -> list[str]:
+    image = explanation["image"]
     place = f", frame {image['frame_index']} of {image['sequence']}" if image["sequence"] is not None else ""
     return [
         f"image {image['image_id']}: {image['file_name']}{place}, {image['num_boxes']:,} boxes",
-        _verdict(found["selection"]),
+        _verdict(explanation["selection"]),
         "",
-        *_scores(found["scores"]),
+        *_scores(explanation["scores"]),
         "",
-        *_objects(found["objects"]),
+        *_objects(explanation["objects"]),
         "",
-        *_neighbours(found["neighbours"]),
+        *_neighbours(explanation["neighbours"]),
     ]
 
 
 def _verdict(selection: Mapping[str, Any] | None) -> str:
     if selection is None:
-        return "nothing was selected yet"
+        return "no selection yet"
     if selection["rank"] is not None:
         return f"selected, rank {selection['rank']:,}: {selection['reason']}"
-    replaced_by = "" if selection["replaced_by"] is None else f", it gives way to image {selection['replaced_by']}"
+    replaced_by = "" if selection["replaced_by"] is None else f", replaced by image {selection['replaced_by']}"
     return f"not selected: {selection['reason']}{replaced_by}"
 
 
@@ -84,9 +58,9 @@ def _scores(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 def _objects(objects: Sequence[Mapping[str, Any]] | None) -> list[str]:
     if objects is None:
-        return ["it was scored without objects (CURATE.PREDICT.MODE dense)"]
+        return ["scored without objects (CURATE.PREDICT.MODE dense)"]
     if not objects:
-        return ["no member sees an object, and none is labelled"]
+        return ["no object is predicted or labelled"]
     labels = [found for found in objects if found["kind"] != "cluster"]
     clusters = sorted(
         (found for found in objects if found["kind"] == "cluster"), key=lambda found: -found["confidence"]
@@ -98,17 +72,17 @@ def _objects(objects: Sequence[Mapping[str, Any]] | None) -> list[str]:
             f"{found['confidence']:.2f}",
             " ".join(f"{side:.0f}" for side in found["bbox_xyxy"]),
             ", ".join(f"{name} {count}" for name, count in found["votes"].items()),
-            _greatest(found["measures"]),
+            _highest(found["measures"]),
         )
         for found in (*labels, *clusters[:_MOST_CLUSTERS])
     ]
-    lines = table(("object", "class", "confidence", "x1 y1 x2 y2", "votes", "what stands out"), rows)
+    lines = table(("object", "class", "confidence", "x1 y1 x2 y2", "votes", "highest measures"), rows)
     more = len(clusters) - _MOST_CLUSTERS
-    return [*lines, f"… and {more:,} clusters of less confidence; --json has all"] if more > 0 else lines
+    return [*lines, f"… and {more:,} clusters of lower confidence; --json lists all"] if more > 0 else lines
 
 
-def _greatest(measures: Mapping[str, float]) -> str:
-    """Name the two greatest of the suspicions and disagreements."""
+def _highest(measures: Mapping[str, float]) -> str:
+    """Return the two highest label-error scores and disagreement measures."""
     shown = (
         "missing_label",
         "wrong_class",
@@ -123,11 +97,11 @@ def _greatest(measures: Mapping[str, float]) -> str:
 
 def _neighbours(neighbours: Sequence[Mapping[str, Any]]) -> list[str]:
     if not neighbours:
-        return ["no neighbours: the image has no sequence, and the pool no embeddings"]
+        return ["no neighbours: the image has no sequence, and the pool has no embeddings"]
     rows = []
     for found in neighbours:
         is_frame = found["by"] == "sequence"
         near = f"{found['distance']:+d} frames" if is_frame else f"cosine {found['distance']:.3f}"
         rank = "–" if found["rank"] is None else f"{found['rank']:,}"
         rows.append((f"image {found['image_id']}", near, rank, found["reason"] or "–", found["file_name"]))
-    return table(("neighbour", "near by", "rank", "reason", "file"), rows)
+    return table(("neighbour", "distance", "rank", "reason", "file"), rows)

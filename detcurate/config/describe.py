@@ -29,7 +29,8 @@ class SettingDescription:
         key: The key of the config, such as ``CURATE.SELECT.FRACTION``.
         type: The type, such as ``int`` or ``tuple of str``.
         default: The default as Python, as it can be written in a config or on the command line.
-        range: The allowed values: bounds such as ``0 < value <= 1``, or names; empty where the type says it all.
+        range: The allowed values: bounds such as ``0 < value <= 1``, or
+            ``one of`` some names; empty where the type says it all.
         meaning: One sentence.
         section: The key of the section, such as ``CURATE.SELECT``.
     """
@@ -160,7 +161,7 @@ def _range(field: FieldInfo, choices: tuple[str, ...]) -> str:
     if "range" in extra:
         return str(extra["range"])
     if choices or typing.get_origin(field.annotation) is Literal:
-        return ", ".join(map(str, choices or typing.get_args(field.annotation)))
+        return f"one of {', '.join(map(str, choices or typing.get_args(field.annotation)))}"
     bounds: dict[str, Any] = {}
     for constraint in field.metadata:
         for name in ("gt", "ge", "lt", "le"):

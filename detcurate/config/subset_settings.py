@@ -119,7 +119,7 @@ class SelectSettings(Settings):
         0.0,
         description="Similarity from which two images are near-duplicates (cosine of embeddings, or share of equal "
         "hash bits); auto finds it from the pool, 0 keeps all.",
-        json_schema_extra={"range": "0 <= value <= 1, or auto"},
+        json_schema_extra={"range": "0 <= value <= 1"},
     )
     sequence_gap: int = Field(
         0, ge=0, description="Minimum distance in frames of two selected images of one sequence; 0 keeps all."

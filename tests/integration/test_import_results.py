@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from detcurate.cli.import_results import parse_members
 from helpers import REPOSITORY
 
 from detcurate.cli import main
-from detcurate.cli.import_results import parse_members
 from detcurate.coco.dataset import read_coco
 from detcurate.config.declaration import has_detectron2
 from detcurate.errors import ConfigError

@@ -41,14 +41,14 @@ def test_describe_settings_gives_default_meaning_and_section(key):
     ("key", "type_name", "allowed"),
     [
         ("CURATE.SELECT.FRACTION", "float", "0 < value <= 1"),
-        ("CURATE.SELECT.STRATEGY", "str", ", ".join(STRATEGIES)),
-        ("CURATE.SELECT.DUPLICATE_SIMILARITY", "float or auto", "0 <= value <= 1, or auto"),
+        ("CURATE.SELECT.STRATEGY", "str", f"one of {', '.join(STRATEGIES)}"),
+        ("CURATE.SELECT.DUPLICATE_SIMILARITY", "float or auto", "0 <= value <= 1"),
         ("CURATE.SELECT.THRESHOLD", "float", ""),
         ("CURATE.SEARCH.GROWTH", "float", "value > 1"),
         ("CURATE.RENDER.WIDTH", "int", "value >= 32"),
-        ("CURATE.TRAIN.GPUS_PER_RUN", "int", "0, 1"),
+        ("CURATE.TRAIN.GPUS_PER_RUN", "int", "one of 0, 1"),
         ("CURATE.TRAIN.ALLOW_PICKLE", "bool", ""),
-        ("CURATE.PREDICT.PRECISION", "str", "fp32, bf16"),
+        ("CURATE.PREDICT.PRECISION", "str", "one of fp32, bf16"),
         ("CURATE.RETRAIN.CURVE_FRACTIONS", "tuple of float", ""),
     ],
 )
