@@ -102,7 +102,10 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Return a function that runs the command line, expects exit status 2, and returns its one message."""
 
     def run(*arguments: object) -> str:
-        status = main([str(argument) for argument in arguments])
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # of argparse
+            status = stop.code
         captured = capsys.readouterr()
         assert status == 2, captured.out
         assert "Traceback" not in captured.err

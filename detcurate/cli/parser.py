@@ -9,8 +9,9 @@ import argparse
 import importlib
 from collections.abc import Callable
 
-from detcurate.cli import file_parsers, run_parsers
 from detcurate.cli.arguments import CommandParser
+from detcurate.cli.file_parsers import add_config, add_manifest, add_relabel, add_split, add_validate
+from detcurate.cli.run_parsers import add_ensemble, add_explain, add_export, add_import, add_rank, add_report, add_run
 from detcurate.version import __version__
 
 Handler = Callable[[argparse.Namespace], int]
@@ -30,18 +31,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(prog="detcurate", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"detcurate {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
-    run_parsers.add_run(commands)
-    file_parsers.add_validate(commands)
-    file_parsers.add_split(commands)
-    file_parsers.add_manifest(commands)
-    run_parsers.add_ensemble(commands)
-    run_parsers.add_import(commands)
-    run_parsers.add_rank(commands)
-    run_parsers.add_explain(commands)
-    run_parsers.add_report(commands)
-    run_parsers.add_export(commands)
-    file_parsers.add_relabel(commands)
-    file_parsers.add_config(commands)
+    for add in (
+        add_run, add_validate, add_split, add_manifest, add_ensemble, add_import, add_rank, add_explain, add_report,
+        add_export, add_relabel, add_config,
+    ):  # fmt: skip
+        add(commands)
     return parser
 
 

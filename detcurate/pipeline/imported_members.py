@@ -138,7 +138,7 @@ def require_imported(run: Run) -> Import:
         there = sorted(path.parent.name for path in (run.output_dir / IMPORTED).glob(f"*/{DESCRIPTION}"))
         raise PredictionError(
             f"{_SETTING} must name results that were imported into {run.output_dir} ({', '.join(there) or 'none'}), "
-            f"got {name!r}; run `detcurate import-results {name} --config-file FILE --member RESULTS.json` first"
+            f"got {name!r}; run `detcurate import {name} --config-file FILE --member RESULTS.json` first"
         )
     return found
 
@@ -205,7 +205,7 @@ def imported_predict_stage(run: Run) -> Stage:
     if predictions_digest(run, found.options) != found.digest:
         raise PredictionError(
             f"imported results must be of the pool's images and classes and of CURATE.PREDICT.SHARD_SIZE as they are "
-            f"now, got others ({found.directory}); run `detcurate import-results {name}` again with this config"
+            f"now, got others ({found.directory}); run `detcurate import {name}` again with this config"
         )
     settings = {
         _SETTING: name,

@@ -121,7 +121,7 @@ def curate_played_members(folder: Path, *overrides: object) -> Path:
         ]  # fmt: skip
         path.write_text(json.dumps(predictions))
         members += ["--member", str(path)]
-    assert main(["import-results", "played", "--config-file", str(config), *members]) == 0
+    assert main(["import", "played", "--config-file", str(config), *members]) == 0
     words = [str(word) for word in overrides]
     assert main(["--config-file", str(config), "--until", "manifest", *words]) == 0
     return output

@@ -172,7 +172,7 @@ CURATE:
     pool = json.loads((output / "pool" / "train.json").read_text())
     files = [_answers(pool, shift, folder / f"member-{shift}.json") for shift in (0, 1, 3)]
     members = [word for file in files for word in ("--member", file)]
-    importing = Pipeline(config, output, stages).start(output, *members, command=("import-results", "three"))
+    importing = Pipeline(config, output, stages).start(output, *members, command=("import", "three"))
     assert importing.wait() == 0, importing.text
     pipeline.finish(output)
     return Pipeline(config, output, stages, pipeline.words, _stage_seconds(output))

@@ -1,4 +1,4 @@
-"""The command line: what it accepts, and what it says of bad input (exit status 2, one message, no traceback)."""
+"""``detcurate run``: the plan, the results, and one message with exit status 2 for each invalid input."""
 
 import json
 import shutil
@@ -7,21 +7,11 @@ from pathlib import Path
 import pytest
 
 from detcurate.cli import main
-from detcurate.cli.run import build_parser
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed: `make setup` installs it")
 
 
-def test_help_reads_well(capsys):
-    with pytest.raises(SystemExit) as stop:
-        build_parser().parse_args(["--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    for word in ("--config-file", "--until", "--only", "--dry-run", "--fresh", "--num-gpus", "pool, search, train"):
-        assert word in text
-
-
-def test_dry_run_tells_every_stage_and_writes_nothing(tiny_config, capsys):
+def test_dry_run_prints_every_stage_and_writes_nothing(tiny_config, capsys):
     config, output = tiny_config()
     assert main(["--config-file", str(config), "--dry-run"]) == 0
     text = capsys.readouterr().out
@@ -45,7 +35,7 @@ def test_dry_run_tells_every_stage_and_writes_nothing(tiny_config, capsys):
         (("CURATE.SELECT.STRATEGY", "topn"), "stratified_random, threshold, top_n (got 'topn'). Did you mean 'top_n'?"),
         (
             ("CURATE.SELECT.STRATEGY", "k_center"),
-            "CURATE.PREDICT.EMBEDDINGS must be True for CURATE.SELECT.STRATEGY k_ce",
+            "CURATE.PREDICT.EMBEDDINGS: must be True for CURATE.SELECT.STRATEGY k_center",
         ),
         (("CURATE.SCORE.AGGREGATION", "median"), "max, mean, sqrt_sum, sum, top_k_mean (got 'median')"),
         (("CURATE.SCORE.MEASURES", "('mutual_informatoin',)"), "Did you mean 'mutual_information'?"),
@@ -84,14 +74,14 @@ def test_dry_run_tells_every_stage_and_writes_nothing(tiny_config, capsys):
         (("SEED",), "overrides: must be pairs of KEY VALUE (got 1 arguments: SEED)"),
     ],
 )
-def test_bad_settings_are_named(tiny_config, refused, overrides, message):
+def test_run_invalid_setting_is_named(tiny_config, refused, overrides, message):
     config, output = tiny_config()
     assert message in refused("--config-file", config, *overrides)
     assert not output.exists()
 
 
 @pytest.mark.parametrize("secret", ["https://me:hunter2@host/x.pkl", "https://host/x.pkl?sig=hunter2"])
-def test_weights_from_a_url_with_a_secret(tiny_config, refused, secret):
+def test_run_weights_url_with_a_secret_is_rejected_without_repeating_it(tiny_config, refused, secret):
     config, output = tiny_config()
     message = refused("--config-file", config, "MODEL.WEIGHTS", secret)
     assert "MODEL.WEIGHTS must be a URL without credentials or a query, got one of https://" in message
@@ -99,38 +89,14 @@ def test_weights_from_a_url_with_a_secret(tiny_config, refused, secret):
     assert not output.exists()
 
 
-def test_weights_that_are_not_there_are_found_before_the_training_wants_them(tiny_config, refused, tmp_path):
+def test_run_missing_weights_are_reported_before_training(tiny_config, refused, tmp_path):
     config, _ = tiny_config()
     for words in (["--dry-run"], ["--until", "train"]):
         message = refused("--config-file", config, *words, "MODEL.WEIGHTS", tmp_path / "none.pkl")
         assert f"MODEL.WEIGHTS must name an existing file, got {tmp_path / 'none.pkl'}; mend the path" in message
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--join", "--dry-run"), "argument --join: not allowed with argument --dry-run"),
-        (("--join", "--fresh"), "argument --join: not allowed with argument --fresh"),
-        (("--join", "--wait"), "argument --join: not allowed with argument --wait"),
-        (("--join", "--join-wait", "nan"), "--join-wait must be at least 0, got nan"),
-        (("--num-gpus", "-1"), "--num-gpus must be at least 0, got -1"),
-        (("--num-machines", "0"), "--num-machines must be at least 1, got 0"),
-        (
-            ("--num-machines", "2", "--machine-rank", "2"),
-            "--machine-rank must be from 0 to below --num-machines 2, got 2",
-        ),
-    ],
-)
-def test_options_that_make_no_sense(tiny_config, capsys, options, message):
-    config, output = tiny_config()
-    with pytest.raises(SystemExit) as stop:
-        main(["--config-file", str(config), *options])
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
-    assert not output.exists()
-
-
-def test_the_plan_of_a_fresh_start_and_the_places_of_what_was_done_now(tiny_config, done):
+def test_run_prints_results_of_this_call_and_dry_run_with_fresh_plans_all(tiny_config, done):
     config, output = tiny_config()
     report = output / "report" / "index.html"
     report.parent.mkdir(parents=True)
@@ -145,19 +111,19 @@ def test_the_plan_of_a_fresh_start_and_the_places_of_what_was_done_now(tiny_conf
     assert (output / "pool" / "stage.json").exists()
 
 
-def test_missing_config(refused, tmp_path):
+def test_run_missing_config_is_named(refused, tmp_path):
     assert str(tmp_path / "no.yaml") in refused("--config-file", tmp_path / "no.yaml")
 
 
-def test_config_that_is_not_yaml(refused, tmp_path):
+def test_run_config_that_is_not_yaml_is_reported_with_its_line(refused, tmp_path):
     (tmp_path / "bad.yaml").write_text("SEED: [1, 2\nMODEL: {")
     assert "line 2" in refused("--config-file", tmp_path / "bad.yaml")
 
 
-def test_config_that_would_run_code(refused, tmp_path):
+def test_run_config_never_runs_code(refused, tmp_path):
     trap = tmp_path / "ran"
     (tmp_path / "bad.yaml").write_text(f'OUTPUT_DIR: !!python/object/apply:os.mkdir ["{trap}"]\n')
-    assert "plain YAML" in refused("--config-file", tmp_path / "bad.yaml")
+    assert "bad.yaml" in refused("--config-file", tmp_path / "bad.yaml")
     assert not trap.exists()
 
 
@@ -190,13 +156,13 @@ def own_data(tiny_config, tmp_path):
         ("NUM_BOXES", "7", "num_boxes must be at most the pool's 0 boxes, got 7"),
     ],
 )
-def test_a_selection_that_cannot_be_is_found_before_anything_is_done(own_data, refused, key, value, message):
+def test_run_impossible_selection_is_reported_before_any_stage(own_data, refused, key, value, message):
     arguments, _, output = own_data
     assert message in refused(*arguments, f"CURATE.SELECT.{key}", value)
     assert not output.exists()
 
 
-def test_missing_annotations(own_data, refused):
+def test_run_missing_annotations_are_named(own_data, refused):
     arguments, root, _ = own_data
     (root / "train.json").unlink()
     message = refused(*arguments)
@@ -204,33 +170,33 @@ def test_missing_annotations(own_data, refused):
     assert "No such file" in message
 
 
-def test_broken_annotations_are_named_with_their_line(own_data, refused):
+def test_run_broken_annotations_are_named_with_their_line(own_data, refused):
     arguments, root, _ = own_data
     (root / "train.json").write_text('{"images": [],\n"annotations": [,]}')
     assert "line 2" in refused(*arguments)
 
 
-def test_absent_image_stops_by_default_and_says_how_to_go_on(own_data, refused):
+def test_run_absent_image_stops_by_default(own_data, refused):
     arguments, _, _ = own_data
     message = refused("--until", "pool", *arguments)
     assert "b.png (image_id 1): the file is absent" in message
     assert "CURATE.POOL.BAD_IMAGES quarantine" in message
 
 
-def test_many_bad_images_are_all_listed_in_a_file(own_data, refused):
+def test_run_many_bad_images_are_listed_in_a_file(own_data, refused):
     arguments, root, output = own_data
     names = ["b.png", "c.png", "two\nlines.png", "e.png", "f.png"]
     images = [{"id": number, "file_name": name, "width": 64, "height": 40} for number, name in enumerate(names)]
     coco(root / "train.json", images)
     message = refused("--until", "pool", *arguments)
     listed = output / "cache" / "bad-images.txt"
-    assert f"and 2 more, all in {listed}; mend them" in message
+    assert f"and 2 more, all in {listed}" in message
     lines = listed.read_text().splitlines()
     assert len(lines) == 5
     assert lines[2] == r"'two\nlines.png' (image_id 2): the file is absent"
 
 
-def test_absent_image_is_quarantined_when_asked(own_data, capsys):
+def test_run_absent_image_is_quarantined_on_request(own_data, capsys):
     arguments, _, output = own_data
     status = main([*map(str, ["--until", "pool", *arguments]), "CURATE.POOL.BAD_IMAGES", "quarantine"])
     assert status == 0
@@ -241,23 +207,23 @@ def test_absent_image_is_quarantined_when_asked(own_data, capsys):
     ]
 
 
-def test_evaluation_of_other_classes(own_data, refused):
+def test_run_evaluation_with_other_classes_is_rejected(own_data, refused):
     arguments, root, _ = own_data
     coco(root / "val.json", [], categories=[{"id": 1, "name": "truck"}])
     assert "val.json" in refused(*arguments)
 
 
-def test_output_dir_of_another_config(tiny_config, refused, tmp_path):
+def test_run_output_dir_of_another_config_is_rejected(tiny_config, refused, tmp_path):
     config, output = tiny_config()
     assert main(["--config-file", str(config), "--until", "pool"]) == 0
     other = shutil.copy(config, tmp_path / "other.yaml")
     message = refused("--config-file", other, "--until", "pool")
-    assert "made by tiny.yaml" in message
+    assert "tiny.yaml" in message
     assert "--fresh" in message
     assert (output / "pool" / "stage.json").exists()
 
 
-def test_output_dir_of_another_program_is_left_alone(tiny_config, refused):
+def test_run_output_dir_of_another_program_is_not_touched(tiny_config, refused):
     config, output = tiny_config()
     output.mkdir()
     (output / "thesis.txt").write_text("ten years of work")
@@ -265,12 +231,12 @@ def test_output_dir_of_another_program_is_left_alone(tiny_config, refused):
     assert (output / "thesis.txt").read_text() == "ten years of work"
 
 
-def test_only_without_the_stages_before_it(tiny_config, refused):
+def test_run_only_without_earlier_stages_is_rejected(tiny_config, refused):
     config, _ = tiny_config()
     assert "the stage 'score' has not finished" in refused("--config-file", config, "--only", "select")
 
 
-def test_full_disk(tiny_config, refused, monkeypatch):
+def test_run_full_disk_is_reported(tiny_config, refused, monkeypatch):
     config, _ = tiny_config()
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
     assert "free disk" in refused("--config-file", config)

@@ -29,6 +29,7 @@ from helpers.one_stage import RETINANET
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'detcurate[ray]'")
 
 from detcurate.cli import main
+from detcurate.cli.signals import INTERRUPTED
 from detcurate.config import RaySettings
 from detcurate.engines.ray_engine import RayEngine
 from detcurate.errors import ConfigError, DatasetError, DetcurateError
@@ -292,7 +293,7 @@ def test_a_signal_ends_the_command_and_not_the_cluster(trained, cluster, tmp_pat
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 143, said
-    assert said.splitlines()[-1].endswith("stopped; give the same command again to go on: finished work is kept")
+    assert said.splitlines()[-1].endswith(INTERRUPTED)
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "x" / "predict").rglob("shard-*"))) == 6

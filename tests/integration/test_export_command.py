@@ -68,7 +68,7 @@ def test_the_limit_and_none(finished, output, done):
     assert not (output / "manifest" / "relabel.json").exists()
     text = done(*again(finished, output, "CURATE.MANIFEST.COMPRESS", True, "CURATE.MANIFEST.RELABEL_LIMIT", 4))
     assert "4 possible label errors in relabel.json.gz" in text
-    assert "4 suspicions" in done("export", "cvat", output, "-o", output / "to_cvat")
+    assert "4 suspected label errors" in done("export", "cvat", output, "-o", output / "to_cvat")
 
 
 @pytest.mark.parametrize("what", ["relabel", "subset"])
@@ -99,7 +99,7 @@ def test_there_and_back_mends_the_pool(output, tmp_path, done):
     ]
     path.write_text(json.dumps(value))
     text = done("relabel", "apply", path, output, "-o", tmp_path / "new.json")
-    assert "16 not looked at" in text
+    assert "16 not reviewed" in text
     lineage = json.loads((tmp_path / "new.lineage.json").read_text())
     assert lineage["images"]["changed"] + lineage["images"]["confirmed"] == 10
     assert min(lineage["boxes"][name] for name in ("changed", "added", "removed", "unchanged")) > 0
@@ -130,9 +130,12 @@ def test_a_config_names_the_run_too(output, tmp_path, done):
     [
         (("export", "cvat", "-o", "{new}"), "--config-file FILE"),
         (("export", "cvat", "{output}", "-o", "{output}"), "the output must be a folder that is absent or empty"),
-        (("export", "cvat", "{output}", "-o", "{new}", "--limit", "-1"), "limit: must be at least 0"),
+        (
+            ("export", "cvat", "{output}", "-o", "{new}", "--limit", "-1"),
+            "--limit: must be an integer of at least 0",
+        ),
         (("relabel", "apply", "{new}", "{output}", "-o", "{new}.json"), "the correction must be readable"),
-        (("relabel", "apply", "{new}", "-o", "{new}.json"), "the run must be named by"),
+        (("relabel", "apply", "{new}", "-o", "{new}.json"), "--config-file FILE"),
     ],
 )
 def test_what_is_refused(output, tmp_path, refused, words, message):

@@ -1,4 +1,4 @@
-"""``detcurate import-results``: from results files of any detector to a manifest that verifies, without torch."""
+"""``detcurate import``: from results files of any detector to a manifest that verifies, without torch."""
 
 import json
 import os
@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from detcurate.cli.import_results import parse_members
 from helpers import REPOSITORY
 
 from detcurate.cli import main
+from detcurate.cli.imports import parse_members
 from detcurate.coco.dataset import read_coco
 from detcurate.config.declaration import has_detectron2
 from detcurate.errors import ConfigError
@@ -82,7 +82,7 @@ def three(pool):
     """The words that import three members as ``yolo``."""
     config, _, root = pool
     members = [word for number in range(3) for word in ("--member", str(write_results(root, number)))]
-    return ["import-results", "yolo", "--config-file", str(config), *members]
+    return ["import", "yolo", "--config-file", str(config), *members]
 
 
 def curate(config, *more: object):
@@ -194,7 +194,7 @@ def test_what_a_detectron2_run_answered_gives_the_same_scores_when_it_is_importe
         words += ["--member", f"{path}@{run}:{iteration}"]
     config, output = write_tiny_config(tmp_path / "ours")
     keep_all = ["--score-floor", "0", "--max-per-image", "0"]
-    done("import-results", "same", "--config-file", config, *keep_all, *words)
+    done("import", "same", "--config-file", config, *keep_all, *words)
     done("--config-file", config, "--until", "score", "CURATE.PREDICT.RESULTS", "same")
     for name in ("images.parquet", "objects.parquet"):
         expected, found = (pq.read_table(folder / "score" / name) for folder in (whole, output))
@@ -268,7 +268,7 @@ def test_quarantined_images_and_boxes_without_area_are_counted(pool, three, done
         {"image_id": 10, "category_id": 9, "bbox": [-9, 2, 99, 4], "score": 0.9},
     ]
     (root / "r.json").write_text(json.dumps(records))
-    text = done("import-results", "x", "--config-file", config, "--member", root / "r.json")
+    text = done("import", "x", "--config-file", config, "--member", root / "r.json")
     assert "kept 1 of 3 detections (ignored 1 without area, 1 on quarantined images)" in text
     assert "ignored 1 boxes without area" in text
     assert "more than half of the boxes" in text
@@ -278,7 +278,7 @@ def test_names_as_ultralytics_writes_them(pool, done, refused):
     config, _, root = pool
     record = {"image_id": 2, "category_id": 0, "bbox": [1, 2, 3, 4], "score": 0.9}
     (root / "predictions.json").write_text(json.dumps([record]))
-    words = ["import-results", "x", "--config-file", config, "--member", root / "predictions.json"]
+    words = ["import", "x", "--config-file", config, "--member", root / "predictions.json"]
     message = refused(*words)
     assert "--image-key stem" in message
     assert "--category-key from-0 or from-1" in message
@@ -291,7 +291,7 @@ def test_an_empty_file_goes_with_files_of_any_form(pool, done):
     config, output, root = pool
     (root / "empty.json").write_text("[]")
     probs = write_results(root, 1, class_probs=[0.5, 0.25, 0.125])
-    words = ["import-results", "yolo", "--config-file", config, "--member", root / "empty.json", "--member", probs]
+    words = ["import", "yolo", "--config-file", config, "--member", root / "empty.json", "--member", probs]
     assert "0 of 0 detections" in done(*words)
     done(*curate(config))
     shard = next(iter(read_predictions(output / "predict", read_members(output / "predict"))))[0]
@@ -303,11 +303,11 @@ def test_an_empty_file_goes_with_files_of_any_form(pool, done):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--score-floor", "1.5"), "--score-floor must be in [0, 1], got 1.5"),
-        (("--max-per-image", "-1"), "--max-per-image must be at least 0, got -1"),
+        (("--score-floor", "1.5"), "--score-threshold/--score-floor: must be a number in [0, 1] (got 1.5)"),
+        (("--max-per-image", "-1"), "--max-per-image: must be an integer of at least 0 (got -1)"),
         (("--member", "{root}/absent.json"), "got no file {root}/absent.json"),
         (("--member", "{root}/copy.json"), "got {root}/epoch1.json and {root}/copy.json with the same bytes"),
-        (("--member", "s3://me:pa55word@bucket/a.json"), "must be a file of this machine, got a URL of s3://; copy it"),
+        (("--member", "s3://me:pa55word@bucket/a.json"), "--member: must be a local file (got a URL, s3://...)"),
         (("--member", "{root}/copy.json@0:1"), "FILE@RUN:ITERATION for all members or for none"),
         (("--member", "{root}/train.json"), "an object with the keys images, annotations, categories"),
         (("--member", "{root}/probs.json"), "scores alone ({root}/epoch0.json) and class_probs with the background ("),
@@ -373,11 +373,11 @@ def test_a_damaged_copy_is_found(pool, three, done, refused):
     assert "import the results again" in refused(*curate(config))
 
 
-def test_help_reads_well(capsys):
+def test_help_describes_the_format(capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["import-results", "--help"])
+        main(["import", "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for words in ("FILE[@RUN:ITERATION]", "--score-floor", "class_probs", "CURATE.PREDICT.RESULTS", "--image-key stem"):
-        assert words in text
+    for part in ("FILE[@RUN:ITERATION]", "--score-floor", "class_probs", "CURATE.PREDICT.RESULTS", "--image-key stem"):
+        assert part in text
     assert "{{" not in text

@@ -24,7 +24,7 @@ pytest.importorskip("s3fs", reason="s3fs is not installed: `make setup` installs
 
 from helpers.storage_server import BUCKET, KEY_ID, SECRET, boto, emulator, faulty_server
 
-from detcurate.cli.common import local_path
+from detcurate.cli.arguments import local_path
 from detcurate.config import curate_settings
 from detcurate.errors import ConfigError, StorageError
 from detcurate.io.files import atomic_path, describe_files, file_sizes, link_or_copy, sha256_file, write_bytes

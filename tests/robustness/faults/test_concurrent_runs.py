@@ -50,12 +50,12 @@ def test_second_run_with_wait_finds_all_stages_complete(imported, first, tmp_pat
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("command", [("import-results", "other", "--member", "none.json"), ("--fresh",)])
+@pytest.mark.parametrize("command", [("import", "other", "--member", "none.json"), ("--fresh",)])
 def test_writing_command_during_run_is_refused(imported, first, tmp_path, command):
     output, running = first
     (tmp_path / "none.json").write_text("[]")
     arguments = [str(tmp_path / part) if part.endswith(".json") else part for part in command]
-    named = arguments[0] == "import-results"
+    named = arguments[0] == "import"
     second = imported.start(
         output, *([] if named else arguments), command=arguments if named else (), said=tmp_path / "s.txt", plain=named
     )

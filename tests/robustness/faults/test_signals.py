@@ -7,9 +7,11 @@ import time
 import pytest
 from helpers.harness import leftovers, state_of, wait_until
 
+from detcurate.cli.signals import INTERRUPTED
+
 SECONDS = 5.0
 STATUSES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-SAID = "detcurate: stopped; give the same command again to go on: finished work is kept"
+SAID = f"detcurate: {INTERRUPTED}"
 
 
 def stop(running, number, *, whole_group=False):

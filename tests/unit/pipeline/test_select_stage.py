@@ -322,9 +322,9 @@ def test_its_objects_are_told_with_their_votes(scored, capsys):
     assert found[0]["measures"] == pytest.approx({"mutual_information": 0.4, "missing_label": 0.2})
     assert found[-1]["annotation_id"] == 1
     text = explained(capsys, pool.image_ids[1], output)
-    assert "… and 2 clusters of less confidence; --json has all" in text
+    assert "… and 2 clusters of lower confidence; --json lists all" in text
     assert "mutual_information 0.40, missing_label 0.20" in text
-    assert "no member sees an object" in explained(capsys, pool.image_ids[25], output)
+    assert "no object is predicted or labelled" in explained(capsys, pool.image_ids[25], output)
 
 
 def test_its_neighbours_in_time_and_in_look(scored, capsys):
@@ -345,7 +345,7 @@ def test_why_an_image_was_not_taken(scored, select_again, capsys):
     removed = tables(output)["removed"]
     at = removed["reason"].index("sequence_gap")
     text = explained(capsys, removed["image_id"][at], output)
-    assert f"not selected: sequence_gap, it gives way to image {removed['replaced_by'][at]}" in text
+    assert f"not selected: sequence_gap, replaced by image {removed['replaced_by'][at]}" in text
     worst = int(pool.image_ids[columns["image_score"].argmin()])
     assert "not selected: " in explained(capsys, worst, output)
 
@@ -354,7 +354,7 @@ def test_nothing_is_selected_yet(scored, select_again, capsys):
     _, output, pool, _ = scored
     select_again(("CURATE.SELECT.EMPTY_MINIMUM", 27))  # leaves the stage begun and not finished
     text = explained(capsys, pool.image_ids[0], output)
-    assert "nothing was selected yet" in text
+    assert "no selection yet" in text
 
 
 @pytest.mark.parametrize("name", ["999", "seven", "-3"])
