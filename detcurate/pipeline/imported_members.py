@@ -1,11 +1,11 @@
-"""Members that are known by their answers alone: COCO results files of any framework's detectors.
+"""Imported members: predictions of any framework's detectors, read from COCO results files.
 
-    imported/NAME/import.json       which members there are, in order, and what they were read against
-                  <digest>/         the answers of one: shard-00000.parquet …, results.json (a copy of the file)
+    imported/NAME/import.json       the members in order, and the digest of the pool and options they were read with
+                  <digest>/         the predictions of one member: shard-00000.parquet …, and a copy of its file
 
-``import.json`` is written last and replaced as one, so an import is there whole or not at all; folders that it does
-not name are removed. A folder is named by the digest of the file and of what it was read against, so a member that is
-imported again is not read again. The stages ``train`` and ``predict`` link these files into their own directories.
+``import.json`` is written last and replaced atomically, so an import is complete or absent; folders that it does not
+name are removed. A folder is named by the digest of the results file, the pool and the options, so that an unchanged
+member is not read again. The stages ``train`` and ``predict`` link these files into their own directories.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class ImportOptions:
     """How results files are read.
 
     Args:
-        image_key: What ``image_id`` is; one of ``detcurate.interop.coco_results.IMAGE_KEYS``.
-        category_key: What ``category_id`` is; one of ``detcurate.interop.coco_results.CATEGORY_KEYS``.
-        score_threshold: The least score that is kept.
-        max_per_image: The most detections of an image, the best; 0 for no limit.
+        image_key: The meaning of ``image_id``; one of ``detcurate.interop.coco_results.IMAGE_KEYS``.
+        category_key: The meaning of ``category_id``; one of ``detcurate.interop.coco_results.CATEGORY_KEYS``.
+        score_threshold: Detections with a lower score are ignored.
+        max_per_image: The most detections of an image, highest scores first; 0 for no limit.
     """
 
     image_key: str = "id"
@@ -49,14 +49,14 @@ class ImportedMember:
     """One member of an import.
 
     Args:
-        run: Of the member.
-        iteration: Likewise.
-        file_name: What the results file was called.
-        sha256: Of the results file.
-        folder: Where its answers are, below the import.
+        run: The run number of the member.
+        iteration: The iteration of the member.
+        file_name: The name of the results file.
+        sha256: The digest of the results file.
+        folder: The folder of its predictions, below the import.
         copy: The copy of the results file, in that folder.
-        form: What its records say, as in ``detcurate.interop.coco_results.Results``; ``None`` when it has none.
-        counts: How many records there were, and what became of them.
+        form: The form of its records, see ``detcurate.interop.coco_results.Results``; ``None`` without records.
+        counts: The numbers of records, kept detections and ignored ones by reason.
     """
 
     run: int
@@ -69,20 +69,20 @@ class ImportedMember:
     counts: Mapping[str, int]
 
     def member(self) -> Member:
-        """Return its line in an ensemble's ledger."""
+        """Return its record in a member index."""
         file = f"run-{self.run}/iter-{self.iteration:07d}/{self.file_name}"
         return Member(self.run, self.iteration, None, None, file, self.sha256, dtype=RESULTS)
 
 
 @dataclass(frozen=True)
 class Import:
-    """What ``import.json`` says.
+    """The content of ``import.json``.
 
     Args:
-        directory: The import's.
-        digest: Of what the files were read against: images, classes, options, size of a shard.
-        options: How they were read.
-        members: In the order of their numbers.
+        directory: The directory of the import.
+        digest: The digest of the pool's images and classes, the options and the shard size.
+        options: How the files were read.
+        members: The members in the order of their numbers.
     """
 
     directory: Path
@@ -92,15 +92,15 @@ class Import:
 
 
 def import_directory(run: Run) -> Path:
-    """Return the directory of the import that ``CURATE.PREDICT.RESULTS`` names."""
+    """Return the directory of the import named by ``CURATE.PREDICT.RESULTS``."""
     return run.output_dir / IMPORTED / run.settings.predict.results
 
 
 def read_import(directory: Path) -> Import | None:
-    """Return what ``import.json`` says, or ``None`` when there is none.
+    """Return the content of ``import.json``, or ``None`` if the file does not exist.
 
     Raises:
-        PredictionError: It cannot be read.
+        PredictionError: The file cannot be read, or is damaged.
     """
     path = directory / DESCRIPTION
     if not path.is_file():
@@ -110,13 +110,11 @@ def read_import(directory: Path) -> Import | None:
         members = tuple(_plain(ImportedMember(**member)) for member in value["members"])
         return Import(directory, value["digest"], ImportOptions(**value["options"]), members)
     except (ValueError, KeyError, TypeError) as error:
-        raise PredictionError(
-            f"an import must be described by JSON from detcurate ({path}): {error}; delete {directory} and import again"
-        ) from error
+        raise PredictionError(f"{path}: not a valid import ({error}). Delete {directory} and import again.") from error
 
 
 def _plain(member: ImportedMember) -> ImportedMember:
-    """Return a member of an import that may be a stranger's; raises ``ValueError`` for a name that is a path."""
+    """Return a member, which is untrusted input; raise ``ValueError`` if a name is a path or a number is invalid."""
     for name in (member.file_name, member.folder, member.copy):
         if not is_inside(name) or "/" in name or name in (".", ".."):
             raise ValueError(f"file_name, folder and copy must be names without a folder, got {name!r}")
@@ -126,40 +124,41 @@ def _plain(member: ImportedMember) -> ImportedMember:
 
 
 def require_imported(run: Run) -> Import:
-    """Return the import that ``CURATE.PREDICT.RESULTS`` names.
+    """Return the import named by ``CURATE.PREDICT.RESULTS``.
 
     Raises:
-        PredictionError: It is not there.
+        PredictionError: The import does not exist.
         ConfigError: ``OUTPUT_DIR`` holds an ensemble of Detectron2, which would be removed.
     """
     require_no_ensemble(run)
     name, found = run.settings.predict.results, read_import(import_directory(run))
     if found is None:
-        there = sorted(path.parent.name for path in (run.output_dir / IMPORTED).glob(f"*/{DESCRIPTION}"))
+        existing = sorted(path.parent.name for path in (run.output_dir / IMPORTED).glob(f"*/{DESCRIPTION}"))
         raise PredictionError(
-            f"{_SETTING} must name results that were imported into {run.output_dir} ({', '.join(there) or 'none'}), "
-            f"got {name!r}; run `detcurate import {name} --config-file FILE --member RESULTS.json` first"
+            f"{_SETTING}: no such import in {run.output_dir} (got {name!r}; existing: "
+            f"{', '.join(existing) or 'none'}). Run `detcurate import {name} --config-file FILE --member RESULTS.json` "
+            "first."
         )
     return found
 
 
 def is_imported(stage_metadata: StageMetadata) -> bool:
-    """Tell from the marker of a stage ``train`` whether its members are imported answers."""
+    """Return whether the metadata of a stage ``train`` are of imported members."""
     return _SETTING in stage_metadata["settings"]
 
 
 def require_no_ensemble(run: Run) -> None:
-    """Raise ``ConfigError`` when ``OUTPUT_DIR`` holds an ensemble of Detectron2, which an import would replace."""
+    """Raise ``ConfigError`` if ``OUTPUT_DIR`` holds an ensemble of Detectron2, which an import would replace."""
     stage_metadata = read_stage_metadata(run.directory("train"))
     if stage_metadata is not None and not is_imported(stage_metadata):
         raise ConfigError(
-            f"OUTPUT_DIR must not hold an ensemble of its own beside imported results, got one in "
-            f"{run.directory('train')}; give another OUTPUT_DIR, or delete that directory"
+            f"OUTPUT_DIR: holds a trained ensemble, which imported results would replace (got "
+            f"{run.directory('train')}). Set another OUTPUT_DIR, or delete that directory."
         )
 
 
 def predictions_digest(run: Run, options: ImportOptions) -> str:
-    """Return the digest of what answers depend on beside the file they come from: not on the pool's labels."""
+    """Return the digest of the inputs of an import beside the results files; the pool's labels are not included."""
     pool = run.pool
     rows = pool.subset_rows(run.usable_image_ids)
     by_id = options.image_key == "id"
@@ -177,7 +176,7 @@ def predictions_digest(run: Run, options: ImportOptions) -> str:
 
 
 def imported_train_stage(run: Run) -> Stage:
-    """Build the stage ``train`` of an import: a ledger of the results files, and the files themselves."""
+    """Return the stage ``train`` of an import: the member index and the results files."""
     found = require_imported(run)
     settings = {"CURATE.ENSEMBLE": {"num_runs": 0}, _SETTING: run.settings.predict.results}
     inputs = {"imported": sha256_file(found.directory / DESCRIPTION)}
@@ -192,19 +191,19 @@ def _take_files(run: Run, found: Import) -> StageResult:
         link_or_copy(source, directory / member.file)
     write_index(directory / MEMBER_INDEX, members)
     outputs = [directory / MEMBER_INDEX, *(directory / member.file for member in members)]
-    return StageResult(outputs, f"{len(members)} members, imported as {run.settings.predict.results}")
+    return StageResult(outputs, f"linked {len(members)} imported members ({run.settings.predict.results})")
 
 
 def imported_predict_stage(run: Run) -> Stage:
-    """Build the stage ``predict`` of an import: a pass for each member.
+    """Return the stage ``predict`` of an import: one prediction set a member.
 
     Raises:
-        PredictionError: The import is not there, or was read against another pool.
+        PredictionError: The import does not exist, or was read with another pool.
     """
     found, name = require_imported(run), run.settings.predict.results
     if predictions_digest(run, found.options) != found.digest:
         raise PredictionError(
-            f"imported results must be of the pool's images and classes and of CURATE.PREDICT.SHARD_SIZE as they are "
+            f"{found.directory}: imported with other images, classes or CURATE.PREDICT.SHARD_SIZE. Run "
             f"now, got others ({found.directory}); run `detcurate import {name}` again with this config"
         )
     settings = {
@@ -229,20 +228,20 @@ def _link_predictions(run: Run, found: Import) -> StageResult:
     for number, imported in enumerate(found.members):
         member = imported.member()
         names.append(f"{member.file}@{member.sha256}")
-        taken = PredictionSet(directory / f"set-{number:02d}", imported.folder, (names[-1],))
+        prediction_set = PredictionSet(directory / f"set-{number:02d}", imported.folder, (names[-1],))
         for index in range(num_shards):
-            target = shard_path(taken.directory, index)
+            target = shard_path(prediction_set.directory, index)
             link_or_copy(shard_path(found.directory / imported.folder, index), target)
             written.append(target)
-        taken.write()
-        written.append(taken.description)
+        prediction_set.write()
+        written.append(prediction_set.description)
     write_json(directory / MEMBERS, names)
-    summary = f"{num_images:,} images by {len(names)} imported members in {num_shards} shards"
+    summary = f"linked predictions of {len(names)} imported members on {num_images:,} images ({num_shards} shards)"
     return StageResult([directory / MEMBERS, *written], summary, {"num_members": len(names)})
 
 
 def imported_plans(run: Run) -> dict[str, str]:
-    """Say what the stages ``train`` and ``predict`` would do."""
+    """Return what the stages ``train`` and ``predict`` would do, as text."""
     found = read_import(import_directory(run))
     members = f"{len(found.members) if found else 0} members, imported as {run.settings.predict.results}"
-    return {"train": members, "predict": "the answers that were imported"}
+    return {"train": members, "predict": "the imported predictions"}

@@ -1,4 +1,4 @@
-"""The pictures of the report: of the images that its galleries show, the labels, the consensus and the votes."""
+"""The galleries of the report: which images they show, with labels, consensus and votes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read_objects(run: Run, ids: np.ndarray) -> dict[int, list[dict[str, Any]]]:
 
 
 def read_votes(run: Run, pool: Pool, ids: np.ndarray) -> dict[int, list[DrawnBox]]:
-    """Read the members' own boxes on some images; a shard is a block of images of one size, in the order of the ids."""
+    """Return the members' own boxes on some images; shards are blocks of equally many images by ascending id."""
     directory = run.directory("predict")
     predictions = open_predictions(directory, read_members(directory))
     found: dict[int, list[DrawnBox]] = {}
@@ -73,7 +73,7 @@ def read_votes(run: Run, pool: Pool, ids: np.ndarray) -> dict[int, list[DrawnBox
 
 
 def truth_boxes(run: Run, at: int, rows: Sequence[Mapping[str, Any]]) -> tuple[DrawnBox, ...]:
-    """Return the labels of the pool's row ``at``, with the votes that the image's objects hold for them."""
+    """Return the labels of the pool's row ``at``, with the votes from the image's objects."""
     first, last = np.searchsorted(run.pool.image_index, [at, at + 1])
     of_label = {row["annotation_id"]: vote_text(run, row["votes"]) for row in rows if row["kind"] == "ground_truth"}
     boxes = []
@@ -85,7 +85,7 @@ def truth_boxes(run: Run, at: int, rows: Sequence[Mapping[str, Any]]) -> tuple[D
 
 
 def consensus_boxes(run: Run, rows: Sequence[Mapping[str, Any]]) -> tuple[DrawnBox, ...]:
-    """Return the clusters that the members are confident of, the most confident first."""
+    """Return the clusters with a confidence of 0.3 or more, the most confident first."""
     clusters = [row for row in rows if row["kind"] == "cluster" and row["confidence"] >= _LEAST_CONFIDENCE]
     clusters.sort(key=lambda row: -row["confidence"])
     return tuple(
@@ -95,7 +95,7 @@ def consensus_boxes(run: Run, rows: Sequence[Mapping[str, Any]]) -> tuple[DrawnB
 
 
 def vote_text(run: Run, votes: Sequence[int]) -> str:
-    """Return the members' votes in words, the most frequent first."""
+    """Return the members' votes as text, the most frequent class first."""
     names = {-1: "no box", len(run.class_names): "background", **dict(enumerate(run.class_names))}
     counted = Counter(names[vote] for vote in votes)
     return ", ".join(f"{name} {count}" for name, count in sorted(counted.items(), key=lambda pair: (-pair[1], pair[0])))
@@ -109,13 +109,13 @@ def sides_of(row: Mapping[str, Any]) -> tuple[float, float, float, float]:
 
 @dataclass(frozen=True)
 class Pictured:
-    """What the galleries show, and what they could not.
+    """The galleries with their pictures.
 
     Args:
-        galleries: In order.
-        pictures: Of them.
-        missing: A sentence each.
-        num_members: E, 0 where it is not known.
+        galleries: The galleries in order.
+        pictures: The pictures they show.
+        missing: Parts that cannot be shown, a sentence each.
+        num_members: E; 0 if unknown.
     """
 
     galleries: tuple[Gallery, ...]
@@ -126,7 +126,7 @@ class Pictured:
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a picture's layers and words come from."""
+    """The data that a picture's layers and texts come from."""
 
     run: Run
     pool: Pool
@@ -137,14 +137,14 @@ class _Source:
 
 
 def report_galleries(run: Run, pool: Pool, scores: Scores, choice: Choice | None, *, with_votes: bool) -> Pictured:
-    """Pick the images and read what there is about them.
+    """Choose the images of each gallery and read their objects and votes.
 
     Args:
         run: The run; ``score`` has finished.
         pool: The pool.
-        scores: Of the pool.
-        choice: From the pool.
-        with_votes: Whether the predictions are there.
+        scores: The scores of the pool.
+        choice: The selection from the pool.
+        with_votes: Whether the predictions exist.
     """
     picks = _picks(scores, choice)
     rows = np.unique(np.concatenate([pick.rows for _, pick in picks]))
@@ -179,22 +179,24 @@ class _About:
 _ABOUT = {
     about.name: about
     for about in (
-        _About("most", "Most disagreed about", "The highest image scores of the pool.", "No image has a score."),
-        _About("least", "Least disagreed about, left out", "The lowest image scores of those that were left out.",
-               "No image was left out."),
-        _About("minimums", "Bought for a floor", "What a floor asked for, whatever its score; the floors in turn.",
-               "No floor was asked for, or none took an image."),
-        _About("duplicates", "Near-duplicates", "An image, and those that gave way to it; the largest groups.",
-               "No near-duplicate was removed: thinning is off, or found none."),
-        _About("missing_label", "Suspected labels: missing_label",
-               "The members are confident of an object, and nothing is labelled there. The most suspicious first.",
-               f"No label is suspected of this: none reaches {SUSPECTED}."),
-        _About("wrong_class", "Suspected labels: wrong_class",
-               "The members agree on another class than the label's. The most suspicious first.",
-               f"No label is suspected of this: none reaches {SUSPECTED}."),
-        _About("inaccurate_box", "Suspected labels: badly located",
-               "The members agree on another box than the label's. The most suspicious first.",
-               f"No label is suspected of this: none reaches {SUSPECTED}."),
+        _About("most", "Most disagreement", "The images with the highest scores.", "No image has a score."),
+        _About("least", "Least disagreement, removed", "The removed images with the lowest scores.",
+               "No image was removed."),
+        _About("minimums", "Selected for minimum quotas",
+               "Images that a minimum quota selected whatever their score, one of each quota in turn.",
+               "No minimum quota is set, or none selected an image."),
+        _About("duplicates", "Near-duplicates",
+               "The largest groups: the selected image first, then the images that it replaces.",
+               "No near-duplicate was removed: DUPLICATE_SIMILARITY is off, or no image reaches it."),
+        _About("missing_label", "Possible label errors: missing label",
+               "The members are confident of an object where nothing is labelled. Highest score first.",
+               f"No image has a score of {SUSPECTED} or more for this error."),
+        _About("wrong_class", "Possible label errors: wrong class",
+               "The members agree on another class than the label's. Highest score first.",
+               f"No image has a score of {SUSPECTED} or more for this error."),
+        _About("inaccurate_box", "Possible label errors: inaccurate box",
+               "The members agree on another box than the label's. Highest score first.",
+               f"No image has a score of {SUSPECTED} or more for this error."),
     )
 }  # fmt: skip
 
@@ -212,7 +214,7 @@ def _read(read: Callable[[], dict[int, Any]], name: str, missing: list[str]) -> 
     try:
         return read()
     except (PredictionError, *DAMAGES) as error:
-        missing.append(f"Of {name} nothing is shown: {error}")
+        missing.append(f"The galleries do not show {name}: {error}")
         return {}
 
 
@@ -221,7 +223,7 @@ def _num_members(objects: Objects) -> int:
 
 
 def _path(run: Run, file_name: str) -> Location | None:
-    """Return the file of an image; None where its name leaves the image root, or a link does that is not allowed."""
+    """Return the file of an image; None if its name or a forbidden symbolic link leaves the image root."""
     root, allowed = run.image_root("pool"), run.policies.get(LINK, RULES[LINK].policy) != "error"
     path = safe_path(root, file_name)
     return path if path is None or allowed or not leads_out_by_link(root, file_name) else None
@@ -233,7 +235,7 @@ def _picture(source: _Source, row: int) -> Picture:
     at = int(run.pool.subset_rows(np.array([image_id]))[0])
     better, sequence = int((scores.image_score > scores.image_score[row]).sum()), run.pool.sequences[at]
     where = "" if sequence is None else f"sequence {sequence}" + (f", frame {frame:,}" if frame >= 0 else "")
-    rank = f", rank {int(choice.rank[row]):,} of the kept" if choice is not None and choice.rank[row] else ""
+    rank = f", rank {int(choice.rank[row]):,} in the selection" if choice is not None and choice.rank[row] else ""
     objects = source.objects.get(image_id, ())
     return Picture(
         key=str(image_id),
@@ -244,7 +246,7 @@ def _picture(source: _Source, row: int) -> Picture:
         where=where,
         kept=None if choice is None else bool(choice.kept[row]),
         reason="" if choice is None else choice.reasons[int(choice.reason[row])],
-        standing=f"score {scores.image_score[row]:.3f}, place {better + 1:,} of {len(pool):,}{rank}",
+        standing=f"score {scores.image_score[row]:.3f}, rank {better + 1:,} of {len(pool):,} in the pool{rank}",
         truth=truth_boxes(run, at, objects),
         consensus=consensus_boxes(run, objects),
         votes=tuple(source.votes.get(image_id, ())),
@@ -263,8 +265,8 @@ def _tile(source: _Source, gallery: str, pick: Pick, place: int) -> Tile:
         group = int(pick.group[place])
         first = int(pick.rows[np.argmax(pick.group == group)])
         count = int((choice.replaced_by == first).sum())
-        heading = f"Group {group + 1}: {count} gave way to image {_original(run, int(pool.image_ids[first]))}"
-        return Tile(key, f"{'the better one' if row == first else 'gave way'}; {score}", group=heading)
+        heading = f"Group {group + 1}: image {_original(run, int(pool.image_ids[first]))} replaces {count}"
+        return Tile(key, f"{'highest score' if row == first else 'replaced'}; {score}", group=heading)
     return Tile(key, f"{score}, {count_of(int(pool.num_boxes[row]), 'label')}")
 
 
@@ -273,16 +275,16 @@ def _original(run: Run, image_id: int) -> int | str:
 
 
 def _suspected(run: Run, key: str, kind: str, rows: Sequence[Mapping[str, Any]]) -> Tile:
-    """Return the tile of the most suspicious object of an image."""
+    """Return the tile of the object with the highest label-error score of an image."""
     known = [row for row in rows if row.get(kind) is not None]
     if not known:
-        return Tile(key, f"a label is suspected to be {kind.replace('_', ' ')}")
+        return Tile(key, f"possible label error: {kind.replace('_', ' ')}")
     worst = max(known, key=lambda row: row[kind])
     name, votes = run.class_names[worst["class_index"]], vote_text(run, worst["votes"])
-    value = f"suspicion {worst[kind]:.2f}"
-    words = {
-        "missing_label": f"no label; the members see {name} ({worst['confidence']:.2f})",
+    value = f"label-error score {worst[kind]:.2f}"
+    texts = {
+        "missing_label": f"not labelled; the members detect {name} ({worst['confidence']:.2f})",
         "wrong_class": f"labelled {name}; the members vote {votes}",
-        "inaccurate_box": f"labelled {name}; the members' box lies elsewhere",
+        "inaccurate_box": f"labelled {name}; the members agree on another box",
     }
-    return Tile(key, f"{words[kind]}; {value}", focus=sides_of(worst))
+    return Tile(key, f"{texts[kind]}; {value}", focus=sides_of(worst))

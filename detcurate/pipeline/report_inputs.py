@@ -1,4 +1,4 @@
-"""What the report says of the pool, its scores and the selection, as columns by image."""
+"""The report's input: states of the stages, and columns of the pool, its scores and the selection."""
 
 from __future__ import annotations
 
@@ -19,16 +19,14 @@ from detcurate.report.records import Choice, Pool, Scores, StageState
 
 
 def report_pool(run: Run) -> Pool:
-    """Read the usable images of the pool.
+    """Return the usable images of the pool.
 
     Raises:
-        DatasetError: The annotation file cannot be read, or is not the one that the run began with.
+        DatasetError: The annotation file cannot be read, or has changed since the stage ``pool``.
     """
     known = run.pool_facts["pool"]["annotations_sha256"]
     if run.pool.sha256 != known:
-        raise DatasetError(
-            f"the annotation file must be the one that the run read, got a changed one ({run.pool.path})"
-        )
+        raise DatasetError(f"{run.pool.path}: changed since the stage pool read it. Restore it, or run again.")
     pool, rows = run.pool, run.pool.subset_rows(run.usable_image_ids)
     place = np.full(len(pool), -1, np.int32)
     place[rows] = np.arange(len(rows))
@@ -48,36 +46,42 @@ def report_pool(run: Run) -> Pool:
 
 
 def report_scores(run: Run, pool: Pool) -> Scores:
-    """Read the scores of these images.
+    """Return the scores of these images.
 
     Raises:
-        PredictionError: The table is absent, damaged, or of other images.
+        PredictionError: The table is missing, damaged, or of other images.
     """
     settings = run.stage_metadata("score")["settings"]
-    used, wanted = tuple(settings["measures"]), ("image_id", "image_score", *settings["measures"], *LABEL_ERRORS)
-    columns = ImagesTable.of(run).read(wanted)
+    used = tuple(settings["measures"])
+    columns = ImagesTable.of(run).read(("image_id", "image_score", *used, *LABEL_ERRORS))
     image_ids, image_score = columns.pop("image_id"), columns.pop("image_score")
     if not np.array_equal(image_ids, pool.image_ids):
-        raise PredictionError(f"the scores must be of the pool's {len(pool)} images, got {len(image_ids)}; score again")
+        raise PredictionError(
+            f"score/{ImagesTable.FILE}: not of the pool's {len(pool)} images (got {len(image_ids)}). "
+            "Run the stage score again."
+        )
     return Scores(image_score, columns, used, str(settings["aggregation"]))
 
 
 def report_choice(run: Run, pool: Pool) -> Choice:
-    """Read what became of these images.
+    """Return the selection from these images.
 
     Raises:
-        PredictionError: A table is absent, damaged, or of other images.
+        PredictionError: A table is missing, damaged, or of other images.
     """
-    taken, gone = SelectionTable.of(run).read(), RemovedTable.of(run).read()
-    ids = np.concatenate((taken["image_id"], gone["image_id"]))
+    selected, removed = SelectionTable.of(run).read(), RemovedTable.of(run).read()
+    ids = np.concatenate((selected["image_id"], removed["image_id"]))
     order = np.argsort(ids, kind="stable")
     if not np.array_equal(ids[order], pool.image_ids):
-        raise PredictionError(f"the selection must be from the pool's {len(pool)} images, got {len(ids)}; select again")
-    encoded = pa.array([*taken["reason"].tolist(), *gone["reason"].tolist()], pa.string()).dictionary_encode()
+        raise PredictionError(
+            f"select/{SelectionTable.FILE}: not of the pool's {len(pool)} images (got {len(ids)}). "
+            "Run the stage select again."
+        )
+    encoded = pa.array([*selected["reason"].tolist(), *removed["reason"].tolist()], pa.string()).dictionary_encode()
     better = np.full(len(ids), np.nan)
-    better[len(taken["image_id"]) :] = gone["replaced_by"].astype(np.float64)  # Parquet's null is read as NaN
+    better[len(selected["image_id"]) :] = removed["replaced_by"].astype(np.float64)  # Parquet's null is read as NaN
     return Choice(
-        rank=np.concatenate((taken["rank"], np.zeros(len(gone["image_id"]), np.int64)))[order],
+        rank=np.concatenate((selected["rank"], np.zeros(len(removed["image_id"]), np.int64)))[order],
         reason=encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)[order],
         reasons=tuple(encoded.dictionary.to_pylist()),
         replaced_by=_rows_of(pool.image_ids, better[order]),
@@ -85,7 +89,7 @@ def report_choice(run: Run, pool: Pool) -> Choice:
 
 
 def report_histograms(run: Run, choice: Choice, provenance: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the counts before and after: those of the manifest, or counted anew where there is none."""
+    """Return the counts of the pool and the subset: from the manifest, or computed if it does not exist."""
     if provenance is not None:
         return dict(provenance["histograms"])
     kept = np.zeros(len(run.pool), bool)
@@ -93,26 +97,25 @@ def report_histograms(run: Run, choice: Choice, provenance: dict[str, Any] | Non
     return histograms(run.pool, np.flatnonzero(kept), np.flatnonzero(kept[run.pool.image_index]))
 
 
-def _rows_of(image_ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the row of each id, -1 where it is NaN."""
-    known = np.isfinite(wanted)
-    rows = np.full(len(wanted), -1, np.int64)
-    rows[known] = np.searchsorted(image_ids, wanted[known].astype(np.int64)).clip(max=max(len(image_ids) - 1, 0))
+def _rows_of(image_ids: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Return the row of each id, -1 for NaN."""
+    known = np.isfinite(ids)
+    rows = np.full(len(ids), -1, np.int64)
+    rows[known] = np.searchsorted(image_ids, ids[known].astype(np.int64)).clip(max=max(len(image_ids) - 1, 0))
     return rows
 
 
 _LAST = "report"
-_NO_STAGE = "search"  # the rounds before the last are stages of their own below it
-# What a stage calls one before it, and whether it depends on all of its files or on one.
-_RENAMED = {"ensemble": "train"}
+_NO_STAGE = "search"  # earlier rounds have stages of their own below it
+_RENAMED = {"ensemble": "train"}  # name of an input -> stage
 _STOPPED = re.compile(r" ERROR stopped: \w+: (.+)")
 
 
 def stage_states(run: Run) -> tuple[StageState, ...]:
-    """Tell what became of every stage before the report, from what is on the disk alone.
+    """Return the state of every stage before the report, from the files alone.
 
-    A stage counts when it has finished, its files are there, and what it was made from is what is there now. So the
-    figures of an earlier selection are never shown beside a later one.
+    A stage is complete if it has finished, its files exist and its inputs are unchanged since. So results of an earlier
+    selection are never shown beside a later one.
     """
     states: dict[str, StageState] = {}
     finished_stages: dict[str, StageMetadata] = {}
@@ -123,7 +126,7 @@ def stage_states(run: Run) -> tuple[StageState, ...]:
 
 
 def completed(states: tuple[StageState, ...]) -> frozenset[str]:
-    """Return the names of the stages that count."""
+    """Return the names of the complete stages."""
     return frozenset(stage.name for stage in states if stage.state == "complete")
 
 
@@ -134,22 +137,22 @@ def _state(run: Run, name: str, states: dict[str, StageState], finished_stages: 
     except ConfigError as error:
         return StageState(name, "interrupted", str(error))
     if stage_metadata is None:
-        return StageState(name, "absent", "it has not begun")
+        return StageState(name, "absent", "not started")
     if stage_metadata["status"] != "complete":
         why = _stopped(run)
-        return StageState(name, "interrupted", "it was stopped before its end" + (f": {why}" if why else ""))
+        return StageState(name, "interrupted", "stopped before its end" + (f": {why}" if why else ""))
     gone = damaged_outputs(directory, stage_metadata)
     for file, why in gone.items():
         more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
         return StageState(name, "interrupted", f"{name}/{file}{more} {why}")
     finished_stages[name] = stage_metadata
     for before in _changed(stage_metadata, states, finished_stages):
-        return StageState(name, "outdated", f"'{before}' has been done again, or not to its end, since")
+        return StageState(name, "outdated", f"its input '{before}' has changed since")
     return StageState(name, "complete", stage_metadata["summary"])
 
 
 def _stopped(run: Run) -> str:
-    """Return what the log says stopped the run, where that is the last it says."""
+    """Return the error that stopped the run, if it is the last line of the log."""
     try:
         lines = (run.output_dir / LOG).read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
     except OSError:
@@ -161,9 +164,9 @@ def _stopped(run: Run) -> str:
 def _changed(
     stage_metadata: StageMetadata, states: dict[str, StageState], finished_stages: dict[str, StageMetadata]
 ) -> list[str]:
-    """Return the earlier stages whose files are not those that a stage was made from.
+    """Return the earlier stages with files that differ from those a stage used.
 
-    A stage that is absent proves nothing: predictions are large, and may be removed once the pool is scored.
+    Absent stages are ignored: predictions are large and may be removed after scoring.
     """
     found = []
     for key, digest in stage_metadata["inputs"].items():

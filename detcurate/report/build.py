@@ -42,26 +42,26 @@ from detcurate.report.tables import (
 from detcurate.report.verdict import Claim, Verdict, signed, span, verdict
 
 PAGE, RESULTS, SUMMARY, DATA = "index.html", "results.json", "summary.md", "data"
-VERSION = 1
-"""Of ``results.json``: raised when a key goes or changes its meaning, not when one is added."""
+VERSION = 2
+"""The version of ``results.json``: raised when a key is removed or changes its meaning, not when one is added."""
 
 _OWN_FIELDS = ("classes", "box_size", "sequence")
 _MOST_FIELDS, _MOST_VALUES = 8, 64
 
 
 def write_report(directory: Path, data: ReportData) -> list[Path]:
-    """Write the report and return its files; ``index.html`` comes last.
+    """Write the report and return its files, ``index.html`` last.
 
     Args:
-        directory: Where to.
-        data: What there is.
+        directory: The directory of the report.
+        data: The content of the report.
     """
     found = verdict(data.comparison)
     parts = _parts(data, found)
     data = replace(data, missing=(*data.missing, *_not_shown(data, parts)))
     tables = [*parts.arm_tables, *parts.pool_tables]
     tables += [figure.table for figure in (*parts.arm_figures, *parts.pool_figures)]
-    shutil.rmtree(directory / DATA, ignore_errors=True)  # no table of an earlier report stays beside the new ones
+    shutil.rmtree(directory / DATA, ignore_errors=True)  # tables of an earlier report
     written = []
     for table in {table.name: table for table in tables}.values():
         written.append(directory / DATA / f"{table.name}.csv")
@@ -73,7 +73,7 @@ def write_report(directory: Path, data: ReportData) -> list[Path]:
 
 
 def results(data: ReportData, found: Verdict) -> dict[str, Any]:
-    """Return what ``results.json`` holds; docs/explanation/report.md has the schema."""
+    """Return the content of ``results.json``; its schema is in docs/explanation/report.md."""
     comparison = data.comparison
     return {
         "version": VERSION,
@@ -97,7 +97,7 @@ def results(data: ReportData, found: Verdict) -> dict[str, Any]:
 
 def summary_text(data: ReportData, found: Verdict) -> str:
     """Return ``summary.md``."""
-    lines = ["# What the subset bought", "", f"**{found.headline}**", ""]
+    lines = ["# Results of the subset", "", f"**{found.headline}**", ""]
     lines += [f"- {name}: {plain(value)}" for name, value in data.facts.items()]
     for stage in data.unfinished:
         note = f", {plain(stage.note)}" * bool(stage.note)
@@ -126,7 +126,7 @@ def _selection(data: ReportData) -> dict[str, Any] | None:
     return {
         "images": {"before": len(pool), "after": int(choice.kept.sum())},
         "boxes": {"before": int(pool.num_boxes.sum()), "after": int(pool.num_boxes[choice.kept].sum())},
-        "reasons": [dict(zip(("fate", "reason", "images"), row, strict=True)) for row in _reasons(choice)],
+        "reasons": [dict(zip(("decision", "reason", "images"), row, strict=True)) for row in _reasons(choice)],
     }
 
 
@@ -148,7 +148,7 @@ def _parts(data: ReportData, found: Verdict) -> PageParts:
 
 
 def _not_shown(data: ReportData, parts: PageParts) -> list[str]:
-    """Say which images cannot be shown, and why; one sentence for all."""
+    """Return one sentence that names the images that cannot be shown, with the reasons; none if all can."""
     problems = [(one.file_name, parts.encoded[one.key].problem) for one in data.pictures]
     problems = [pair for pair in problems if pair[1]]
     if not problems:
@@ -162,7 +162,7 @@ def _pool_tables(data: ReportData) -> list[Table]:
     tables = [reason_table(_reasons(data.choice))] if data.choice is not None else []
     if "classes" in data.histograms:
         tables.append(kept_table("classes", "Boxes by class", "class", data.histograms["classes"]))
-    if sizes := data.histograms.get("box_size"):  # in the provenance by name
+    if sizes := data.histograms.get("box_size"):  # the provenance sorts them by name
         by_size = {size: sizes[size] for size in BOX_SIZE_EDGES if size in sizes}
         tables.append(kept_table("box_size", "Boxes by COCO's sizes", "size", by_size))
     return tables
@@ -192,11 +192,11 @@ def _metadata(counts: Mapping[str, Any]) -> list[str]:
 
 def _reasons(choice: Choice) -> list[tuple[str, str, int]]:
     rows = []
-    for fate, is_kept in (("kept", True), ("left out", False)):
+    for decision, is_kept in (("selected", True), ("removed", False)):
         for number, reason in enumerate(choice.reasons):
             count = int(((choice.reason == number) & (choice.kept == is_kept)).sum())
             if count:
-                rows.append((fate, reason, count))
+                rows.append((decision, reason, count))
     return rows
 
 
@@ -204,7 +204,7 @@ def _cards(data: ReportData, found: Verdict) -> list[tuple[str, str, str]]:
     cards = []
     pool, choice = data.pool, data.choice
     if pool is not None and choice is not None:
-        for name, counts in (("Images kept", np.ones(len(pool), np.int64)), ("Boxes kept", pool.num_boxes)):
+        for name, counts in (("Images selected", np.ones(len(pool), np.int64)), ("Boxes selected", pool.num_boxes)):
             kept, total = int(counts[choice.kept].sum()), int(counts.sum())
             cards.append((name, percent(kept / total if total else None), f"{kept:,} of {total:,}"))
     if data.comparison is None or not data.comparison.models:
@@ -215,21 +215,21 @@ def _cards(data: ReportData, found: Verdict) -> list[tuple[str, str, str]]:
         cards.append(("AP of the subset", mean_and_std(curated["figures"]["AP"]), f"in percent, {seeds}"))
     for claim in found.claims[:2]:
         if claim.mean is not None:
-            about = f"95 % interval\n{span(claim.over_seeds)}" if claim.over_seeds else "one seed: no interval"
+            about = (
+                f"95 % confidence interval\n{span(claim.over_seeds)}" if claim.over_seeds else "one seed, no interval"
+            )
             name = {"full": "whole pool", "random": "random images"}.get(claim.other, claim.other)
             cards.append((f"vs {name}", f"{signed(claim.mean)} AP", about))
     return [*cards, *_saving(data.comparison)]
 
 
 def _saving(comparison: Comparison) -> list[tuple[str, str, str]]:
-    """Say what training on the subset saves against training on all."""
+    """Return the card with the images that training on the subset saves; none without the arms curated and full."""
     costs = mean_costs(comparison)
     if COMPARED not in costs or "full" not in costs:
         return []
     seen, full = costs[COMPARED]["images_seen"], costs["full"]["images_seen"]
     if seen is None or not full:
         return []
-    about = (
-        "equal iterations: every arm trains as long" if comparison.equal == "iterations" else "images seen in training"
-    )
+    about = "equal iterations for every arm" if comparison.equal == "iterations" else "images seen in training"
     return [("Training saved", percent(max(1 - seen / full, 0.0)), about)]

@@ -1,4 +1,4 @@
-"""Figures of the arms: differences with their intervals, seeds, classes, the learning curve."""
+"""Figures of the arms: differences with confidence intervals, seeds, classes and the learning curve."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_CLASSES = 30
 
 
 def arm_figures(comparison: Comparison, claims: Sequence[Claim]) -> list[Drawing]:
-    """Return the figures that the comparison has data for, in the order of the page."""
+    """Return the figures that the comparison has data for, in page order."""
     figures = [_differences(claims)] if any(claim.mean is not None for claim in claims) else []
     if comparison.summary["arms"] and len(next(iter(comparison.summary["arms"].values()))["per_class"]) > 1:
         figures.append(_classes(comparison))
@@ -34,7 +34,7 @@ def arm_figures(comparison: Comparison, claims: Sequence[Claim]) -> list[Drawing
 
 
 def _differences(claims: Sequence[Claim]) -> Drawing:
-    """Draw the differences, the curated arm less the others, each with its two intervals."""
+    """Draw the differences of the curated arm to the others, each with its two confidence intervals."""
     known = [claim for claim in claims if claim.mean is not None]
 
     def plot(figure: Figure) -> None:
@@ -45,7 +45,7 @@ def _differences(claims: Sequence[Claim]) -> Drawing:
                 if ends is not None:
                     ax.plot(ends, [row + offset] * 2, color=ARMS[0], linewidth=width, solid_capstyle="butt")
             ax.plot([claim.mean or 0.0], [row], MARKERS[0], color=ARMS[0], markersize=7)
-            ax.annotate(_in_words(claim), (1.01, row), xycoords=("axes fraction", "data"), va="center")
+            ax.annotate(_difference_text(claim), (1.01, row), xycoords=("axes fraction", "data"), va="center")
         _rows(ax, [f"curated − {claim.other}" for claim in known], below=0.6)
         ax.set_xlabel("difference in AP, points")
 
@@ -61,7 +61,8 @@ def _differences(claims: Sequence[Claim]) -> Drawing:
         for claim in known
     )
     about = (
-        "Thick: 95 % interval over the seeds. Thin, below it: over seeds and evaluation images. Dashed: no difference."
+        "Thick line: 95 % confidence interval over seeds. Thin line below: over seeds and evaluation images. "
+        "Dashed: no difference."
     )
     svg = draw("differences", plot, height=0.62 + 1.5 * _ROW * len(known))
     return Drawing(
@@ -74,13 +75,13 @@ def _differences(claims: Sequence[Claim]) -> Drawing:
     )
 
 
-def _in_words(claim: Claim) -> str:
+def _difference_text(claim: Claim) -> str:
     ends = f"  ({span(claim.over_seeds)})" if claim.over_seeds else "  (no interval)"
     return f"{signed(claim.mean or 0)}{ends}"
 
 
 def _seeds(comparison: Comparison) -> Drawing:
-    """Draw the AP of every detector, a point a seed."""
+    """Draw the AP of every detector, one point a seed."""
     arms = list(comparison.summary["arms"])
     values = {arm: comparison.summary["arms"][arm]["figures"]["AP"]["values"] for arm in arms}
 
@@ -96,12 +97,12 @@ def _seeds(comparison: Comparison) -> Drawing:
 
     alt = "; ".join(f"{arm}: {', '.join('–' if v is None else f'{v:.1f}' for v in values[arm])}" for arm in arms)
     svg = draw("seeds", plot, height=0.55 + _ROW * len(arms), width=HALF)
-    about = "One point a detector; the bar is the mean of an arm's seeds."
+    about = "Each point is one detector. The bar is the mean over the seeds of an arm."
     return Drawing("seeds", "AP of every seed", about, alt, svg, seed_table(comparison), is_wide=False)
 
 
 def _classes(comparison: Comparison) -> Drawing:
-    """Draw the mean AP of each class, a marker an arm."""
+    """Draw the mean AP of each class, one marker an arm."""
     arms = comparison.summary["arms"]
     shown = [arm for arm in arms if arm in ("curated", "random", "full")] or list(arms)[:3]
     names = list(arms[shown[0]]["per_class"])
@@ -127,12 +128,12 @@ def _classes(comparison: Comparison) -> Drawing:
     alt = "; ".join(
         f"{names[at]}: " + ", ".join(f"{arm} {_known(means[arm][at]):.1f}" for arm in shown) for at in order[:12]
     )
-    about, table = f"One marker an arm.{more}", class_ap_table(comparison)
+    about, table = f"Each marker is one arm.{more}", class_ap_table(comparison)
     return Drawing("class-ap", "AP of each class", about, alt, svg, table, is_wide=False)
 
 
 def _learning_curve(curve: Mapping[str, Any]) -> Drawing:
-    """Draw AP over the number of random images, the fitted law, and where the subset stands."""
+    """Draw AP over the number of random images, the fitted power law, and the subset."""
     points, fit, own = curve["points"], curve.get("fit"), curve.get("equivalent")
     known = [point for point in points if point["mean"] is not None]
 
@@ -142,7 +143,7 @@ def _learning_curve(curve: Mapping[str, Any]) -> Drawing:
         if fit:
             sizes = np.geomspace(fit["smallest"], fit["largest"], 60)
             law = fit["asymptote"] - fit["scale"] * sizes ** -fit["exponent"]
-            ax.plot(sizes, law, color=MUTED, linewidth=1.2, label="power law through the random subsets")
+            ax.plot(sizes, law, color=MUTED, linewidth=1.2, label="power law fitted to random subsets")
         for point in known:
             values = [value for value in point["values"] if value is not None]
             ax.plot([point["num_images"]] * len(values), values, MARKERS[1], **_style(1, 4), alpha=0.7)
@@ -161,7 +162,7 @@ def _learning_curve(curve: Mapping[str, Any]) -> Drawing:
         rows.append((COMPARED, own["num_images"], own["ap"], None))
     alt = "; ".join(f"{row[1]:,} images: AP {_known(row[2]):.1f} ({row[0]})" for row in rows)
     table = Table("learning_curve", "", columns, tuple(rows))
-    title, about = "How many random images the subset is worth", _worth(curve)
+    title, about = "Equivalent number of random images", _worth(curve)
     svg = draw("learning-curve", plot, height=2.9, width=HALF)
     return Drawing("learning-curve", title, about, alt, svg, table, is_wide=False)
 
@@ -169,16 +170,16 @@ def _learning_curve(curve: Mapping[str, Any]) -> Drawing:
 def _worth(curve: Mapping[str, Any]) -> str:
     own = curve.get("equivalent")
     if own is None or curve.get("fit") is None:
-        return str(curve.get("why_not") or "The curated arm is not among the arms.")
+        return str(curve.get("why_not") or "The curated arm was not trained.")
     if own.get("images") is None:
-        place = {"above": "more images than were tried", "below": "fewer images than were tried"}
-        worth = place.get(own.get("where"), "no number of images: the curve is flat")
-        return f"The subset of {own['num_images']:,} images is worth {worth}."
-    return f"The subset of {own['num_images']:,} images is worth {own['images']:,.0f} random ones."
+        place = {"above": "more random images than were trained", "below": "fewer random images than were trained"}
+        worth = place.get(own.get("where"), "no number of random images, because the curve is flat")
+        return f"The subset of {own['num_images']:,} images equals {worth}."
+    return f"The subset of {own['num_images']:,} images reaches the AP of {own['images']:,.0f} random images."
 
 
 def _rows(ax: Axes, names: Sequence[str], *, below: float = 0.5) -> None:
-    """Name the rows of a figure, the first at the top."""
+    """Label the rows of a figure, the first at the top."""
     ax.set_yticks(range(len(names)), list(names))
     ax.set_ylim(len(names) - 1 + below, -0.5)
     ax.grid(axis="x")

@@ -34,7 +34,7 @@ Counts = Mapping[str, Mapping[str, int]]
 
 
 def count_figure(name: str, field: str, counts: Counts, *, unit: str) -> Drawing:
-    """Draw how many of each value of a field the pool has (outline) and the subset has (filled)."""
+    """Draw the counts of each value of a field in the pool (outline) and in the subset (filled)."""
     names = sorted(counts, key=lambda value: -counts[value]["before"])
     shown = names[:_MOST_VALUES]
     before = [counts[value]["before"] for value in shown]
@@ -59,8 +59,8 @@ def count_figure(name: str, field: str, counts: Counts, *, unit: str) -> Drawing
         ax.set_xlabel(unit)
 
     more = f" The {_MOST_VALUES} most frequent of {len(names):,}." if len(names) > _MOST_VALUES else ""
-    about = f"Outline: the pool. Filled: kept, with its share; {percent(total)} of all.{more}"
-    alt = "; ".join(f"{value}: {a:,} of {b:,} kept" for value, a, b in zip(shown, after, before, strict=True))
+    about = f"Outline: pool. Filled: subset, with its share ({percent(total)} overall).{more}"
+    alt = "; ".join(f"{value}: {a:,} of {b:,} selected" for value, a, b in zip(shown, after, before, strict=True))
     rows = tuple((value, counts[value]["before"], counts[value]["after"]) for value in names)
     svg = draw(name, plot, height=0.5 + 0.25 * max(len(shown), 1), width=HALF)
     table = Table(name.replace("-", "_"), "", (field, "before", "after"), rows)
@@ -90,8 +90,8 @@ def box_size_figure(pool: Pool, choice: Choice) -> Drawing:
         ax.set_xlabel("square root of a box's area, px")
         ax.set_ylabel("boxes")
 
-    about = "Outline: the pool. Filled: kept. Dashed: where COCO's sizes end."
-    alt = f"{int(after.sum()):,} of {int(before.sum()):,} boxes kept; median side {_median(side)} px in the pool, "
+    about = "Outline: pool. Filled: subset. Dashed: limits of COCO's sizes."
+    alt = f"{int(after.sum()):,} of {int(before.sum()):,} boxes selected; median side {_median(side)} px in the pool, "
     alt += f"{_median(side[choice.kept[pool.box_row]])} px in the subset"
     svg = draw("box-sizes", plot, height=2.4, width=HALF)
     return Drawing(
@@ -100,13 +100,13 @@ def box_size_figure(pool: Pool, choice: Choice) -> Drawing:
 
 
 def sequence_figure(pool: Pool, choice: Choice) -> Drawing | None:
-    """Draw where in each sequence the frames were taken; None where no image has a sequence."""
+    """Draw the selected frames of each sequence; None if no image has a sequence."""
     placed = (pool.sequence >= 0) & (pool.frame_index >= 0)
     sizes = np.bincount(pool.sequence[placed], minlength=len(pool.sequence_names))
     known = np.flatnonzero(sizes)
     if not len(known):
         return None
-    # Spread over all sequences by size: the longest ones alone would not stand for the pool.
+    # Spread over all sequences by size: the longest alone would not represent the pool.
     by_size = known[np.argsort(-sizes[known], kind="stable")]
     shown = by_size[np.unique(np.linspace(0, len(by_size) - 1, min(len(by_size), _MOST_SEQUENCES)).astype(int))]
     frames = {row: _frames(pool, choice, placed & (pool.sequence == row)) for row in shown.tolist()}
@@ -133,16 +133,16 @@ def sequence_figure(pool: Pool, choice: Choice) -> Drawing | None:
         len(shown) < len(known)
     )
     alt = "; ".join(
-        f"{pool.sequence_names[row]}: {int(after.sum()):,} of {int(before.sum()):,} frames kept"
+        f"{pool.sequence_names[row]}: {int(after.sum()):,} of {int(before.sum()):,} frames selected"
         for row, (_, before, after) in list(frames.items())[:12]
     )
-    about = f"Short strokes: frames of the pool. Tall strokes: kept.{more}"
+    about = f"Short strokes: frames of the pool. Tall strokes: selected frames.{more}"
     svg = draw("sequences", plot, height=0.5 + 0.24 * len(shown))
-    return Drawing("sequences", "Where in each sequence the frames were taken", about, alt, svg, table)
+    return Drawing("sequences", "Selected frames of each sequence", about, alt, svg, table)
 
 
 def _frames(pool: Pool, choice: Choice, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return places along a sequence, and how many frames there are and were kept at each."""
+    """Return bin centres along a sequence, with the numbers of frames and of selected frames in each."""
     frames, kept = pool.frame_index[rows], choice.kept[rows]
     first, last = int(frames.min()), int(frames.max())
     if last - first < _FRAME_BINS:
@@ -155,7 +155,7 @@ def _frames(pool: Pool, choice: Choice, rows: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _ticks(x: np.ndarray, half: np.ndarray, row: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return one line that is broken between strokes, which is far smaller than a line a stroke."""
+    """Return one line with gaps between strokes, which needs far less space than one line a stroke."""
     there = half > 0
     nothing = np.full(int(there.sum()), np.nan)
     xs = np.column_stack((x[there], x[there], nothing)).reshape(-1)
@@ -163,7 +163,7 @@ def _ticks(x: np.ndarray, half: np.ndarray, row: int) -> tuple[np.ndarray, np.nd
 
 
 def before_after(ax: Axes, edges: np.ndarray, before: np.ndarray, after: np.ndarray) -> None:
-    """Draw a histogram of the pool as an outline, and that of what was kept in it, filled."""
+    """Draw the histogram of the pool as an outline, and that of the subset filled."""
     ax.stairs(after, edges, fill=True, color=KEPT)
     ax.stairs(before, edges, color=LEFT, linewidth=1.2)
     ax.set_ylim(0, max(int(before.max()), 1) * 1.08)
@@ -184,7 +184,7 @@ def _median(values: np.ndarray) -> str:
 
 
 def whole_numbers() -> MaxNLocator:
-    """Return what puts a few round ticks on an axis of counts."""
+    """Return a locator of a few round ticks for an axis of counts."""
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
@@ -194,19 +194,19 @@ _MOST_POINTS, _BINS = 1_200, 40
 
 
 def score_figures(scores: Scores, choice: Choice | None) -> list[Drawing]:
-    """Draw the distribution of the image score, and those of its components and of the suspicions."""
+    """Draw the distributions of the image score, its components and the label-error scores."""
     kept = np.zeros(len(scores.image_score), bool) if choice is None else choice.kept
     edges, before, after = _histogram(scores.image_score, kept)
 
     def plot(figure: Figure) -> None:
         ax = axes(figure)
         before_after(ax, edges, before, after)
-        ax.set_xlabel("image score: higher is bought first")
+        ax.set_xlabel("image score (higher is selected first)")
         ax.set_ylabel("images")
 
-    filled = "Outline: the pool. Filled: kept." if choice is not None else "Nothing has been selected yet."
+    filled = "Outline: pool. Filled: subset." if choice is not None else "Nothing has been selected yet."
     alt = f"scores from {scores.image_score.min():.2f} to {scores.image_score.max():.2f}, "
-    alt += f"median {np.median(scores.image_score):.2f}; {int(kept.sum()):,} images kept"
+    alt += f"median {np.median(scores.image_score):.2f}; {int(kept.sum()):,} images selected"
     table = histogram_table("scores", edges, before, after)
     first = Drawing("scores", "Scores", filled, alt, draw("scores", plot, height=3.1, width=HALF), table, is_wide=False)
     names = [name for name in (*scores.used, *LABEL_ERRORS) if name in scores.components]
@@ -234,13 +234,13 @@ def _component_figure(scores: Scores, names: Sequence[str], kept: np.ndarray, fi
     )
     table = Table("components", "", ("component", "from", "to", "before", "after"), rows)
     used = ", ".join(name for name in names if name in scores.used) or "none"
-    about = f"Images by component, {scores.aggregation} over their objects. {filled} In the score: {used}."
+    about = f"Images by component ({scores.aggregation} over their objects). {filled} Used in the score: {used}."
     alt = "; ".join(f"{name}: median {np.median(scores.components[name]):.2f}" for name in names)
     return Drawing("components", "Components", about, alt, draw("components", plot, height=1.75 * down), table)
 
 
 def score_box_figure(pool: Pool, scores: Scores, choice: Choice | None) -> Drawing:
-    """Draw score against the number of labelled boxes: whether crowded images were bought for being crowded."""
+    """Draw the score over the number of labelled boxes, which shows whether the score prefers crowded images."""
     rows = np.arange(len(pool))
     if len(rows) > _MOST_POINTS:
         rows = np.sort(np.random.default_rng(0).choice(len(rows), _MOST_POINTS, replace=False))
@@ -254,8 +254,8 @@ def score_box_figure(pool: Pool, scores: Scores, choice: Choice | None) -> Drawi
         left, taken = ~kept[rows], kept[rows]
         style: dict[str, Any] = {"linestyle": "none", "markersize": 3.4}
         ax.plot(x[left], y[left], "o", markerfacecolor="none", markeredgecolor=LEFT, markeredgewidth=0.8,
-                label="left out", **style)  # fmt: skip
-        ax.plot(x[taken], y[taken], "o", color=KEPT, markeredgewidth=0, alpha=0.8, label="kept", **style)
+                label="removed", **style)  # fmt: skip
+        ax.plot(x[taken], y[taken], "o", color=KEPT, markeredgewidth=0, alpha=0.8, label="selected", **style)
         ax.plot(centres, medians, color=SURFACE, linewidth=4)
         ax.plot(centres, medians, color=INK, linewidth=1.8, label="median score")
         ax.set_xlabel("labelled boxes on the image")
@@ -273,7 +273,7 @@ def score_box_figure(pool: Pool, scores: Scores, choice: Choice | None) -> Drawi
     )  # fmt: skip
     alt = f"rank correlation of the score and the number of labelled boxes {correlation}"
     svg = draw("score-boxes", plot, height=3.1, width=HALF)
-    return Drawing("score-boxes", "Score against labelled boxes", about, alt, svg, table, is_wide=False)
+    return Drawing("score-boxes", "Score over labelled boxes", about, alt, svg, table, is_wide=False)
 
 
 def _histogram(values: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -283,7 +283,7 @@ def _histogram(values: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _medians(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return up to a dozen groups of equal numbers along x: their mean x and median y."""
+    """Return mean x and median y of up to 12 groups of equal size along x."""
     groups = np.array_split(np.argsort(x, kind="stable"), min(12, max(len(x) // 8, 1)))
     centres = np.array([x[group].mean() for group in groups])
     medians = np.array([np.median(y[group]) for group in groups])

@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing else, made of the template, the style and the script beside it."""
+"""Render the page: one self-contained HTML file from the template, the style and the script."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _TEMPLATES = files("detcurate.report") / "templates"
 
 @dataclass(frozen=True)
 class Shot:
-    """A tile as the template wants it: the thumbnail, the part of the picture, its boxes.
+    """A tile as the template uses it.
 
     Args:
         tile: The tile.
         picture: Its picture.
-        thumb: A data URI, empty where the image cannot be shown.
-        problem: Why.
-        part: xyxy px.
-        alt: What it shows.
-        classes: The numbers of the classes on it, with spaces between.
+        thumb: The thumbnail as a data URI; empty if the image cannot be shown.
+        problem: The reason why it cannot be shown.
+        part: The shown part of the image, xyxy px.
+        alt: The alternative text.
+        classes: The class indices of its labels, separated by spaces.
     """
 
     tile: Tile
@@ -48,17 +48,17 @@ class Shot:
 
 @dataclass(frozen=True)
 class PageParts:
-    """What the page is made of beside the run's own records.
+    """The parts of the page that are computed from the report's data.
 
     Args:
-        verdict: First of all.
-        cards: Heading, value and explanation of the figures at the top.
-        arm_tables: Of the comparison.
-        pool_tables: Of what was bought.
-        arm_figures: Likewise.
-        pool_figures: Likewise.
+        verdict: The verdict, which stands first.
+        cards: Heading, value and explanation of each key figure.
+        arm_tables: Tables of the comparison.
+        pool_tables: Tables of the selection.
+        arm_figures: Figures of the comparison.
+        pool_figures: Figures of the selection.
         encoded: The pictures by key.
-        thumbs: The tiles' thumbnails.
+        thumbs: The thumbnails by tile.
     """
 
     verdict: Verdict
@@ -98,7 +98,7 @@ def render(data: ReportData, parts: PageParts) -> bytes:
 
 
 def json_for_html(value: Any) -> Markup:
-    r"""Return JSON that may stand in a ``<script>``: no tag can end it, whatever the texts in it are.
+    r"""Return JSON for a ``<script>`` element, which no text in it can end.
 
     Example:
         >>> str(json_for_html({"name": "</script>"}))
@@ -111,7 +111,7 @@ def json_for_html(value: Any) -> Markup:
 
 
 def _breakable(name: str) -> Markup:
-    """Return a text that may break after an underscore, as names of settings and measures want to."""
+    """Return a text with possible line breaks after underscores, for names of settings and measures."""
     return Markup("_<wbr>").join(escape(part) for part in name.split("_"))
 
 
@@ -128,7 +128,7 @@ def _payload(data: ReportData, parts: PageParts) -> dict[str, Any]:
 
 
 def _picture(picture: Picture, encoded: Encoded) -> dict[str, Any]:
-    kept = {None: "", True: "kept", False: "left out"}[picture.kept]
+    kept = {None: "", True: "selected", False: "removed"}[picture.kept]
     return {
         "id": str(picture.image_id),
         "file": picture.file_name,
@@ -153,7 +153,7 @@ def _shot(tile: Tile, pictures: Mapping[str, Picture], data: ReportData, parts: 
     picture = pictures[tile.key]
     classes = sorted({box.class_index for box in picture.truth})
     names = [data.class_names[index] for index in classes]
-    kept = {None: "", True: ", kept", False: ", left out"}[picture.kept]
+    kept = {None: "", True: ", selected", False: ", removed"}[picture.kept]
     labels = count_of(len(picture.truth), "label") + (f" of {', '.join(names)}" if names else "")
     return Shot(
         tile=tile,
@@ -167,7 +167,7 @@ def _shot(tile: Tile, pictures: Mapping[str, Picture], data: ReportData, parts: 
 
 
 def gallery_figures(galleries: Sequence[Gallery]) -> list[dict[str, Any]]:
-    """Return what ``results.json`` says of the galleries."""
+    """Return the galleries for ``results.json``."""
     return [
         {
             "name": gallery.name,

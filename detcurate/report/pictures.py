@@ -1,4 +1,4 @@
-"""Pictures for the page: reduced JPEGs, and the part of an image that an object is in."""
+"""Pictures for the page: which images the galleries show, as reduced JPEGs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from detcurate.io.storage import Location
 from detcurate.report.records import Choice, Picture, Scores, Tile
 
 BUDGET = 9_000_000
-"""Bytes of all JPEGs; base64 makes 12 MB of them."""
+"""The most bytes of all JPEGs together; 12 MB in base64."""
 
 _FULL_SIDES, _FULL_QUALITY = (960, 720, 540, 400), 78
 _THUMB_SIDE, _THUMB_QUALITY = 320, 74
@@ -27,11 +27,11 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Encoded:
-    """A picture as the page has it.
+    """A picture as embedded in the page.
 
     Args:
-        full: JPEG as a data URI; empty where the image cannot be shown.
-        problem: Why it cannot be shown; empty where it can.
+        full: The JPEG as a data URI; empty if the image cannot be shown.
+        problem: The reason why it cannot be shown; else empty.
     """
 
     full: str
@@ -39,7 +39,7 @@ class Encoded:
 
 
 def safe_path(root: Location, file_name: str) -> Location | None:
-    """Return the file of an image, None where its name leaves the image root.
+    """Return the file of an image, or None if its name leaves the image root.
 
     Example:
         >>> from pathlib import Path
@@ -64,14 +64,14 @@ def safe_path(root: Location, file_name: str) -> Location | None:
 def encode(
     pictures: tuple[Picture, ...], tiles: tuple[Tile, ...], *, budget: int = BUDGET
 ) -> tuple[dict[str, Encoded], dict[Tile, str]]:
-    """Return the pictures by key, and the thumbnail of each tile, as data URIs; all together within the budget.
+    """Return the pictures by key and the thumbnails by tile as data URIs, within a budget of bytes.
 
-    Where they do not fit, all are made smaller; nothing is left out.
+    If they exceed the budget, all are reduced further; none is dropped.
 
     Args:
-        pictures: What to decode, each once.
-        tiles: Of these pictures.
-        budget: Bytes of all JPEGs.
+        pictures: The pictures, each decoded once.
+        tiles: The tiles of these pictures.
+        budget: The most bytes of all JPEGs.
     """
     by_key: dict[str, list[Tile]] = {}
     for tile in tiles:
@@ -91,13 +91,13 @@ def encode(
 
 
 def part(picture: Picture, tile: Tile) -> Box:
-    """Return the part of a picture that a tile shows, xyxy px: all of it, or the surroundings of its object."""
+    """Return the part of a picture that a tile shows, xyxy px: the whole image, or the surroundings of its object."""
     width, height = picture.size
     if tile.focus is None:
         return 0.0, 0.0, float(width), float(height)
     x1, y1, x2, y2 = tile.focus
-    wanted = max((x2 - x1), (y2 - y1) * width / height) * _CONTEXT
-    wide = min(max(wanted, _LEAST_PART), float(width))
+    context = max((x2 - x1), (y2 - y1) * width / height) * _CONTEXT
+    wide = min(max(context, _LEAST_PART), float(width))
     high = min(wide * height / width, float(height))
     left = min(max((x1 + x2 - wide) / 2, 0.0), width - wide)
     top = min(max((y1 + y2 - high) / 2, 0.0), height - high)
@@ -106,13 +106,13 @@ def part(picture: Picture, tile: Tile) -> Box:
 
 def _encode_one(picture: Picture, tiles: list[Tile], side: int) -> tuple[bytes, str, dict[Tile, bytes]]:
     if picture.path is None:
-        return b"", "its name leaves the image root, or a link does", {}
+        return b"", "its name or a symbolic link leaves the image root", {}
     try:
         with opened_image(picture.path) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB")
     except FileNotFoundError:
-        return b"", "the file is absent", {}
-    except Exception as error:  # broken bytes make a decoder raise TypeError and worse
+        return b"", "the file is missing", {}
+    except Exception as error:  # decoders raise many types for damaged bytes
         reason = str(error).replace(str(picture.path), picture.path.name) or type(error).__name__
         return b"", f"it does not decode: {reason}", {}
     scale = image.width / picture.size[0], image.height / picture.size[1]
@@ -139,13 +139,14 @@ def _uri(data: bytes) -> str:
 
 
 NEAR_DUPLICATE = "near_duplicate"
+_MINIMUM = ("minimum ", "floor ")  # the reason of a minimum quota, and as version 0.1 named it
 LABEL_ERRORS = ("missing_label", "wrong_class", "inaccurate_box")
 TILES = 12
-"""Of one gallery."""
+"""The most tiles of one gallery."""
 _GROUPS, _OF_A_GROUP = 4, 4
 
 SUSPECTED = 0.5
-"""The suspicion from which on a label is called suspected."""
+"""The label-error score from which a label counts as a possible error."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,9 @@ class Pick:
     """The images of one gallery.
 
     Args:
-        rows: (n,) int64, rows of the pool in the order in which they are shown.
-        extent: How many that is of how many.
-        group: (n,) int64, which of them belong together; all 0 where there are no groups.
+        rows: (n,) int64, rows of the pool in display order.
+        extent: The number shown and the number available, as text.
+        group: (n,) int64, the group of each image; all 0 without groups.
     """
 
     rows: np.ndarray
@@ -164,19 +165,19 @@ class Pick:
 
 
 def most_disagreed(scores: Scores) -> Pick:
-    """Return the images with the highest score; ties by id."""
+    """Return the images with the highest scores; ties by id."""
     return _first(np.argsort(-scores.image_score, kind="stable"))
 
 
 def least_disagreed(scores: Scores, choice: Choice) -> Pick:
-    """Return the images with the lowest score among those that were left out."""
+    """Return the removed images with the lowest scores."""
     rows = np.flatnonzero(~choice.kept)
     return _first(rows[np.argsort(scores.image_score[rows], kind="stable")])
 
 
 def of_minimums(choice: Choice) -> Pick:
-    """Return the images that a floor took, each floor in its turn, the first of each first."""
-    is_minimum = np.array([reason.startswith("floor ") for reason in choice.reasons], bool)
+    """Return the images selected for minimum quotas, one of each quota in turn."""
+    is_minimum = np.array([reason.startswith(_MINIMUM) for reason in choice.reasons], bool)
     rows = np.flatnonzero(is_minimum[choice.reason] & choice.kept) if len(is_minimum) else np.zeros(0, np.int64)
     rows = rows[np.argsort(choice.rank[rows])]
     turn = np.zeros(len(rows), np.int64)
@@ -187,7 +188,7 @@ def of_minimums(choice: Choice) -> Pick:
 
 
 def near_duplicates(choice: Choice) -> Pick:
-    """Return groups of an image that was kept in play and those that gave way to it, the largest groups first."""
+    """Return groups of near-duplicates, each with the image that replaces the others first; largest groups first."""
     codes = [number for number, reason in enumerate(choice.reasons) if reason == NEAR_DUPLICATE]
     rows = np.flatnonzero(np.isin(choice.reason, codes) & (choice.replaced_by >= 0))
     keepers, counts = np.unique(choice.replaced_by[rows], return_counts=True)
@@ -204,7 +205,7 @@ def near_duplicates(choice: Choice) -> Pick:
 
 
 def most_suspected(scores: Scores, kind: str) -> Pick | None:
-    """Return the images with a suspected label of a kind, the worst first; None where the pool has no such column."""
+    """Return the images with possible label errors of a kind, highest score first; None without such scores."""
     column = scores.components.get(kind)
     if column is None:
         return None

@@ -1,6 +1,6 @@
-"""What the pipeline hands to the report: frozen records of columns and of the pictures that are shown.
+"""The input of the report: frozen records of columns and pictures.
 
-Axes: I images of the pool that can be used, by ascending id; A boxes on them.
+Axes: I usable images of the pool, by ascending id; A boxes on them.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import numpy as np
 from detcurate.io.storage import Location
 
 STATES = ("complete", "interrupted", "outdated", "absent")
-"""What may have become of a stage: ``outdated`` was made from what has since been made again."""
+"""The states of a stage; the inputs of an ``outdated`` stage have changed since."""
 
 
 @dataclass(frozen=True)
 class StageState:
-    """What became of one stage.
+    """The state of one stage.
 
     Args:
-        name: Of the stage.
+        name: The stage.
         state: One of ``STATES``.
-        note: What it did, or why it does not count; one line.
+        note: Its summary, or the reason for its state; one line.
     """
 
     name: str
@@ -37,12 +37,12 @@ class Comparison:
     """The arms that were trained and evaluated.
 
     Args:
-        summary: What :func:`detcurate.evaluate.arm_comparison.summarise` returned.
-        models: One row an evaluated detector: arm, seed, num_images, num_boxes, iterations, images_seen, figures and,
-            where it was measured, seconds.
+        summary: The result of :func:`detcurate.evaluate.arm_comparison.summarise`.
+        models: One record a detector: arm, seed, num_images, num_boxes, iterations, images_seen, figures and, if
+            measured, seconds.
         table: The summary as Markdown.
-        equal: What the arms have in common: ``"iterations"`` or ``"epochs"``.
-        sections: What stands below the table in ``summary.md``, Markdown.
+        equal: Whether arms train for equal ``"iterations"`` or ``"epochs"``.
+        sections: The Markdown below the table in ``summary.md``.
     """
 
     summary: Mapping[str, Any]
@@ -86,9 +86,9 @@ class Scores:
 
     Args:
         image_score: (I,) float64; higher = keep first.
-        components: Name -> (I,) column, of the measures that are used and of the suspicions.
-        used: The measures that make the score, in order.
-        aggregation: How objects became an image's component.
+        components: Name -> (I,) column, of the used measures and the label-error scores.
+        used: The measures that the score combines, in order.
+        aggregation: The aggregation from objects to an image.
     """
 
     image_score: np.ndarray
@@ -99,13 +99,13 @@ class Scores:
 
 @dataclass(frozen=True)
 class Choice:
-    """What became of the same images, row by row.
+    """The selection of the same images, row by row.
 
     Args:
-        rank: (I,) int64, 1 for the first that was kept, 0 for those that were not.
+        rank: (I,) int64, 1 for the first selected image, 0 for removed images.
         reason: (I,) int64, the row of ``reasons``.
         reasons: Texts.
-        replaced_by: (I,) int64, the row of the better image that one gave way to, -1 for none.
+        replaced_by: (I,) int64, the row of the image that replaces it, -1 for none.
     """
 
     rank: np.ndarray
@@ -115,7 +115,7 @@ class Choice:
 
     @property
     def kept(self) -> np.ndarray:
-        """(I,) bool."""
+        """(I,) bool, whether an image is selected."""
         return self.rank > 0
 
 
@@ -127,7 +127,7 @@ class DrawnBox:
         xyxy: px of the image.
         class_index: in [0, C).
         confidence: in [0, 1]; None for a label.
-        note: The members' votes, the member's number, or whether it is a crowd region.
+        note: The members' votes, the member's number, or ``crowd region``.
     """
 
     xyxy: tuple[float, float, float, float]
@@ -138,20 +138,20 @@ class DrawnBox:
 
 @dataclass(frozen=True)
 class Picture:
-    """One image that is shown, with its layers.
+    """One shown image with its layers.
 
     Args:
-        key: Of the image, unique.
-        image_id: As the annotation file has it.
-        file_name: Likewise.
-        path: The file; None where the name or a link leaves the image root.
+        key: A unique key.
+        image_id: Its id in the annotation file.
+        file_name: Its file name in the annotation file.
+        path: The file; None if its name or a symbolic link leaves the image root.
         size: Width and height of the image's record, px.
-        where: Its sequence and frame, or nothing.
-        kept: Whether it was; None when nothing was selected.
-        reason: Why.
-        standing: Its score and rank, or nothing.
+        where: Its sequence and frame, or an empty text.
+        kept: Whether it is selected; None before the selection.
+        reason: The reason of the selection.
+        standing: Its score and rank, or an empty text.
         truth: The labels.
-        consensus: What the members agree on.
+        consensus: The clusters of the members' detections.
         votes: The members' own boxes.
     """
 
@@ -174,10 +174,10 @@ class Tile:
     """A picture's place in a gallery.
 
     Args:
-        key: Of the picture.
+        key: The key of the picture.
         caption: One line.
-        focus: The object that it is about, xyxy px.
-        group: Tiles of one group stand together; a text for the heading.
+        focus: The object that the tile shows, xyxy px.
+        group: The heading of the group that the tile belongs to.
     """
 
     key: str
@@ -188,15 +188,15 @@ class Tile:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures that have something in common.
+    """A sample of pictures with one property.
 
     Args:
         name: An id.
         title: A heading.
-        about: What is shown, and in which order; a sentence or two.
-        extent: How many are shown of how many.
-        tiles: The sample that is shown.
-        empty: What to say when there is none.
+        about: The property and the order; one or two sentences.
+        extent: The number shown and the number available, as text.
+        tiles: The sample.
+        empty: The text without tiles.
     """
 
     name: str
@@ -209,25 +209,25 @@ class Gallery:
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that a report is made of; what a run does not have is None.
+    """The whole input of a report; parts that a run does not have are None.
 
     Args:
         title: The run's name.
-        facts: What was searched, and how; a text each.
-        stages: In order.
-        missing: What could not be shown, and why; a sentence each.
+        facts: Name -> text about the run.
+        stages: The stages in order.
+        missing: Parts that cannot be shown, with the reasons; a sentence each.
         class_names: C texts.
-        comparison: The arms.
+        comparison: The comparison of the arms.
         pool: The pool.
-        scores: Of the pool.
-        choice: From the pool.
+        scores: The scores of the pool.
+        choice: The selection from the pool.
         histograms: Field -> value -> ``before`` and ``after``, as in the provenance.
-        galleries: In order.
-        pictures: Those that the galleries show.
+        galleries: The galleries in order.
+        pictures: The pictures of the galleries.
         num_members: E.
-        provenance: What the manifest says of itself.
+        provenance: The provenance of the manifest.
         config: The run's config as YAML.
-        commands: What repeats and checks the run; a title and a command line each.
+        commands: Title and command line of commands that repeat and check the run.
     """
 
     title: str

@@ -1,6 +1,6 @@
-"""Figures as SVG that stands in the page: its text is text, its colours are the page's own, light or dark or printed.
+"""Figures as inline SVG: text stays text, and colours are the page's variables for light, dark and print.
 
-matplotlib wants fixed colours. It is given ones that stand for the page's, and they are put in their place afterwards.
+matplotlib needs fixed colours. It gets placeholders, which are replaced by the page's variables afterwards.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KEPT, LEFT = "#0a0b05", "#0a0b06"
 ARMS = ("#0a0b11", "#0a0b12", "#0a0b13", "#0a0b14", "#0a0b15", "#0a0b16", "#0a0b17", "#0a0b18")
 """The colours of the arms, in order; the page has ``--arm-1`` and so on."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-"""The arms' markers: none is told by its colour alone."""
+"""The markers of the arms: colour alone distinguishes none."""
 
 _VARIABLES = {
     **{INK: "--ink", MUTED: "--muted", LINE: "--line", SURFACE: "--surface", KEPT: "--kept", LEFT: "--left"},
@@ -62,7 +62,7 @@ _STYLE: dict[Any, Any] = {
     "path.simplify": False,
 }
 WIDE, HALF = 10.5, 5.1
-"""Inches: as wide as the page's text, and two beside each other."""
+"""Widths in inches: the whole text width, and half of it."""
 
 _PX = 96 / 72
 _LONGEST = 26
@@ -75,11 +75,11 @@ class Drawing:
     Args:
         name: An id.
         title: A heading.
-        about: How to read it.
-        alt: What it shows, for those who do not see it.
-        svg: The markup; safe to be put into HTML.
+        about: How to read it, one or two sentences.
+        alt: The alternative text.
+        svg: The markup, safe for HTML.
         table: Its data.
-        is_wide: Whether it takes the whole width of the page.
+        is_wide: Whether it spans the whole width of the page.
     """
 
     name: str
@@ -95,20 +95,20 @@ def draw(name: str, plot: Callable[[Figure], None], *, height: float, width: flo
     """Draw a figure.
 
     Args:
-        name: Of the figure: the same name and data give the same bytes, and no id of two figures is the same.
-        plot: Fills the figure in.
+        name: The figure's name: equal names and data give equal bytes; ids of two figures differ.
+        plot: Draws into the figure.
         height: In inches.
         width: In inches.
 
     Returns:
         An ``<svg>`` element without header, size in px.
     """
-    import matplotlib  # here, as in all of the report: no command that draws nothing waits for it
+    import matplotlib  # imported here, as in all of the report: other commands start without it
     from matplotlib.figure import Figure
 
     stream = io.StringIO()
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
-        # The browser draws the text: that matplotlib's own font lacks a script does not matter.
+        # The browser draws the text, so glyphs missing from matplotlib's font do not matter.
         warnings.filterwarnings("ignore", message=r".*Glyph .* missing from font.*")
         warnings.filterwarnings("ignore", message=r".*Matplotlib currently does not support .* natively.*")
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
@@ -118,19 +118,19 @@ def draw(name: str, plot: Callable[[Figure], None], *, height: float, width: flo
 
 
 def axes(figure: Figure) -> Axes:
-    """Return the one pair of axes of a figure."""
+    """Return the only axes of a figure."""
     found: Axes = figure.subplots()
     return found
 
 
 def label(name: str) -> str:
-    """Return a name from the data for a figure: one line, cut when it is long, nothing that XML does not allow."""
+    """Return a name from the data as one line for a figure: shortened, and valid in XML."""
     shown = "".join(sign if sign.isprintable() else "�" for sign in " ".join(name.split()))
     return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"
 
 
 def _for_the_page(text: str, name: str) -> str:
-    """Turn matplotlib's file into an element of the page; only tags are touched, never a text from the data."""
+    """Return matplotlib's file as an element of the page; only tags are changed, not texts from the data."""
     text = text[text.index("<svg") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
     return re.sub(r"<[^>]*>", lambda found: _for_the_page_tag(found[0], name), text)

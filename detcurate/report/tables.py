@@ -1,4 +1,4 @@
-"""Tables: what stands in the page, and the same numbers as CSV beside it."""
+"""Tables of the page, and the same numbers as CSV files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detcurate.report.records import Comparison
 
 ABSENT = "–"
 MOST_ROWS = 60
-"""Rows of a table in the page; its CSV has all."""
+"""The most rows of a table in the page; its CSV has all."""
 
 HEADINGS = {"AP_small": "AP small", "AP_medium": "AP medium", "AP_large": "AP large"}
 COSTS = ("num_images", "num_boxes", "iterations", "images_seen", "seconds")
@@ -23,7 +23,7 @@ Cell = str | int | float | None
 
 @dataclass(frozen=True)
 class View:
-    """How a table stands in the page, where that is not the table itself.
+    """A table as shown in the page, if that differs from its values.
 
     Args:
         columns: Headings.
@@ -39,12 +39,12 @@ class Table:
     """Rows of one kind.
 
     Args:
-        name: Of the CSV file.
-        caption: What it shows.
+        name: The name of the CSV file.
+        caption: The caption.
         columns: Headings.
-        rows: Raw values; None where one is unknown.
-        names: How many of the first columns are names, set to the left; the others are numbers, set to the right.
-        view: As in the page, by default the same with a comma for thousands and two decimals.
+        rows: Raw values; None for unknown ones.
+        names: The number of leading columns with names, aligned left; the others are numbers, aligned right.
+        view: The table in the page; by default the values with thousands separators and two decimals.
     """
 
     name: str
@@ -56,18 +56,18 @@ class Table:
 
     @property
     def shown(self) -> View:
-        """What stands in the page: the first rows."""
+        """The first rows, as shown in the page."""
         found = self.view or View(self.columns, tuple(tuple(text(cell) for cell in row) for row in self.rows))
         return View(found.columns, found.rows[:MOST_ROWS])
 
     @property
     def more(self) -> int:
-        """How many rows the page does not show."""
+        """The number of rows that the page does not show."""
         return max(len(self.rows) - MOST_ROWS, 0)
 
 
 def text(cell: Cell) -> str:
-    """Return a cell as it is shown.
+    """Return a cell as text.
 
     Example:
         >>> text(1234), text(0.5), text(None), text("car")
@@ -81,9 +81,9 @@ def text(cell: Cell) -> str:
 
 
 def to_csv(table: Table) -> bytes:
-    """Return a table as CSV: UTF-8, a header, an empty cell where a value is unknown.
+    """Return a table as CSV in UTF-8 with a header; unknown values are empty cells.
 
-    A text that a spreadsheet would take for a formula has an apostrophe before it.
+    A text that a spreadsheet would read as a formula gets a leading apostrophe.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -99,7 +99,7 @@ _FORMULA = ("=", "+", "-", "@")
 
 
 def mean_costs(comparison: Comparison) -> dict[str, dict[str, float | None]]:
-    """Return arm -> what its training set and its training cost, means over the seeds; None where one is unknown."""
+    """Return arm -> size of its training set and training cost, means over the seeds; None if unknown."""
     found: dict[str, dict[str, float | None]] = {}
     for arm in comparison.summary["arms"]:
         models = [model for model in comparison.models if model["arm"] == arm]
@@ -109,7 +109,7 @@ def mean_costs(comparison: Comparison) -> dict[str, dict[str, float | None]]:
 
 
 def ap_table(comparison: Comparison) -> Table:
-    """Return the arms by COCO's figures: mean and deviation over the seeds."""
+    """Return COCO's figures of each arm: mean and standard deviation over the seeds."""
     arms, costs = comparison.summary["arms"], mean_costs(comparison)
     rows, shown = [], []
     for arm, found in arms.items():
@@ -120,11 +120,11 @@ def ap_table(comparison: Comparison) -> Table:
     first = ("arm", "images", "boxes", "seeds")
     columns = (*first, *(f"{name}_{part}" for name in FIGURES for part in ("mean", "std")))
     view = View((*first, *(HEADINGS.get(name, name) for name in FIGURES)), tuple(shown))
-    return Table("ap", "AP in percent, mean ± deviation over the seeds", columns, tuple(rows), view=view)
+    return Table("ap", "AP in percent, mean ± standard deviation over seeds", columns, tuple(rows), view=view)
 
 
 def class_ap_table(comparison: Comparison) -> Table:
-    """Return the classes by arm: mean and deviation of AP over the seeds."""
+    """Return the AP of each class and arm: mean and standard deviation over the seeds."""
     arms = comparison.summary["arms"]
     classes = next(iter(arms.values()))["per_class"] if arms else {}
     found = {name: [arms[arm]["per_class"][name] for arm in arms] for name in classes}
@@ -133,12 +133,12 @@ def class_ap_table(comparison: Comparison) -> Table:
     rows = tuple((name, *(value for one in of for value in (one["mean"], one["std"]))) for name, of in figures.items())
     columns = ("class", *(f"{arm}_{part}" for arm in arms for part in ("mean", "std")))
     shown = tuple((name, *(mean_and_std(figure) for figure in of)) for name, of in figures.items())
-    caption = "AP of each class in percent, mean ± deviation over the seeds"
+    caption = "AP of each class in percent, mean ± standard deviation over seeds"
     return Table("ap_by_class", caption, columns, rows, view=View(("class", *arms), shown))
 
 
 def seed_table(comparison: Comparison) -> Table:
-    """Return every detector that was trained, with its figures."""
+    """Return every trained detector with its figures."""
     columns = ("arm", "seed", "images", "boxes", *FIGURES)
     rows = tuple(
         (model["arm"], model["seed"], model["num_images"], model["num_boxes"], *(model["figures"][k] for k in FIGURES))
@@ -153,7 +153,7 @@ def seed_table(comparison: Comparison) -> Table:
 
 
 def cost_table(comparison: Comparison) -> Table:
-    """Return what an arm costs, and what a point of AP costs in it."""
+    """Return the cost of each arm, in total and per point of AP."""
     columns = ("arm", "AP", "images", "boxes", "images seen in training", "training seconds")
     per_point = ("images per point", "boxes per point", "images seen per point")
     rows = []
@@ -167,24 +167,24 @@ def cost_table(comparison: Comparison) -> Table:
         for row in rows
     ]
     names = (*columns, *per_point)
-    dropped = all(row[5] is None for row in rows)  # not measured: no empty column in the page
+    dropped = all(row[5] is None for row in rows)  # not measured
     view = View(_without(names, 5) if dropped else names, tuple(_without(r, 5) if dropped else r for r in shown))
-    caption = "What each arm costs, and what a point of AP costs in it"
+    caption = "Cost of each arm, in total and per point of AP"
     return Table("cost", caption, (*columns, *per_point), tuple(rows), view=view)
 
 
 def kept_table(name: str, caption: str, heading: str, counts: Mapping[str, Mapping[str, int]]) -> Table:
-    """Return values with their number in the pool and in the subset."""
+    """Return the counts of each value in the pool and in the subset."""
     rows = [(value, count["before"], count["after"], _share(count)) for value, count in counts.items()]
     shown = tuple((row[0], text(row[1]), text(row[2]), percent(row[3])) for row in rows)
-    columns = (heading, "in the pool", "kept", "share kept")
+    columns = (heading, "pool", "subset", "share")
     return Table(name, caption, columns, tuple(rows), view=View(columns, shown))
 
 
 def reason_table(reasons: Sequence[tuple[str, str, int]]) -> Table:
-    """Return why images were kept or left out; what became of them, the reason and their number."""
-    columns = ("what became of them", "reason", "images")
-    return Table("reasons", "Why images were kept or left out", columns, tuple(reasons), names=2)
+    """Return the number of images by decision and reason."""
+    columns = ("decision", "reason", "images")
+    return Table("reasons", "Images by decision and reason", columns, tuple(reasons), names=2)
 
 
 def count_of(number: int, noun: str) -> str:
@@ -198,7 +198,7 @@ def count_of(number: int, noun: str) -> str:
 
 
 def mean_and_std(figure: Mapping[str, Any]) -> str:
-    """Return ``mean ± deviation``, the mean alone for one seed."""
+    """Return ``mean ± deviation``, or the mean alone for one seed."""
     if figure["mean"] is None:
         return ABSENT
     mean = f"{figure['mean']:.1f}"
@@ -206,7 +206,7 @@ def mean_and_std(figure: Mapping[str, Any]) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Return a share of 1 in percent."""
+    """Return a share in [0, 1] in percent."""
     return ABSENT if share is None else f"{100 * share:.0f} %"
 
 

@@ -1,4 +1,4 @@
-"""The verdict: what the seeds allow to say of the subset, in words that claim no more than the intervals."""
+"""The verdict on the subset, which claims no more than the confidence intervals support."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from detcurate.report.records import Comparison
 
 ENOUGH_SEEDS = 5
 LEARNED_AP = 1.0
-"""In percent: a detector below it finds next to nothing."""
+"""AP in percent below which a detector has hardly learned."""
 KINDS = ("gain", "loss", "unclear", "no_interval", "undefined")
-"""What a comparison may come to: the interval above 0, below 0, around 0; one seed; no box to be evaluated on."""
+"""The outcomes of a comparison: interval above, below or around 0; one seed; no boxes to evaluate on."""
 
 _OTHERS = {"full": "the whole pool", "random": "as many random images"}
 
@@ -27,8 +27,8 @@ class Claim:
         kind: One of ``KINDS``.
         num_seeds: At least 1.
         mean: The mean difference.
-        over_seeds: The ends of its 95 % interval over the seeds, None for one seed.
-        over_images: The same over seeds and evaluation images, None where it is unknown.
+        over_seeds: The 95 % confidence interval over the seeds; None for one seed.
+        over_images: The interval over seeds and evaluation images; None if unknown.
     """
 
     other: str
@@ -40,39 +40,41 @@ class Claim:
 
     @property
     def name(self) -> str:
-        """The other arm in words."""
+        """The other arm as a noun phrase."""
         return _OTHERS.get(self.other, f"the arm {self.other}")
 
     @property
     def sentence(self) -> str:
-        """What may be said."""
+        """The supported statement."""
         against, seeds = f"Against {self.name}", _seeds(self.num_seeds)
         if self.kind == "undefined" or self.mean is None:
-            return f"{against}: not defined, the evaluation images have no boxes."
+            return f"{against}: not defined, because the evaluation images have no boxes."
         if self.over_seeds is None:
-            return f"{against}: {signed(self.mean)} AP with one seed, so there is no interval and nothing to claim."
-        text = f"{against}: {signed(self.mean)} AP, 95 % interval {span(self.over_seeds)} over {seeds}"
+            return (
+                f"{against}: {signed(self.mean)} AP with one seed. Without an interval, no difference can be claimed."
+            )
+        text = f"{against}: {signed(self.mean)} AP, 95 % confidence interval {span(self.over_seeds)} over {seeds}"
         if self.over_images is not None:
             text += f", {span(self.over_images)} over seeds and evaluation images"
         return f"{text}. {_MEANING[self.kind]}"
 
 
 _MEANING = {
-    "gain": "Both ends are above 0: a gain.",
-    "loss": "Both ends are below 0: a loss.",
-    "unclear": "That includes 0: no difference can be claimed.",
+    "gain": "The interval is above 0: a gain.",
+    "loss": "The interval is below 0: a loss.",
+    "unclear": "The interval includes 0: no difference can be claimed.",
 }
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What stands first.
+    """The first statement of the report.
 
     Args:
         headline: One sentence.
-        tone: One of ``KINDS``, or ``none`` when nothing was evaluated.
-        sentences: What it rests on.
-        claims: Against each other arm.
+        tone: One of ``KINDS``, or ``none`` if nothing was evaluated.
+        sentences: The supporting statements.
+        claims: The comparison with each other arm.
     """
 
     headline: str
@@ -82,9 +84,9 @@ class Verdict:
 
 
 def claims(summary: Mapping[str, Any]) -> tuple[Claim, ...]:
-    """Return the curated arm's comparisons, the whole pool first.
+    """Return the comparisons of the curated arm, the whole pool first.
 
-    A difference counts only when its interval over the seeds leaves out 0, and so does the one over seeds and images.
+    A difference counts only if both intervals, over seeds and over seeds and images, exclude 0.
     """
     found = [
         _claim(pair.removeprefix(f"{COMPARED} - "), difference) for pair, difference in summary["differences"].items()
@@ -94,27 +96,27 @@ def claims(summary: Mapping[str, Any]) -> tuple[Claim, ...]:
 
 
 def verdict(comparison: Comparison | None) -> Verdict:
-    """Say what the comparison shows, first of all against the whole pool."""
+    """Return the verdict on a comparison; the headline compares with the whole pool if that was trained."""
     if comparison is None or not comparison.models:
-        return Verdict("The detectors have not been compared yet.", "none", (), ())
+        return Verdict("No detectors have been compared yet.", "none", (), ())
     found = claims(comparison.summary)
     if not found:
         arms = ", ".join(comparison.summary["arms"])
-        return Verdict(f"There is nothing to compare: the arms are {arms}.", "none", (), ())
+        return Verdict(f"There is nothing to compare (arms: {arms}).", "none", (), ())
     first = found[0]
     sentences = [claim.sentence for claim in found]
     means = [arm["figures"]["AP"]["mean"] for arm in comparison.summary["arms"].values()]
     if all(mean is not None and mean < LEARNED_AP for mean in means):
         sentences.append(
             f"No arm reaches {LEARNED_AP:g} AP: these detectors have hardly learned, so neither their comparison nor "
-            "the scores of such an ensemble say much; train longer (SOLVER.MAX_ITER)."
+            "the scores of such an ensemble are meaningful. Train longer (SOLVER.MAX_ITER)."
         )
     if first.num_seeds < ENOUGH_SEEDS:
         sentences.append(
-            f"{_seeds(first.num_seeds).capitalize()} show that the job runs, not what the subset buys: "
-            f"set CURATE.RETRAIN.NUM_SEEDS to {ENOUGH_SEEDS} or more before a budget depends on it."
+            f"{_seeds(first.num_seeds).capitalize()} are too few for a decision: set CURATE.RETRAIN.NUM_SEEDS to "
+            f"{ENOUGH_SEEDS} or more."
             if first.num_seeds > 1
-            else f"Set CURATE.RETRAIN.NUM_SEEDS to {ENOUGH_SEEDS} or more for an interval."
+            else f"Set CURATE.RETRAIN.NUM_SEEDS to {ENOUGH_SEEDS} or more for a confidence interval."
         )
     return Verdict(_headline(first), first.kind, tuple(sentences), found)
 
@@ -130,7 +132,7 @@ def signed(value: float) -> str:
 
 
 def span(ends: tuple[float, float]) -> str:
-    """Return the two ends of an interval."""
+    """Return the two ends of an interval as text."""
     return f"{signed(ends[0])} to {signed(ends[1])}"
 
 
@@ -160,7 +162,7 @@ def _headline(claim: Claim) -> str:
     if claim.kind == "loss":
         return f"The subset trains a worse detector than {claim.name}: {signed(claim.mean or 0)} AP."
     if claim.kind == "no_interval":
-        return f"One seed, no interval: {signed(claim.mean or 0)} AP against {claim.name}, which may be chance."
+        return f"{signed(claim.mean or 0)} AP against {claim.name} with one seed, which may be chance."
     if claim.kind == "undefined":
-        return "The evaluation images have no boxes: there is nothing to measure."
-    return f"No difference from {claim.name} can be claimed with {_seeds(claim.num_seeds)}."
+        return "The evaluation images have no boxes, so AP is not defined."
+    return f"No difference to {claim.name} can be claimed with {_seeds(claim.num_seeds)}."

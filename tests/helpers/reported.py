@@ -1,4 +1,4 @@
-"""A run that can be reported on, without Detectron2: real stages where they can run here, made-up answers elsewhere."""
+"""A run to report on without Detectron2: real stages where possible, made-up predictions elsewhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IMAGES, EVALUATION, MEMBER_COUNT, SHARD, SIZE = 23, 7, 3, 5, (96, 64)
 
 
 def write_pool(root: Path, name: str, *, classes=CLASSES, num_images=IMAGES, seed=0, file_name="{:03d}.png"):
-    """Write ``<name>.json`` and its images: every two look alike but for a bright box a label; every sixth is empty."""
+    """Write ``<name>.json`` and its images: pairs look alike except for a bright box a label; every sixth is empty."""
     rng, annotations, images = np.random.default_rng(seed), [], []
     for number in range(num_images):
         coarse = np.random.default_rng((number + 1) // 2).integers(40, 120, (8, 12), np.uint8)
@@ -66,9 +66,9 @@ def write_pool(root: Path, name: str, *, classes=CLASSES, num_images=IMAGES, see
 
 
 def predicted(dataset, *, member: int, quality: float, num_classes: int, doubted: int = -1) -> Detections:
-    """Return one detector's answers: the labels, moved and misread the more the lower its quality, a few missed.
+    """Return one detector's predictions: labels with noise that grows as its quality falls, some of them missed.
 
-    The label in the row ``doubted`` it sees where it is, as another class.
+    The label in the row ``doubted`` is predicted at its place as another class.
     """
     rng, is_doubted = np.random.default_rng(100 + member), np.arange(dataset.num_boxes) == doubted
     rows = np.flatnonzero((rng.uniform(size=dataset.num_boxes) < 0.55 + 0.4 * quality) | is_doubted)
@@ -96,7 +96,7 @@ def predicted(dataset, *, member: int, quality: float, num_classes: int, doubted
 
 
 def finish(directory: Path, *names: str, inputs=None, settings=None, facts=None, summary="made up"):
-    """Write the marker of a stage that has left these files."""
+    """Write the metadata of a finished stage with these outputs."""
     outputs = {
         name: {"sha256": sha256_file(directory / name), "bytes": (directory / name).stat().st_size} for name in names
     }
@@ -119,7 +119,7 @@ def write_run(
     evaluated=True,
     file_name="{:03d}.png",
 ) -> tuple[Path, Path]:
-    """Write a run's OUTPUT_DIR; return its config and that folder. ``qualities`` are the arms' in the evaluation."""
+    """Write the OUTPUT_DIR of a run and return its config and that folder; ``qualities`` are those of the arms."""
     folder.mkdir(parents=True, exist_ok=True)
     data, output, config = folder / "data", folder / "output", folder / "small.yaml"
     write_pool(data, "train", classes=classes, file_name=file_name)
@@ -131,7 +131,7 @@ def write_run(
     words = ["--config-file", str(config), *map(str, select)]
     assert main([*words, "--until", "pool"]) == 0
     pool = read_coco(data / "train.json")
-    write_answers(output, pool, len(classes))
+    write_predictions(output, pool, len(classes))
     for stage in ("score", "select"):
         assert main([*words, "--only", stage]) == 0
     if evaluated:
@@ -140,7 +140,7 @@ def write_run(
     return config, output
 
 
-def write_answers(output: Path, pool, num_classes: int) -> None:
+def write_predictions(output: Path, pool, num_classes: int) -> None:
     """Write the stages ``train`` and ``predict``."""
     names = [f"run-0/iter-{member:07d}.safetensors" for member in range(MEMBER_COUNT)]
     members = [Member(0, number, 0, 0.1, name, "0" * 64) for number, name in enumerate(names)]
@@ -162,7 +162,7 @@ def write_answers(output: Path, pool, num_classes: int) -> None:
 
 
 def write_evaluation(output: Path, evaluation, pool, qualities, seeds: int, num_classes: int) -> None:
-    """Write the stages ``retrain`` and ``evaluate``, the figures counted by COCO's evaluator from made-up answers."""
+    """Write the stages ``retrain`` and ``evaluate``, with real figures of made-up predictions."""
     kept = json.loads((output / "manifest" / "provenance.json").read_text())["subset"]
     retrain, directory = output / "retrain", output / "evaluate"
     models, rows, replicates = [], [], {}

@@ -139,7 +139,7 @@ def test_added_members_stand_beside_trained_runs_which_are_not_trained_again(the
     config, output = tiny_config()
     done("--config-file", config, "--until", "train")
     log = (output / "train" / "run-0" / "log.txt").read_text()
-    assert "--run must be at least 2" in refused("ensemble", "add", theirs, "--config-file", config, "--run", "1")
+    assert "--run: must be at least 2" in refused("ensemble", "add", theirs, "--config-file", config, "--run", "1")
     assert "added as run 2" in done("ensemble", "add", theirs, "--config-file", config)
     runs = [member.run for member in read_index(output / "train" / "ensemble.jsonl")]
     assert runs == [0, 0, 1, 1, 2, 2, 2]
@@ -207,7 +207,7 @@ class Attack:
             ("must be finite, got nan in roi_heads.box_predictor.bbox_pred.bias (1 of 28 numbers)",),
         ),
         (lambda c: c.update(model="no weights"), ("a checkpoint must hold tensors by name, got model of type str",)),
-        (lambda c: c.update(iteration=99), ("got other weights for iteration 99 of run 0",)),
+        (lambda c: c.update(iteration=99), ("run 0 has another checkpoint of iteration 99",)),
     ],
 )
 def test_a_checkpoint_that_cannot_be_a_member_is_named_and_none_is_added(
@@ -243,9 +243,11 @@ def test_a_truncated_checkpoint_and_folders_without_any(theirs, tmp_path, tiny_c
     path = theirs / "model_0000299.pth"
     path.write_bytes(path.read_bytes()[:-1000])
     assert "a checkpoint must be a whole file" in refused("ensemble", "add", theirs, "--config-file", config, *ALONE)
-    assert "DIR must be a folder" in refused("ensemble", "add", tmp_path / "no", "--config-file", config)
+    assert f"DIR: not a folder of checkpoints (got {tmp_path / 'no'})" in refused(
+        "ensemble", "add", tmp_path / "no", "--config-file", config
+    )
     (tmp_path / "empty").mkdir()
-    assert "named model_*.pth" in refused("ensemble", "add", tmp_path / "empty", "--config-file", config)
+    assert "model_*.pth" in refused("ensemble", "add", tmp_path / "empty", "--config-file", config)
 
 
 def test_the_iteration_is_the_files_own_else_its_names(theirs, tiny_config, done, refused):
@@ -260,7 +262,7 @@ def test_the_iteration_is_the_files_own_else_its_names(theirs, tiny_config, done
         checkpoint["model"]["roi_heads.box_predictor.cls_score.bias"] += 1
 
     change(theirs / "model_final.pth", anonymous)
-    assert "must say its iteration" in refused("ensemble", "add", theirs, "--config-file", config, *ALONE)
+    assert "the iteration is unknown" in refused("ensemble", "add", theirs, "--config-file", config, *ALONE)
 
 
 def test_no_runs_and_nothing_added(tiny_config, refused):

@@ -59,7 +59,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """The page of a run whose class and file names attack it, with floors, near-duplicates and an absent image."""
+    """The page of a run with hostile class and file names, minimum quotas, near-duplicates and a missing image."""
     folder = tmp_path_factory.mktemp("attack")
     options = ("CURATE.SELECT.EMPTY_MINIMUM", 1, "CURATE.SELECT.DUPLICATE_SIMILARITY", 0.9)
     _, output = write_run(folder, classes=NAMES, select=options, file_name="<i>{:03d}</i>&.png")
@@ -87,7 +87,7 @@ def open_page(browser, report):
         page.close()
 
 
-def test_it_opens_from_disk_without_errors_and_asks_for_nothing(open_page, report):
+def test_page_opens_from_disk_without_requests(open_page, report):
     page, said = open_page()
     page.wait_for_load_state("networkidle")
     assert said == [report.as_uri()]
@@ -95,7 +95,7 @@ def test_it_opens_from_disk_without_errors_and_asks_for_nothing(open_page, repor
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_every_image_loads_small_and_full(open_page):
+def test_page_images_load_in_both_sizes(open_page):
     page, _ = open_page()
     assert page.evaluate("[...document.images].length") > 20
     assert page.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
@@ -114,7 +114,7 @@ def test_every_image_loads_small_and_full(open_page):
     assert broken == 0
 
 
-def test_names_are_shown_and_run_as_nothing(open_page):
+def test_page_shows_names_without_running_them(open_page):
     page, said = open_page()
     page.locator(".shot").first.click()
     assert page.evaluate("window.hacked") is None
@@ -126,7 +126,7 @@ def test_names_are_shown_and_run_as_nothing(open_page):
     assert page.locator("main i:not(.key), img[src=x]").count() == 0
 
 
-def test_a_script_that_got_in_would_not_run(browser, report, tmp_path):
+def test_page_policy_blocks_foreign_script(browser, report, tmp_path):
     """The policy alone stops it, should an escape ever be forgotten."""
     text = report.read_text().replace(
         "</main>", "<script>window.hacked = 1</script><img src=x onerror='hacked=1'></main>"
@@ -139,7 +139,7 @@ def test_a_script_that_got_in_would_not_run(browser, report, tmp_path):
     page.close()
 
 
-def test_the_filters_hide_and_count(open_page):
+def test_filters_hide_and_count_tiles(open_page):
     page, _ = open_page()
     tiles = page.locator(".tile")
     total = tiles.count()
@@ -147,7 +147,7 @@ def test_the_filters_hide_and_count(open_page):
     page.select_option("#filter-kept", "left")
     left = page.locator(".tile:visible")
     assert 0 < left.count() < total
-    assert set(left.locator(".badge").all_inner_texts()) == {"✕ left out"}
+    assert set(left.locator(".badge").all_inner_texts()) == {"✕ removed"}
     page.select_option("#filter-class", label=NAMES[1])
     both = page.locator(".tile:visible").count()
     assert both < total
@@ -159,7 +159,7 @@ def test_the_filters_hide_and_count(open_page):
     assert page.locator(".tile:visible").count() == total
 
 
-def test_the_layers_switch_in_the_tiles_and_in_the_viewer(open_page):
+def test_layers_switch_in_tiles_and_viewer(open_page):
     page, _ = open_page()
     first = page.locator("#gallery-most .shot").first
     truth, votes = first.locator(".drawn.layer-truth"), first.locator(".drawn.layer-votes")
@@ -177,7 +177,7 @@ def test_the_layers_switch_in_the_tiles_and_in_the_viewer(open_page):
     assert shown.evaluate("node => getComputedStyle(node).display") == "inline"
 
 
-def test_the_viewer_holds_the_boxes_of_the_data(open_page):
+def test_viewer_draws_boxes_of_data(open_page):
     page, _ = open_page()
     button = page.locator("#gallery-most .shot").first
     payload = page.evaluate("JSON.parse(document.getElementById('payload').textContent)")
@@ -193,7 +193,7 @@ def test_the_viewer_holds_the_boxes_of_the_data(open_page):
     assert page.locator("#viewer-objects caption").inner_text() == "Objects; 3 members vote"
 
 
-def test_the_keyboard_opens_steps_zooms_and_closes(open_page):
+def test_keyboard_opens_steps_zooms_and_closes(open_page):
     page, _ = open_page()
     first = page.locator("#gallery-wrong_class .shot").first
     first.focus()
@@ -220,7 +220,7 @@ def test_the_keyboard_opens_steps_zooms_and_closes(open_page):
     assert first.evaluate("node => node === document.activeElement")
 
 
-def test_stepping_follows_the_filters(open_page):
+def test_stepping_follows_filters(open_page):
     page, _ = open_page()
     page.select_option("#filter-kept", "kept")
     shown = page.locator("#gallery-most .tile:visible").count()
@@ -228,7 +228,7 @@ def test_stepping_follows_the_filters(open_page):
     assert page.locator("#viewer-place").inner_text() == f"1 of {shown}"
 
 
-def test_every_control_is_reached_by_keyboard_and_has_a_name(open_page):
+def test_controls_have_names_and_keyboard_access(open_page):
     page, _ = open_page()
     unnamed = page.evaluate(
         """() => [...document.querySelectorAll("main button, main select, main input, main a, #viewer button")]
@@ -250,14 +250,14 @@ def test_pictures_and_figures_have_alternative_texts(open_page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_stands_out_from_what_is_behind_it(open_page, scheme):
+def test_text_contrast_is_sufficient(open_page, scheme):
     page, _ = open_page(color_scheme=scheme)
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (dark == "rgb(15, 18, 21)") == (scheme == "dark")
     assert page.evaluate(_CONTRAST) == []
 
 
-def test_no_table_is_cut_on_paper(open_page):
+def test_print_cuts_no_table(open_page):
     page, _ = open_page()
     page.emulate_media(media="print")
     page.set_viewport_size(A4)
@@ -273,7 +273,7 @@ def test_no_table_is_cut_on_paper(open_page):
         assert not page.locator(hidden).first.is_visible()
 
 
-def test_no_table_row_is_broken_between_pages(open_page, tmp_path):
+def test_print_breaks_no_table_row(open_page, tmp_path):
     pdftotext = shutil.which("pdftotext")
     if pdftotext is None:
         pytest.skip("pdftotext (poppler-utils) is not installed")
@@ -287,7 +287,7 @@ def test_no_table_row_is_broken_between_pages(open_page, tmp_path):
     assert len(pages) > 2
 
 
-def test_the_policy_lets_nothing_out(browser, report, tmp_path):
+def test_page_policy_blocks_requests(browser, report, tmp_path):
     """Not even a picture from a server on this machine."""
     requested = []
 
@@ -311,7 +311,7 @@ def test_the_policy_lets_nothing_out(browser, report, tmp_path):
     assert requested == []
 
 
-def test_an_absent_image_is_a_sentence_and_its_boxes(open_page, tmp_path):
+def test_missing_image_shows_reason_and_boxes(open_page, tmp_path):
     _, output = write_run(tmp_path)
     for path in (tmp_path / "data" / "images").glob("0*.png"):
         path.unlink()
@@ -320,11 +320,11 @@ def test_an_absent_image_is_a_sentence_and_its_boxes(open_page, tmp_path):
     assert len(said) == 1
     assert page.evaluate("document.images.length") == 0
     page.locator("#gallery-most .shot").first.click()
-    assert page.locator("#viewer-problem").inner_text() == "the file is absent"
+    assert page.locator("#viewer-problem").inner_text() == "the file is missing"
     assert page.locator("#viewer-image rect.truth").count() > 0
 
 
-def test_the_pictures_are_the_images(open_page, tmp_path):
+def test_pictures_are_jpegs_of_images(open_page, tmp_path):
     page, _ = open_page()
     uri = page.locator("#gallery-most img").first.get_attribute("src")
     assert base64.b64decode(uri.partition(",")[2])[:2] == b"\xff\xd8"

@@ -1,4 +1,4 @@
-"""The last stage: the report, of whatever the stages before it have left."""
+"""The stage ``report``: write the report of all finished stages."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from detcurate.report.records import Comparison, ReportData, StageState
 from detcurate.version import __version__
 
 TENSORBOARD = "tensorboard"
-"""The folder of the scalars, a run of TensorBoard's an arm, a step a seed."""
+"""The folder of TensorBoard's scalars: one run an arm, one step a seed."""
 
 Part = TypeVar("Part")
 
 
 def report_stage(run: Run) -> Stage:
-    """Build the stage ``report``: it needs the pool, and shows whatever else has finished."""
+    """Return the stage ``report``, which needs the stage ``pool`` and shows every other finished stage."""
     run.stage_metadata("pool")
     states = stage_states(run)
     finished = completed(states)
@@ -61,9 +61,9 @@ def build_report(run: Run, states: tuple[StageState, ...], directory: Path) -> S
     """Write the report into a directory.
 
     Args:
-        run: The run; its pool is there.
-        states: What became of its stages.
-        directory: Where to.
+        run: The run; its stage ``pool`` has finished.
+        states: The states of its stages.
+        directory: The directory of the report.
     """
     data = report_data(run, states)
     written = write_report(directory, data)
@@ -72,12 +72,12 @@ def build_report(run: Run, states: tuple[StageState, ...], directory: Path) -> S
         table = data.comparison.table
         written += _write_scalars(directory / TENSORBOARD, data.comparison)
     unfinished = ", ".join(f"{stage.name} {stage.state}" for stage in data.unfinished)
-    summary = str(directory / PAGE) + (f" (not finished: {unfinished})" if unfinished else "")
+    summary = f"wrote {directory / PAGE}" + (f" (not finished: {unfinished})" if unfinished else "")
     return StageResult(written, summary, {"table": table})
 
 
 def report_data(run: Run, states: tuple[StageState, ...]) -> ReportData:
-    """Gather all that a report is made of; what cannot be read is said in ``missing``."""
+    """Return the content of the report; parts that cannot be read are listed in ``missing``."""
     finished, missing = completed(states), []
 
     def read(needs: str, what: str, part: Callable[[], Part]) -> Part | None:
@@ -144,7 +144,7 @@ def _comparison(run: Run) -> Comparison:
 
 
 def _replicates(run: Run, arms: Iterable[str]) -> Replicates:
-    """Return the figures on resampled images, a column a seed in the order of the figures."""
+    """Return the figures on resampled images, one column a seed in the order of the figures."""
     found: dict[str, dict[str, dict[str, list[np.ndarray]]]] = {arm: {"figures": {}, "per_class": {}} for arm in arms}
     for column, values in ReplicatesTable.of(run).read().items():
         arm, _, part, name = column.split("/", 3)  # a class may have a slash in its name
@@ -160,8 +160,8 @@ def _provenance(run: Run) -> dict[str, Any]:
 
 
 def _write_scalars(directory: Path, comparison: Comparison) -> list[Path]:
-    """Write the figures of every detector for TensorBoard, where Detectron2 is there to do it."""
-    shutil.rmtree(directory, ignore_errors=True)  # an events file is never written over, but added to
+    """Write the figures of every detector for TensorBoard; nothing without Detectron2."""
+    shutil.rmtree(directory, ignore_errors=True)  # event files are appended to, never overwritten
     if not has_detectron2():
         return []
     from detcurate.d2.train.trainer import write_scalars
@@ -202,22 +202,22 @@ def _commands(run: Run) -> tuple[tuple[str, str], ...]:
     output = shlex.quote(str(run.cfg.OUTPUT_DIR))
     config = shlex.quote(str(run.output_dir / "config.yaml"))
     return (
-        ("The whole job again, elsewhere", f"detcurate --config-file {config} OUTPUT_DIR output/again"),
-        ("Check the manifest", f"detcurate manifest verify {shlex.quote(str(run.directory('manifest')))}"),
-        ("Why one image was kept or not", f"detcurate explain IMAGE_ID {output}"),
-        ("This report again", f"detcurate report {output}"),
+        ("Repeat the run elsewhere", f"detcurate run --config-file {config} OUTPUT_DIR output/again"),
+        ("Verify the manifest", f"detcurate manifest verify {shlex.quote(str(run.directory('manifest')))}"),
+        ("Explain one image", f"detcurate explain IMAGE_ID {output}"),
+        ("Write this report again", f"detcurate report {output}"),
     )
 
 
 def _search(run: Run) -> str:
-    """Say by which scheme the subset was found, and how large the rounds were."""
+    """Return the scheme of the search and the sizes of its rounds as text."""
     rounds = [images for images, _ in held_images(run)]
     sizes = [str(sum(len(images) for images in rounds[: number + 1])) for number in range(len(rounds))]
     return f"{run.settings.search.scheme}" + (f", ensembles trained on {', then '.join(sizes)} images" if sizes else "")
 
 
 def _training(run: Run) -> str:
-    """Say what the trainings of the arms have in common."""
+    """Return the common settings of the trainings of all arms as text."""
     start = ", from the weights of the ensemble's runs" if run.settings.search.scheme == "pretrain" else ""
     return _length(run) + start
 
@@ -226,8 +226,8 @@ def _length(run: Run) -> str:
     solver = run.cfg.SOLVER
     if run.settings.retrain.equal == "epochs":
         epochs = solver.MAX_ITER * solver.IMS_PER_BATCH / len(run.usable_image_ids)
-        return f"{epochs:,.1f} epochs, the same for all arms (so a smaller subset is trained on for less long)"
+        return f"{epochs:,.1f} epochs for every arm (a smaller subset trains for fewer iterations)"
     return (
-        f"{solver.MAX_ITER:,} iterations of {solver.IMS_PER_BATCH} images, "
-        "the same for all arms (so a smaller subset is seen more often)"
+        f"{solver.MAX_ITER:,} iterations of {solver.IMS_PER_BATCH} images for every arm "
+        "(a smaller subset is seen more often)"
     )

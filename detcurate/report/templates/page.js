@@ -67,16 +67,16 @@
   const toggleLayer = (layer) => setLayer(layer, !body.classList.contains(`show-${layer}`));
 
   function applyFilters() {
-    const wanted = byId("filter-class").value;
+    const classIndex = byId("filter-class").value;
     const kept = byId("filter-kept").value;
-    const words = byId("filter-text").value.trim().toLowerCase();
+    const text = byId("filter-text").value.trim().toLowerCase();
     const tiles = [...document.querySelectorAll(".tile")];
     let count = 0;
     for (const tile of tiles) {
       const fits =
-        (!wanted || tile.dataset.classes.split(" ").includes(wanted)) &&
+        (!classIndex || tile.dataset.classes.split(" ").includes(classIndex)) &&
         (!kept || tile.dataset.kept === kept) &&
-        (!words || tile.dataset.file.toLowerCase().includes(words));
+        (!text || tile.dataset.file.toLowerCase().includes(text));
       tile.hidden = !fits;
       count += fits;
     }

@@ -39,16 +39,16 @@ ATTACK = '</text><script>alert(1)</script> id="x" url(#y) $a$ #0a0b01'
 
 
 class TestTables:
-    def test_a_csv_is_read_back_as_it_was(self):
+    def test_to_csv_is_read_back(self):
         rows = (("a,b", 1, None), ('say "no"', 2, 0.5), ("سيارة\nx", 3, 1e-9))
         read = list(csv.reader(io.StringIO(to_csv(Table("t", "", ("name", "n", "x"), rows)).decode())))
         assert read == [["name", "n", "x"], ["a,b", "1", ""], ['say "no"', "2", "0.5"], ["سيارة\nx", "3", "1e-09"]]
 
-    def test_a_page_shows_the_first_rows_and_says_how_many_more(self):
+    def test_table_shows_first_rows_and_counts_more(self):
         table = Table("t", "", ("n",), tuple((k,) for k in range(MOST_ROWS + 7)))
         assert (len(table.shown.rows), table.more) == (MOST_ROWS, 7)
 
-    def test_a_point_of_ap_costs_what_it_costs(self):
+    def test_cost_table_divides_by_ap(self):
         arms = {"curated": {"figures": {"AP": {"mean": 20.0}}}, "full": {"figures": {"AP": {"mean": None}}}}
         models = [
             {"arm": "curated", "num_images": 100, "num_boxes": 500, "images_seen": 4000},
@@ -61,7 +61,7 @@ class TestTables:
         assert "training seconds" not in table.shown.columns
         assert table.shown.rows[0][-3:] == ("5.0", "30", "200")
 
-    def test_a_share_of_nothing_is_unknown(self):
+    def test_kept_table_share_of_zero_is_unknown(self):
         table = kept_table("classes", "", "class", {"car": {"before": 8, "after": 2}, "bus": {"before": 0, "after": 0}})
         assert table.shown.rows == (("car", "8", "2", "25 %"), ("bus", "0", "0", "–"))
         assert text(None) == "–"
@@ -72,13 +72,13 @@ def points(figure):
 
 
 class TestSvg:
-    def test_text_of_the_data_is_text(self):
+    def test_draw_escapes_text(self):
         svg = draw("a", points, height=2)
         assert "<script" not in svg
         texts = [found.text for found in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
         assert {"سيارة", "日本語", label(ATTACK)} <= set(texts)
 
-    def test_the_same_figure_is_the_same_bytes_and_two_share_no_id(self):
+    def test_draw_is_deterministic_with_unique_ids(self):
         first, second = draw("a", points, height=2), draw("b", points, height=2)
         assert first == draw("a", points, height=2)
         ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in (first, second)]
@@ -87,14 +87,14 @@ class TestSvg:
         assert set(re.findall(r"url\(#([^)]+)\)", first)) <= ids[0]
         assert set(re.findall(r'href="#([^"]+)"', first)) <= ids[0]
 
-    def test_every_colour_is_the_pages(self):
+    def test_draw_uses_variables_of_page(self):
         svg = draw("a", points, height=2) + draw("b", lambda figure: axes(figure).set_title("x"), height=2)
         assert not re.findall(r"#0a0b\d\d", re.sub(r">[^<]*<", "><", svg))
         assert "var(--ink)" in svg
         assert "<style" not in svg
         assert "<metadata" not in svg
 
-    def test_a_label_is_one_short_line(self):
+    def test_label_is_one_short_line(self):
         assert label("a\n b\x00") == "a b�"
         assert len(label("x" * 99)) == 26
 
@@ -115,20 +115,20 @@ class TestLearningCurve:
         summary = {"arms": arms, "differences": {}, "learning_curve": curve}
         return arm_figures(Comparison(summary, [], "", "iterations"), ())[-1]
 
-    def test_it_shows_how_many_random_images_the_subset_is_worth(self):
+    def test_learning_curve_shows_equivalent_random_images(self):
         figure = self.figure()
         assert figure.name == "learning-curve"
-        assert figure.about == "The subset of 200 images is worth 330 random ones."
+        assert "200 images" in figure.about and "330 random images" in figure.about
         assert figure.table.rows[-1] == ("curated", 200, 27.0, None)
         assert len(figure.table.rows) == 4
 
-    def test_it_claims_nothing_beyond_what_was_tried(self):
+    def test_learning_curve_claims_nothing_beyond_trained_sizes(self):
         beyond = {**self.own, "images": None, "where": "above"}
-        assert self.figure(equivalent=beyond).about == "The subset of 200 images is worth more images than were tried."
+        assert "more random images than were trained" in self.figure(equivalent=beyond).about
         few = self.figure(fit=None, equivalent=None, why_not="a learning curve must have at least 3 sizes")
         assert few.about == "a learning curve must have at least 3 sizes"
 
-    def test_without_one_there_is_no_such_figure(self):
+    def test_arm_figures_without_learning_curve_omit_it(self):
         assert self.figure(points=[]).name == "seeds"
 
 
@@ -156,20 +156,20 @@ def choice_of(rank, reason=None, reasons=("top_n", "budget"), replaced_by=None):
 class TestFigures:
     pool, choice = pool_of([0, 1, 2, 3, 4, 5, 2]), choice_of([0, 3, 0, 2, 0, 1, 0])
 
-    def test_the_data_of_a_figure_is_what_it_shows(self):
+    def test_count_figure_table_equals_data(self):
         counts = {"car": {"before": 4, "after": 1}, "bus": {"before": 9, "after": 9}}
         table = count_figure("c", "class", counts, unit="boxes")
         assert table.table.columns == ("class", "before", "after")
         assert table.table.rows == (("bus", 9, 9), ("car", 4, 1))
-        assert "car: 1 of 4 kept" in table.alt
+        assert "car: 1 of 4 selected" in table.alt
         assert "77 %" in table.about
 
-    def test_the_box_sizes_sum_to_the_boxes(self):
+    def test_box_size_figure_sums_to_boxes(self):
         table = box_size_figure(self.pool, self.choice).table
         assert sum(row[2] for row in table.rows) == 17
         assert sum(row[3] for row in table.rows) == 1 + 3 + 5
 
-    def test_frames_are_counted_where_they_are(self):
+    def test_sequence_figure_counts_frames(self):
         figure = sequence_figure(self.pool, self.choice)
         assert figure.table.rows == (
             ("a", 0.0, 1, 0), ("a", 1.0, 1, 1), ("a", 2.0, 1, 0),
@@ -177,14 +177,14 @@ class TestFigures:
         )  # fmt: skip
         assert sequence_figure(pool_of([1, 2], (-1, -1), (-1, -1)), choice_of([1, 0])) is None
 
-    def test_scores_of_one_value_and_of_nothing_kept(self):
+    def test_score_figures_of_constant_score_and_no_selection(self):
         scores = Scores(np.full(7, 0.5), {"entropy": np.arange(7.0)}, ("entropy",), "max")
         figures = score_figures(scores, None)
         assert [figure.name for figure in figures] == ["scores", "components"]
         assert sum(row[2] for row in figures[0].table.rows) == 7
         assert "not defined" in score_box_figure(self.pool, scores, None).about
 
-    def test_the_rank_correlation_is_spearmans(self):
+    def test_score_box_figure_correlation_equals_scipy(self):
         from scipy.stats import spearmanr
 
         score = np.array([3.0, 1.0, 2.0, 2.0, 5.0, 4.0, 4.5])
@@ -192,7 +192,7 @@ class TestFigures:
         expected = f"{spearmanr(self.pool.num_boxes, score).statistic:+.2f}"
         assert f"Rank correlation {expected}" in figure.about
 
-    def test_a_large_pool_is_sampled_and_says_so(self):
+    def test_score_box_figure_of_large_pool_is_sampled(self):
         count = 3_000
         pool = pool_of(np.ones(count, int), np.zeros(count, int), np.arange(count))
         scores = Scores(np.random.default_rng(0).uniform(size=count), {}, (), "max")
@@ -207,23 +207,24 @@ class TestPicks:
         np.array([0.1, 0.9, 0.5, 0.7, 0.3]), {"wrong_class": np.array([0.0, 0.5, 0.49, 0.9, 0.6])}, ("entropy",), "max"
     )
 
-    def test_by_score(self):
+    def test_picks_by_score_are_ordered(self):
         assert most_disagreed(self.scores).rows.tolist() == [1, 3, 2, 4, 0]
         pick = least_disagreed(self.scores, choice_of([0, 1, 0, 2, 0]))
         assert pick.rows.tolist() == [0, 4, 2]
         assert pick.extent == "3 of 3 images"
 
-    def test_only_what_is_suspected(self):
+    def test_most_suspected_excludes_low_scores(self):
         assert most_suspected(self.scores, "wrong_class").rows.tolist() == [3, 4, 1]
         assert most_suspected(self.scores, "missing_label") is None
 
-    def test_floors_take_turns(self):
-        reasons = ("top_n", "floor class bus=2", "floor class cyclist=9", "budget")
+    @pytest.mark.parametrize("word", ["minimum", "floor"])  # of this version, and of version 0.1
+    def test_of_minimums_quotas_take_turns(self, word):
+        reasons = ("top_n", f"{word} class bus=2", f"{word} class cyclist=9", "budget")
         pick = of_minimums(choice_of([4, 1, 2, 3, 0], [0, 1, 1, 2, 3], reasons))
         assert pick.rows.tolist() == [1, 3, 2]
         assert not len(of_minimums(choice_of([0, 0, 0, 0, 0])).rows)
 
-    def test_groups_of_near_duplicates_begin_with_the_better_one(self):
+    def test_near_duplicates_groups_begin_with_replacement(self):
         reasons = ("top_n", "near_duplicate", "budget")
         choice = choice_of([0, 1, 0, 2, 0, 0, 0], [1, 0, 1, 0, 1, 2, 1], reasons, [1, -1, 3, -1, 3, -1, 3])
         pick = near_duplicates(choice)
@@ -256,11 +257,11 @@ class TestImages:
             (".", None),
         ],
     )
-    def test_a_name_cannot_leave_the_root(self, tmp_path, name, found):
+    def test_safe_path_stays_in_root(self, tmp_path, name, found):
         path = safe_path(Path("/pool"), name)
         assert (None if path is None else path.as_posix()) == found
 
-    def test_a_tile_shows_the_surroundings_within_the_image(self):
+    def test_part_is_within_image(self):
         whole = Tile("1", "")
         assert part(picture(None), whole) == (0, 0, 80, 50)
         x1, y1, x2, y2 = part(picture(None, (800, 500)), Tile("1", "", (700, 400, 790, 480)))
@@ -268,7 +269,7 @@ class TestImages:
         assert (x2, y2) <= (800, 500)
         assert (x2 - x1) / (y2 - y1) == pytest.approx(1.6)
 
-    def test_absent_broken_outside_and_whole(self, tmp_path):
+    def test_encode_names_problem_of_each_image(self, tmp_path):
         Image.new("RGBA", (80, 50), (255, 0, 0, 128)).save(tmp_path / "a.png")
         (tmp_path / "b.png").write_bytes(b"no image")
         paths = [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png", None]
@@ -276,14 +277,14 @@ class TestImages:
         tiles = tuple(Tile(found.key, "") for found in pictures)
         encoded, thumbs = encode(pictures, tiles)
         assert [encoded[str(k)].problem[:20] for k in range(4)] == [
-            "", "it does not decode: ", "the file is absent", "its name leaves the ",
+            "", "it does not decode: ", "the file is missing", "its name or a symbol",
         ]  # fmt: skip
         assert list(thumbs) == [tiles[0]]
         data = base64.b64decode(encoded["0"].full.removeprefix("data:image/jpeg;base64,"))
         assert Image.open(io.BytesIO(data)).size == (80, 50)
         assert str(tmp_path) not in encoded["1"].problem
 
-    def test_what_does_not_fit_is_made_smaller(self, tmp_path):
+    def test_encode_over_budget_reduces_images(self, tmp_path):
         noise = np.random.default_rng(0).integers(0, 255, (900, 1200, 3), np.uint8)
         Image.fromarray(noise).save(tmp_path / "a.png")
         found = picture(tmp_path / "a.png", (1200, 900))
@@ -295,7 +296,7 @@ class TestImages:
         assert sizes[0] == (960, 720)
         assert sizes[1][0] < 960
 
-    def test_a_turned_image_stands_upright(self, tmp_path):
+    def test_encode_applies_exif_orientation(self, tmp_path):
         exif = Image.Exif()
         exif[0x0112] = 6
         Image.new("RGB", (50, 80)).save(tmp_path / "a.jpg", exif=exif)
@@ -304,7 +305,7 @@ class TestImages:
         assert Image.open(io.BytesIO(data)).size == (80, 50)
 
 
-def test_json_in_a_page_cannot_end_its_script():
+def test_json_for_html_cannot_end_script():
     shown = str(json_for_html({"a": "</script><!--", "b": "\u2028&"}))
     assert "<" not in shown and ">" not in shown and "&" not in shown and "\u2028" not in shown
     assert json.loads(shown) == {"a": "</script><!--", "b": "\u2028&"}

@@ -1,4 +1,4 @@
-"""The verdict claims no more than its intervals."""
+"""The verdict: claims that the confidence intervals support, and no others."""
 
 import math
 
@@ -20,7 +20,7 @@ def comparison(**arms: list):
     return Comparison(summary, models, "", "iterations")
 
 
-def test_a_gain_over_the_whole_pool_by_hand():
+def test_claims_gain_by_hand():
     # Differences 1, 2, 3: mean 2, deviation 1, half the interval 4.303 / sqrt(3) = 2.484.
     [claim] = claims(comparison(curated=[11, 12, 13], full=[10, 10, 10]).summary)
     assert (claim.other, claim.kind, claim.num_seeds, claim.mean) == ("full", "unclear", 3, 2.0)
@@ -32,22 +32,22 @@ def test_a_gain_over_the_whole_pool_by_hand():
     )
 
 
-def test_a_loss():
+def test_verdict_interval_below_0_is_loss():
     found = verdict(comparison(curated=[8, 8.1, 8.2], random=[10, 10, 10]))
     assert found.tone == "loss"
     assert found.headline == "The subset trains a worse detector than as many random images: −1.9 AP."
-    assert "Both ends are below 0: a loss." in found.sentences[0]
+    assert found.sentences[0].endswith("a loss.")
 
 
-def test_an_interval_that_includes_0_is_no_difference():
+def test_verdict_interval_including_0_is_unclear():
     found = verdict(comparison(curated=[10, 14], random=[11, 11], full=[9, 15]))
     assert found.tone == "unclear"
-    assert found.headline == "No difference from the whole pool can be claimed with 2 seeds."
-    assert "That includes 0: no difference can be claimed." in found.sentences[0]
+    assert "whole pool" in found.headline and "2 seeds" in found.headline
+    assert "includes 0" in found.sentences[0]
     assert "set CURATE.RETRAIN.NUM_SEEDS to 5 or more" in found.sentences[-1]
 
 
-def test_the_interval_over_images_has_to_leave_out_0_too():
+def test_claims_interval_over_images_must_exclude_0():
     found = comparison(curated=[12, 12.1, 12.2], full=[10, 10, 10])
     found.summary["differences"]["curated - full"]["bootstrap"] = [-0.1, 3.0]
     [claim] = claims(found.summary)
@@ -56,7 +56,7 @@ def test_the_interval_over_images_has_to_leave_out_0_too():
     assert "−0.1 to +3.0 over seeds and evaluation images" in claim.sentence
 
 
-def test_detectors_that_have_not_learned_are_said_to_be_such():
+def test_verdict_warns_of_detectors_that_hardly_learned():
     assert "No arm reaches 1 AP: these detectors have hardly learned" in " ".join(
         verdict(comparison(curated=[0.2, 0.3], full=[0.9, 0.9])).sentences
     )
@@ -65,31 +65,31 @@ def test_detectors_that_have_not_learned_are_said_to_be_such():
         assert "hardly learned" not in " ".join(found.sentences)
 
 
-def test_one_seed_has_no_interval_and_says_so():
+def test_verdict_of_one_seed_has_no_interval():
     found = verdict(comparison(curated=[12], random=[10], full=[11]))
     assert found.tone == "no_interval"
-    assert found.headline == "One seed, no interval: +1.0 AP against the whole pool, which may be chance."
+    assert "+1.0 AP" in found.headline and "one seed" in found.headline
     assert [claim.over_seeds for claim in found.claims] == [None, None]
-    assert "there is no interval and nothing to claim" in found.sentences[0]
+    assert "no difference can be claimed" in found.sentences[0]
 
 
-def test_the_whole_pool_comes_first_then_random_then_the_others():
+def test_claims_are_ordered_full_random_others():
     found = claims(comparison(curated=[1, 2], most_boxes=[1, 1], random=[1, 1], full=[1, 1]).summary)
     assert [claim.other for claim in found] == ["full", "random", "most_boxes"]
 
 
-def test_without_boxes_without_arms_and_without_anything():
+def test_verdict_without_boxes_or_arms():
     nothing = float("nan")
     assert verdict(comparison(curated=[nothing, nothing], full=[nothing, nothing])).tone == "undefined"
-    assert verdict(None).headline == "The detectors have not been compared yet."
-    assert verdict(comparison(full=[1, 2])).headline == "There is nothing to compare: the arms are full."
+    assert verdict(None).tone == "none"
+    assert "full" in verdict(comparison(full=[1, 2])).headline
 
 
-def test_five_seeds_need_no_warning():
+def test_verdict_of_five_seeds_has_no_warning():
     found = verdict(comparison(curated=[12, 12.1, 12.2, 12, 12], full=[10] * 5))
     assert len(found.sentences) == 1
 
 
-def test_numbers_have_a_sign_and_a_real_minus():
+def test_signed_uses_real_minus():
     assert (signed(-1.26), signed(0.04), signed(-0.04)) == ("−1.3", "+0.0", "+0.0")
     assert span((-1.0, 2.0)) == "−1.0 to +2.0"
