@@ -1,8 +1,8 @@
-"""A COCO annotation file as columns: read once, checked once, its records kept word for word."""
+"""Read a COCO annotation file into columns; the records themselves stay in the file, byte for byte."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from detcurate.coco.annotations import find_annotations, find_records, read_annotations
+from detcurate.coco.annotations import find_annotations, read_annotations
 from detcurate.coco.decode import CategoryRecord, IdTable, ImageRecord, read_records, report_texts
-from detcurate.coco.text import Records, Source, decode_top_level, open_source
+from detcurate.coco.records import Records, decode_top_level, find_records
+from detcurate.coco.text import NotFiniteNumberError, Source, open_source
 from detcurate.coco.validation.checks import check_annotations, check_categories, check_images
 from detcurate.coco.validation.findings import Finding, FindingLog, describe_errors
 from detcurate.errors import DatasetError, SelectionError
@@ -26,25 +27,25 @@ Opened = tuple[Records, Records]
 
 @dataclass(frozen=True)
 class CocoDataset:
-    """A labelled pool: images by ascending id, their boxes by image, and where the file's records stand.
+    """A labelled pool: images by ascending id, their boxes by image, and the positions of their records in the file.
 
     Axes: I images, A annotations, C classes. ``class_index`` numbers the categories from 0 by ascending id, as
-    Detectron2 does. Annotations stand by image, within an image in the order of the file. The records themselves stay
-    in the file; :meth:`open` reads them again.
+    Detectron2 does. Annotations are ordered by image, within an image as in the file. The records themselves stay in
+    the file; :meth:`open` reads them again.
 
     Args:
-        path: The file, as it was named.
+        path: The file, as the caller named it.
         sha256: Digest of the file's bytes.
-        findings: What was found, and what was done about it.
-        image_ids: (I,) int64, ascending and unique; numbers of our own where the file's ids are texts.
+        findings: The findings of the validation.
+        image_ids: (I,) int64, ascending and unique; assigned numbers where the file's ids are texts.
         file_names: I texts, relative to the image root.
         widths: (I,) int64, px.
         heights: (I,) int64, px.
-        sequences: I names of the recordings, None where the image names none.
-        frame_index: (I,) int64, -1 where the image has none.
+        sequences: I names of recordings, None where absent.
+        frame_index: (I,) int64, -1 where absent.
         category_ids: (C,) int64, ascending and unique.
         class_names: C unique texts.
-        annotation_ids: (A,) int64, as in the file, where they may repeat; numbered where absent.
+        annotation_ids: (A,) int64, as in the file, where they may repeat; assigned numbers where absent.
         image_index: (A,) int64 in [0, I), ascending: the row of the annotation's image.
         class_index: (A,) int64 in [0, C).
         boxes: (A, 4) float64, xyxy in absolute pixels, each of positive size.
@@ -52,12 +53,13 @@ class CocoDataset:
         iscrowd: (A,) bool; False where absent.
         image_positions: (I,) int64, the position of each image's record in the file's list.
         annotation_positions: (A,) int64, likewise.
-        patched: Field -> (A,) bool, the annotations whose record must be written with the column's value, because it
-            was repaired: ``id``, ``area``, ``iscrowd``, ``bbox``.
-        other_top_level: Every key of the file but ``images`` and ``annotations``, with its value as text; those two
-            keys with an empty one, so that the order of the keys is kept.
-        text_ids: Number -> the text that the file has for it, of the images whose ids are texts.
-        spans: Where the image and the annotation records stand in the file's text, (n, 2) int64 each, by position.
+        patched: Field -> (A,) bool, the annotations with a repaired value that must be written to their record:
+            ``id``, ``area``, ``iscrowd``, ``bbox``.
+        other_top_level: Every key of the file with its value as text, in order; ``images`` and ``annotations`` with an
+            empty one.
+        text_ids: Assigned number -> the id in the file, for the images with text ids.
+        spans: The begin and end of the image and the annotation records in the file's text, (n, 2) int64 each, by
+            position.
     """
 
     path: Path
@@ -102,39 +104,39 @@ class CocoDataset:
         return np.bincount(self.class_index, minlength=len(self.class_names))
 
     def subset_rows(self, image_ids: np.ndarray) -> np.ndarray:
-        """Return the rows of the images named, in the order given; no id gives no row.
+        """Return the rows of images, in the order given.
 
         Args:
-            image_ids: (K,) integers, unique.
+            image_ids: (K,) integers, unique; K may be 0.
 
         Returns:
             (K,) int64 in [0, I).
 
         Raises:
-            SelectionError: An id is not an image of this file, or is named twice.
+            SelectionError: An id is not an image of this file, or is repeated.
         """
-        wanted = np.asarray(image_ids, dtype=np.int64)
-        rows = np.searchsorted(self.image_ids, wanted).clip(max=len(self) - 1)
-        known = self.image_ids[rows] == wanted
+        ids = np.asarray(image_ids, dtype=np.int64)
+        rows = np.searchsorted(self.image_ids, ids).clip(max=len(self) - 1)
+        known = self.image_ids[rows] == ids
         if not known.all():
             raise SelectionError(
-                f"image_ids must be images of {self.path}, got {_examples(wanted[~known])}; "
-                "select from the same annotation file that is written"
+                f"image_ids: not images of {self.path} (got {_examples(ids[~known])}). "
+                "Select from the annotation file that is subset."
             )
-        if len(np.unique(wanted)) != len(wanted):
-            raise SelectionError(f"image_ids must be unique, got {len(wanted) - len(np.unique(wanted))} repeated")
+        if num_repeated := len(ids) - len(np.unique(ids)):
+            raise SelectionError(f"image_ids: not unique (got {num_repeated} repeated).")
         return rows
 
     def original_id(self, row: int) -> int | str:
-        """Return an image's id as the file has it."""
+        """Return the id of an image in the file."""
         image_id = int(self.image_ids[row])
         return self.text_ids.get(image_id, image_id)
 
     def open(self) -> Opened:
-        """Return the file's image and annotation records, to be read by position.
+        """Return the file's image and annotation records, by position.
 
         Raises:
-            DatasetError: The file was changed since it was read.
+            DatasetError: The file has changed since it was read.
         """
         source = open_source(self.path, sha256=self.sha256)
         if any(finding.code == "not_finite_number" for finding in self.findings):
@@ -143,7 +145,7 @@ class CocoDataset:
         return Records("images", source, images), Records("annotations", source, annotations)
 
     def annotation_patch(self, row: int) -> dict[str, Any]:
-        """Return the fields of an annotation that a repair has changed, with their new values; mostly none."""
+        """Return the repaired fields of an annotation with their new values; usually none."""
         values = {
             "id": int(self.annotation_ids[row]),
             "bbox": xyxy_to_xywh(self.boxes[row : row + 1])[0].tolist(),
@@ -156,17 +158,17 @@ class CocoDataset:
 def read_coco(path: Path, policies: Mapping[str, str] = MappingProxyType({})) -> CocoDataset:
     """Read a COCO detection file, plain or gzip, into columns.
 
-    A missing ``iscrowd`` is 0, a missing ``area`` that of the box, a missing annotation ``id`` is numbered on from
-    the highest one. A file without annotations gives A = 0.
+    A missing ``iscrowd`` becomes 0, a missing ``area`` that of the box, a missing annotation ``id`` a number above the
+    highest one. A file without annotations gives A = 0.
 
     Args:
         path: The file.
-        policies: What is done about a finding, code -> ``error``, ``warn``, ``repair`` or ``note``, where it differs
-            from the default in :data:`detcurate.coco.validation.findings.RULES`.
+        policies: Finding code -> policy (``error``, ``warn``, ``repair`` or ``note``), where it differs from the
+            default in :data:`detcurate.coco.validation.findings.RULES`.
 
     Raises:
         DatasetError: The file cannot be read, is not JSON (with line and column), is not a COCO detection file, has
-            no image or category, or has findings whose policy is ``error``; all of those are named.
+            no image or category, or has findings with the policy ``error``, which are all listed.
         ConfigError: A policy does not exist.
 
     Source:
@@ -176,7 +178,7 @@ def read_coco(path: Path, policies: Mapping[str, str] = MappingProxyType({})) ->
 
 
 def open_coco(path: Path, policies: Mapping[str, str] = MappingProxyType({})) -> tuple[CocoDataset, Opened]:
-    """Read a file as :func:`read_coco` does and return its records too, as :meth:`CocoDataset.open` does."""
+    """Read a file like :func:`read_coco` and also return its records, like :meth:`CocoDataset.open`."""
     dataset, opened = _read(path, policies)
     errors = [finding for finding in dataset.findings if finding.policy == "error"]
     if errors:
@@ -187,12 +189,12 @@ def open_coco(path: Path, policies: Mapping[str, str] = MappingProxyType({})) ->
 def inspect_coco(
     path: Path, policies: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[CocoDataset, tuple[Finding, ...]]:
-    """Read a file as :func:`read_coco` does, but report findings whose policy is ``error`` rather than raise them.
+    """Read a file like :func:`read_coco`, but return findings with the policy ``error`` instead of raising them.
 
-    The dataset then lacks the records that were found wrong: it is for looking at, not for training.
+    The dataset then lacks the invalid records: it is for inspection, not for training.
 
     Raises:
-        DatasetError: Nothing can be read: no file, no JSON, no COCO, no usable image or category.
+        DatasetError: The file cannot be read, or has no usable image or category.
         ConfigError: A policy does not exist.
     """
     dataset, _ = _read(path, policies)
@@ -203,16 +205,19 @@ def _read(path: Path, policies: Mapping[str, str]) -> tuple[CocoDataset, Opened]
     log = FindingLog(policies)
     source, top_level = _open(path, log)
     if source.has_byte_order_mark:
-        log.add("byte_order_mark", "the file begins with a byte order mark")
+        log.add("byte_order_mark", "byte order mark at the begin of the file")
     source.release()
     image_records = find_records(source, "images", top_level)
     records, columns, read = find_annotations(source, top_level)
     category_records = find_records(source, "categories", top_level)
     categories, category_table, kept = _category_columns(path, category_records, log)
     images, image_table = _image_columns(path, image_records, log)
+    columns = read_annotations(records, columns, read, image_table, category_table, log)
+    owned = [columns]
+    del columns, read  # check_annotations frees each column once it is sorted
     annotations, patched = check_annotations(
         records,
-        read_annotations(records, columns, read, image_table, category_table, log),
+        owned.pop(),
         image_ids=images["image_ids"],
         sizes=np.column_stack((images["widths"], images["heights"])),
         category_ids=categories["category_ids"],
@@ -237,20 +242,20 @@ def _read(path: Path, policies: Mapping[str, str]) -> tuple[CocoDataset, Opened]
     return dataset, (image_records, records)
 
 
-def _open(path: Path, log: FindingLog, sha256: str | None = None) -> tuple[Source, dict[str, msgspec.Raw]]:
-    source = open_source(path, sha256=sha256)
+def _open(path: Path, log: FindingLog) -> tuple[Source, dict[str, msgspec.Raw]]:
+    source = open_source(path)
     try:
         return source, decode_top_level(source)
-    except DatasetError as error:
-        if "NaN and Infinity" not in str(error) or not log.repairs("not_finite_number"):
+    except NotFiniteNumberError:
+        if not log.repairs("not_finite_number"):
             raise
         source, count = source.with_null_for_not_finite()
-        log.add("not_finite_number", f"NaN or Infinity stands {count:,} times in the file", count)
+        log.add("not_finite_number", f"{count:,} NaN or Infinity in the file", count)
         return source, decode_top_level(source)
 
 
 def _category_columns(path: Path, records: Records, log: FindingLog) -> tuple[dict[str, Any], IdTable, list[int]]:
-    """Return the columns by id, the table of ids, and the positions of the records that are kept."""
+    """Return the columns by id, the table of ids, and the positions of the kept records."""
     positions, decoded = read_records(records, CategoryRecord, log)
     values = [record.id for record in decoded]
     table, ids = IdTable.of(values)
@@ -286,14 +291,14 @@ def _examples(values: Sequence[object] | np.ndarray) -> str:
 
 
 def image_labels(dataset: CocoDataset, image_ids: np.ndarray) -> Labels:
-    """Return the boxes of the images named, image by image in the order given; no id gives no row.
+    """Return the boxes of images, image by image in the order given.
 
     Args:
         dataset: The annotation file.
-        image_ids: (K,) integers, unique.
+        image_ids: (K,) integers, unique; K may be 0.
 
     Raises:
-        SelectionError: An id is not an image of this file, or is named twice.
+        SelectionError: An id is not an image of this file, or is repeated.
     """
     rows = dataset.subset_rows(image_ids)
     first = np.searchsorted(dataset.image_index, rows, side="left")
@@ -307,3 +312,55 @@ def image_labels(dataset: CocoDataset, image_ids: np.ndarray) -> Labels:
         class_index=dataset.class_index[annotations],
         iscrowd=dataset.iscrowd[annotations],
     )
+
+
+_COLUMNS = ("id", "file_name", "width", "height", "sequence", "frame_index")
+_SCALARS = (str, int, float, bool)
+
+Value = str | int | float | bool | None
+
+
+def image_metadata(dataset: CocoDataset, opened: Opened | None = None) -> dict[str, list[Value]]:
+    """Return the fields of the image records without a column in :class:`CocoDataset`, such as weather.
+
+    Nested objects are flattened with dots (``attributes.weather``); lists are skipped.
+
+    Args:
+        dataset: The pool.
+        opened: The result of ``dataset.open()``, to avoid opening the file again.
+
+    Returns:
+        Name -> I values, aligned with ``image_ids``, None where an image has no such field; sorted by name.
+
+    Raises:
+        DatasetError: The file has changed since it was read.
+    """
+    images, _ = opened or dataset.open()
+    row_of = np.full(len(images), -1, np.int64)
+    row_of[dataset.image_positions] = np.arange(len(dataset))
+    columns: dict[str, list[Value]] = {}
+    decoder = msgspec.json.Decoder(list[Any])
+    for start, stop, text in images.blocks():
+        try:
+            records = decoder.decode(text)
+        except msgspec.ValidationError:  # a number beyond 64 bits
+            records = [images.value(position) for position in range(start, stop)]
+        for position, record in enumerate(records, start=start):
+            row = int(row_of[position])
+            if row < 0:
+                continue
+            for name, value in _scalars(record):
+                if name not in columns:  # not setdefault, which would allocate a column for every value
+                    columns[name] = [None] * len(dataset)
+                columns[name][row] = value
+    return dict(sorted(columns.items()))
+
+
+def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Value]]:
+    for key, value in record.items():
+        if not prefix and key in _COLUMNS:
+            continue
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{key}.")
+        elif isinstance(value, _SCALARS):
+            yield f"{prefix}{key}", value

@@ -1,4 +1,4 @@
-"""The records of a COCO file decoded: typed, many at a time, and one by one only where something is wrong."""
+"""Decode the records of a COCO file: typed and in blocks, one by one only where a block has an invalid record."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import numpy as np
 
-from detcurate.coco.json_scanner import ABSENT_FLAG, ABSENT_ID
-from detcurate.coco.text import Records
+from detcurate.coco import ABSENT_FLAG, ABSENT_ID
+from detcurate.coco.records import Records
 from detcurate.coco.validation.findings import FindingLog
 
 _Side = Annotated[int, msgspec.Meta(gt=0, le=2**31 - 1)]
 _RunLength = Annotated[int, msgspec.Meta(ge=0)]
-_BITS = 5  # that a character of a compressed mask holds
-_MOST_BITS = 60
+_BITS = 5  # per character of a compressed mask
+_MAX_BITS = 60
 
 
 class _Mask(msgspec.Struct):
@@ -29,12 +29,12 @@ class _Mask(msgspec.Struct):
 
 
 def box_of_segmentation(segmentation: Any) -> list[float] | None:
-    """Return the xywh box around polygons or a run-length mask, or ``None`` when there is nothing to take it from.
+    """Return the xywh box around polygons or a run-length mask, or ``None`` when they are empty or invalid.
 
-    pycocotools is not asked: it divides by a height of 0, and reads and writes beyond a text that is cut short.
+    pycocotools is not used: it divides by a height of 0, and reads and writes beyond the end of truncated counts.
 
     Args:
-        segmentation: What the record holds, as Python's JSON reader gives it.
+        segmentation: The value of the record, as decoded by Python's JSON reader.
 
     Example:
         >>> box_of_segmentation([[10, 12, 40, 12, 40.5, 30]])
@@ -59,7 +59,7 @@ def _box_of_polygons(polygons: Sequence[Any]) -> list[float] | None:
 
 
 def _run_lengths(text: str) -> list[int]:
-    """Return the run lengths that the text of a compressed mask stands for.
+    """Decode the run lengths of a compressed mask.
 
     Source:
         ``rleFrString`` in pycocotools, ``common/maskApi.c``.
@@ -68,8 +68,8 @@ def _run_lengths(text: str) -> list[int]:
     value = shift = 0
     for character in text:
         bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift >= _MOST_BITS:
-            raise ValueError(f"{character!r} does not stand in a compressed mask")
+        if not 0 <= bits < 64 or shift >= _MAX_BITS:
+            raise ValueError(f"{character!r} is not valid in a compressed mask")
         value |= (bits & 0x1F) << shift
         shift += _BITS
         if not bits & 0x20:  # the last character of this number
@@ -78,12 +78,12 @@ def _run_lengths(text: str) -> list[int]:
             counts.append(value + (counts[-2] if len(counts) > 2 else 0))
             value = shift = 0
     if shift:
-        raise ValueError("a compressed mask is cut short")
+        raise ValueError("truncated mask")
     return counts
 
 
 def _box_of_runs(counts: Sequence[int], height: int, width: int) -> list[float] | None:
-    """Return the box around every second run of a mask that is read column by column."""
+    """Return the box around every second run of a mask in column order."""
     if min(counts, default=0) < 0 or sum(counts) > height * width:
         return None
     bounds = np.cumsum([0, *counts], dtype=np.int64)
@@ -98,9 +98,9 @@ def _box_of_runs(counts: Sequence[int], height: int, width: int) -> list[float] 
 
 @dataclass
 class IdTable:
-    """Numbers for the ids of one kind: integers are themselves, texts get the smallest numbers that are free.
+    """Numbers for the ids of one kind: integers keep their value, texts get the smallest unused numbers.
 
-    A text that is written like an integer is that integer: annotations often say "41" where the image says 41.
+    A text that is written like an integer counts as that integer: annotations often have "41" for image 41.
     """
 
     named: dict[str, int] = field(default_factory=dict)
@@ -113,11 +113,11 @@ class IdTable:
         used = {number for value in values if (number := as_number(value)) is not None}
         texts = sorted({str(value) for value in values if as_number(value) is None})
         free = (number for number in itertools.count(1) if number not in used)
-        table = cls(dict(zip(texts, free)))  # noqa: B905  the numbers never end
+        table = cls(dict(zip(texts, free)))  # noqa: B905  the numbers are infinite
         return table, table.numbers(values)
 
     def numbers(self, values: Sequence[int | str]) -> np.ndarray:
-        """Return (n,) int64 numbers, ``ABSENT_ID`` for what names nothing: a text, or the number of another text."""
+        """Return (n,) int64 numbers, ``ABSENT_ID`` for an unknown text and for the number of another text."""
         if (numbers := int64_column(values)) is not None:
             return self.integers(numbers)
         integers = [as_number(value) for value in values]
@@ -129,14 +129,14 @@ class IdTable:
         return numbers
 
     def integers(self, numbers: np.ndarray) -> np.ndarray:
-        """Return int64 ids of the file as numbers: ``ABSENT_ID`` for one that stands for a text inside."""
+        """Return int64 ids of the file as numbers: ``ABSENT_ID`` where the number was assigned to a text."""
         if not self.named:
             return numbers
         return np.where(np.isin(numbers, list(self.named.values())), ABSENT_ID, numbers)
 
 
 def int64_column(values: Sequence[int | str | None], lowest: int = ABSENT_ID + 1) -> np.ndarray | None:
-    """Return the values as int64 when they all are integers of 64 bits, else ``None``."""
+    """Return the values as int64 when all are 64-bit integers, else ``None``."""
     if not len(values):
         return np.zeros(0, np.int64)
     try:
@@ -147,7 +147,7 @@ def int64_column(values: Sequence[int | str | None], lowest: int = ABSENT_ID + 1
 
 
 def as_number(value: int | str) -> int | None:
-    """Return the 64-bit integer that a value is or is written like."""
+    """Return the 64-bit integer that a value is or spells, or ``None``."""
     if isinstance(value, str):
         if not re.fullmatch(r"0|-?[1-9]\d{0,18}", value):
             return None
@@ -158,25 +158,25 @@ def as_number(value: int | str) -> int | None:
 _Length = Annotated[int, msgspec.Meta(gt=0, le=2**31 - 1)]
 _Id = int | str
 
-# What each field must be, in the words of the error message.
+# Valid values of each field, for messages.
 _CONSTRAINTS = {
-    "id": "an integer or a text",
-    "image_id": "an integer or a text",
-    "category_id": "an integer or a text",
+    "id": "an integer or a string",
+    "image_id": "an integer or a string",
+    "category_id": "an integer or a string",
     "bbox": "four finite numbers [x, y, width, height]",
-    "area": "a finite number of at least 0",
+    "area": "a finite number >= 0",
     "iscrowd": "0 or 1",
-    "file_name": "a text",
-    "width": "an integer above 0",
-    "height": "an integer above 0",
-    "sequence": "a text or an integer",
-    "frame_index": "an integer of at least 0",
-    "name": "a text",
+    "file_name": "a string",
+    "width": "an integer > 0",
+    "height": "an integer > 0",
+    "sequence": "a string or an integer",
+    "frame_index": "an integer >= 0",
+    "name": "a string",
 }
 
 
 class ImageRecord(msgspec.Struct, gc=False):
-    """What is read of an image."""
+    """The fields that are read of an image."""
 
     id: _Id
     file_name: str
@@ -187,7 +187,7 @@ class ImageRecord(msgspec.Struct, gc=False):
 
 
 class AnnotationRecord(msgspec.Struct, gc=False):
-    """What is read of an annotation."""
+    """The fields that are read of an annotation."""
 
     image_id: _Id
     category_id: _Id
@@ -198,7 +198,7 @@ class AnnotationRecord(msgspec.Struct, gc=False):
 
 
 class CategoryRecord(msgspec.Struct, gc=False):
-    """What is read of a category."""
+    """The fields that are read of a category."""
 
     id: _Id
     name: str
@@ -208,7 +208,7 @@ _Record = TypeVar("_Record", ImageRecord, AnnotationRecord, CategoryRecord)
 
 
 def read_records(records: Records, kind: type[_Record], log: FindingLog) -> tuple[np.ndarray, list[_Record]]:
-    """Decode a whole list; return the (n,) positions and the records of those that could be read."""
+    """Decode a whole list; return the (n,) positions and the records of the readable ones."""
     positions: list[np.ndarray] = []
     decoded: list[_Record] = []
     for start, stop in records.ranges():
@@ -219,23 +219,23 @@ def read_records(records: Records, kind: type[_Record], log: FindingLog) -> tupl
 
 
 def report_texts(name: str, key: str, positions: np.ndarray, values: Sequence[int | str], log: FindingLog) -> None:
-    """Report the ids that are texts, or that have more than 64 bits."""
+    """Report the ids that are texts or have more than 64 bits."""
     rows = [row for row, value in enumerate(values) if isinstance(value, str) or as_number(value) is None]
     log.add_many(
         "string_id",
         rows,
-        lambda row: f"{name}[{positions[row]}].{key} must be an integer of 64 bits, got {shorten(values[row])}",
+        lambda row: f"{name}[{positions[row]}].{key}: not a 64-bit integer (got {shorten(values[row])})",
     )
 
 
 class BoxedRecord(AnnotationRecord, gc=False):
-    """An annotation whose box comes from its segmentation."""
+    """An annotation with a box that was computed from its segmentation."""
 
 
 def decode_block(
     records: Records, block: range, kind: type[_Record], log: FindingLog
 ) -> tuple[np.ndarray, list[_Record]]:
-    """Decode neighbouring records; return the positions and the records of those that could be read."""
+    """Decode neighbouring records; return the positions and the records of the readable ones."""
     try:
         decoded: list[_Record] = msgspec.json.decode(records.block(block.start, block.stop), type=list[kind])  # type: ignore[valid-type]
     except msgspec.ValidationError:
@@ -246,65 +246,64 @@ def decode_block(
 def decode_one_by_one(
     records: Records, positions: Iterable[int], kind: type[_Record], log: FindingLog
 ) -> tuple[np.ndarray, list[_Record]]:
-    """Decode records; return the positions and the records of those that could be read, and report the others."""
+    """Decode records one by one; return the positions and the records of the readable ones, and report the others."""
     decoder, kept, block = msgspec.json.Decoder(kind), [], []
     for position in positions:
         text = records[position]
         try:
             record = decoder.decode(text)
         except msgspec.ValidationError as error:
-            mended = _mend(records, position, kind, str(error), log)
-            if mended is None:
+            repaired = _repair(records, position, kind, str(error), log)
+            if repaired is None:
                 continue
-            record = mended
+            record = repaired
         kept.append(position)
         block.append(record)
     return np.array(kept, np.int64), block
 
 
-def _mend(records: Records, position: int, kind: type[_Record], message: str, log: FindingLog) -> _Record | None:
-    """Report a record that cannot be read as it is; return it when it can be mended."""
-    record = records.value(position)
-    code, example = _explain(f"{records.name}[{position}]", record, message)
+def _repair(records: Records, position: int, kind: type[_Record], message: str, log: FindingLog) -> _Record | None:
+    """Report an invalid record; return it when it can and shall be repaired."""
+    record, name = records.value(position), f"{records.name}[{position}]"
+    code, example = _describe(name, record, message)
     if kind is AnnotationRecord and isinstance(record, dict) and not record.get("bbox"):
         box = box_of_segmentation(record.get("segmentation"))
         if box is not None:
             try:
-                mended = msgspec.convert({**record, "bbox": box}, BoxedRecord)
+                repaired = msgspec.convert({**record, "bbox": box}, BoxedRecord)
             except msgspec.ValidationError as error:
-                code, example = _explain(f"{records.name}[{position}]", record, str(error))
+                code, example = _describe(name, record, str(error))
             else:
-                where = _where(record)
-                example = f"{records.name}[{position}] must have a bbox beside its segmentation, got none{where}"
+                example = f"{name}: segmentation without a bbox{_remark('', record)}"
                 log.add("segmentation_without_box", example)
-                return mended if log.repairs("segmentation_without_box") else None  # type: ignore[return-value]
+                return repaired if log.repairs("segmentation_without_box") else None  # type: ignore[return-value]
     log.add(code, example)
     return None
 
 
-def _explain(name: str, record: Any, message: str) -> tuple[str, str]:
-    """Put msgspec's finding on one record into our words, with the value that was found."""
+def _describe(name: str, record: Any, message: str) -> tuple[str, str]:
+    """Return the code of msgspec's finding on one record, and a sentence with the offending value."""
     if not isinstance(record, dict):
-        return "malformed_record", f"{name} must be an object, got {shorten(record)}"
+        return "malformed_record", f"{name}: not an object (got {shorten(record)})"
     missing = re.match(r"Object missing required field `(\w+)`", message)
     if missing:
-        return "malformed_record", f"{name} must have the field {missing[1]!r}, got none{_where(record)}"
+        return "malformed_record", f"{name}: missing field {missing[1]!r}{_remark('', record)}"
     field_name = re.search(r"at `\$\.(\w+)", message)
     if field_name is None:
-        return "malformed_record", f"{name} must be a record of COCO, got {shorten(record)}"
+        return "malformed_record", f"{name}: not a COCO record (got {shorten(record)})"
     key = field_name[1]
     code = "invalid_box" if key == "bbox" else "malformed_record"
-    return code, f"{name}.{key} must be {_CONSTRAINTS[key]}, got {shorten(record[key])}{_where(record)}"
+    return code, f"{name}.{key}: not {_CONSTRAINTS[key]}{_remark(f'got {shorten(record[key])}', record)}"
 
 
-def _where(record: dict[str, Any]) -> str:
-    for key in ("image_id", "id"):
-        if key in record:
-            return f" ({key} {shorten(record[key])})"
-    return ""
+def _remark(found: str, record: dict[str, Any]) -> str:
+    """Return the value that was found and the id of the record, in parentheses."""
+    ids = (f"{key} {shorten(record[key])}" for key in ("image_id", "id") if key in record)
+    parts = [text for text in (found, next(ids, "")) if text]
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def shorten(value: object) -> str:
-    """Return a value for a message, cut when it is long."""
+    """Return a value for a message, truncated when it is long."""
     text = repr(value) if not isinstance(value, (dict, list)) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "..."

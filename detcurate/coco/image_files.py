@@ -1,4 +1,4 @@
-"""Whether the images of a pool are there, decode, and have the size that their records state."""
+"""Check the image files of a pool: whether they exist, decode, and have the size of their records."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ _FORMATS = (
 
 @contextmanager
 def opened_image(file: Location | RemoteImage) -> Iterator[Image.Image]:
-    """Open an image as one of a stranger's.
+    """Open an image as untrusted input.
 
-    Only formats that Pillow decodes by itself are read: an EPS by any name would be handed to Ghostscript. A pipe that
-    never ends and an image of more pixels than Pillow takes for a bomb are refused.
+    Only formats that Pillow decodes by itself are read: it would pass an EPS of any name to Ghostscript. Pipes and
+    images above Pillow's limit of pixels are refused.
 
     Args:
-        file: Here, or in object storage.
+        file: A local file, or an object in storage.
 
     Raises:
-        OSError: It is absent or does not decode.
-        ValueError: It is no regular file.
+        OSError: The file is missing or does not decode.
+        ValueError: It is not a regular file.
         Image.DecompressionBombWarning: It has too many pixels.
     """
     if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
-        raise ValueError("it is no regular file")
+        raise ValueError("not a regular file")
     with warnings.catch_warnings(), image_source(file) as source:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(source, formats=_formats()) as image:
@@ -61,14 +61,14 @@ def opened_image(file: Location | RemoteImage) -> Iterator[Image.Image]:
 
 
 def leads_out_by_link(root: Location, name: str) -> bool:
-    """Tell whether the file of a name, or a folder on the way to it, is a link that leads out of the root."""
-    return bool(names_that_lead_out(root, (name,)))
+    """Return whether a file, or a folder on its path, is a link to outside the root."""
+    return bool(links_outside(root, (name,)))
 
 
-def names_that_lead_out(root: Location, names: Iterable[str]) -> list[str]:
-    """Return those names whose file, or a folder on the way to it, is a link that leads out of the root.
+def links_outside(root: Location, names: Iterable[str]) -> list[str]:
+    """Return the names of files that are, or are below, a link to outside the root.
 
-    The root itself may be a link: that is the arrangement of whoever named it.
+    The root itself may be a link, as the user named it.
     """
     if not isinstance(root, Path):  # object storage has no links
         return []
@@ -77,13 +77,13 @@ def names_that_lead_out(root: Location, names: Iterable[str]) -> list[str]:
     found = []
     for name in names:
         try:
-            path = os.path.join(real, name)  # noqa: PTH118  half a million of them, and Path is slow
+            path = os.path.join(real, name)  # noqa: PTH118  Path is too slow for 500,000 names
             folder = os.path.dirname(path)  # noqa: PTH120
             if folder not in inside:
                 inside[folder] = _is_below(real, folder)
             if not inside[folder] or (os.path.islink(path) and not _is_below(real, path)):  # noqa: PTH114
                 found.append(name)
-        except ValueError:  # a name that no file can have
+        except ValueError:  # not a valid file name
             continue
     return found
 
@@ -104,14 +104,14 @@ _BLOCK = 64
 
 @dataclass(frozen=True)
 class ImageFinding:
-    """Something about one image file.
+    """A finding on one image file.
 
     Args:
         image_id: The image.
         file_name: Its file, relative to the image root.
         code: ``missing_image_file``, ``unreadable_image``, ``image_size_differs``, ``unsupported_depth``,
             ``exif_rotation``, ``other_image_format`` or ``link_leaves_root``.
-        reason: In words.
+        reason: The details, as a phrase.
     """
 
     image_id: int
@@ -121,19 +121,19 @@ class ImageFinding:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the image can be trained on all the same.
+        """Whether the image can be trained on nevertheless.
 
-        Detectron2 turns an image as its EXIF data says, and goes by what a file is, not by its name. A link is never
-        put in quarantine: its policy decides.
+        Detectron2 applies the EXIF rotation, and detects the format from the content. A link is never quarantined:
+        its policy decides.
         """
         return self.code in ("exif_rotation", "other_image_format", LINK)
 
 
-class _Look(msgspec.Struct, frozen=True, array_like=True):
-    """What was seen of one file: its size in bytes and its time, its size upright in px, or why it cannot be read.
+class _Properties(msgspec.Struct, frozen=True, array_like=True):
+    """The cached properties of one file: size in bytes, modification time, upright size in px, or the error.
 
-    Of an object in storage the tag of its content stands in the place of the time. Mode and format are Pillow's names.
-    The error stands last.
+    For an object in storage, the tag of its content replaces the time. Mode and format are Pillow's names. The error
+    must stay last.
     """
 
     num_bytes: int
@@ -153,7 +153,7 @@ class _Block:
 
 
 def image_fingerprint(dataset: CocoDataset, image_root: Location) -> str:
-    """Return a digest of the images' names, sizes in bytes and times of change, without reading them."""
+    """Return a digest of the images' names, sizes in bytes and modification times, without reading them."""
     digest = hashlib.sha256()
     for name, (num_bytes, mtime_ns) in zip(
         dataset.file_names, image_statuses(image_root, dataset.file_names), strict=True
@@ -165,38 +165,40 @@ def image_fingerprint(dataset: CocoDataset, image_root: Location) -> str:
 def examine_images(
     dataset: CocoDataset, image_root: Location, *, num_processes: int, desc: str, cache: Path | None = None
 ) -> list[ImageFinding]:
-    """Decode every image once, in parallel, and return what is wrong with those that something is wrong with.
+    """Decode every image once, in parallel, and return the findings.
 
     Args:
         dataset: The records.
-        image_root: What their file names are relative to, here or in object storage.
-        num_processes: How many worker processes.
-        desc: What the progress bar says.
-        cache: A file that remembers what was seen, so that files of the same size and time are not decoded again.
+        image_root: The folder of their file names, local or in object storage.
+        num_processes: The number of worker processes.
+        desc: The label of the progress bar.
+        cache: A file for the properties of the images, so that unchanged files (by size and time) are not decoded
+            again.
 
     Returns:
-        In ascending order of ``image_id``: links that lead out of the root, and one finding an image at most of those
-        absent, broken, of another size, turned.
+        By ascending ``image_id``: links to outside the root, and at most one other finding an image.
 
     Raises:
         DatasetError: ``image_root`` is not a directory.
         StorageError: An image cannot be fetched.
     """
     if not image_root.is_dir():
-        raise DatasetError(f"image_root must be a directory, got {image_root}; name the folder that holds the images")
-    led_out = set(names_that_lead_out(image_root, dataset.file_names))
+        raise DatasetError(f"image_root: not a directory (got {image_root}). Name the folder that holds the images.")
+    linked = set(links_outside(image_root, dataset.file_names))
     known = _read_cache(cache)
-    names = [name for name in dataset.file_names if not leads_out(name)]  # those are a finding of the records
+    names = [name for name in dataset.file_names if not leads_out(name)]  # others are a finding of the records
     status = dict(zip(names, image_statuses(image_root, names), strict=True))
-    # What did not decode is tried again: its rights may have been set since, or another version of Pillow reads it.
+    # Decode failed files again: their permissions may have changed, or the version of Pillow.
     new = [name for name, seen in status.items() if name not in known or known[name][:2] != seen or known[name][-1]]
     files = image_files(image_root, new)
     blocks = [
         _Block(tuple(new[start : start + _BLOCK]), files[start : start + _BLOCK])
         for start in range(0, len(new), _BLOCK)
     ]
-    for looks in run_jobs(_look_at, blocks, num_processes=num_processes, total=len(new), desc=desc, unit="image"):
-        known.update(looks)
+    for properties in run_jobs(
+        _inspect_block, blocks, num_processes=num_processes, total=len(new), desc=desc, unit="image"
+    ):
+        known.update(properties)
     if cache is not None and new:
         seen = msgspec.json.encode({name: known[name] for name in status})
         write_bytes(cache, hashlib.sha256(seen).hexdigest().encode() + b"\n" + seen)
@@ -204,70 +206,70 @@ def examine_images(
     for row, name in enumerate(dataset.file_names):
         if name not in status:
             continue
-        if name in led_out:
-            reason = "it, or a folder on the way to it, is a link that leads out of the image root"
+        if name in linked:
+            reason = "the file, or a folder on its path, is a link to outside the image root"
             findings.append(ImageFinding(int(dataset.image_ids[row]), name, LINK, reason))
-        found = _judge(name, _Look(*known[name]), (int(dataset.widths[row]), int(dataset.heights[row])))
+        found = _find(name, _Properties(*known[name]), (int(dataset.widths[row]), int(dataset.heights[row])))
         if found is not None:
             findings.append(ImageFinding(int(dataset.image_ids[row]), name, *found))
     return findings
 
 
 def log_image_findings(findings: Sequence[ImageFinding], log: FindingLog) -> None:
-    """Add what was found of the image files to a log of findings."""
+    """Add the findings on image files to a log."""
     for finding in findings:
         name = shown(finding.file_name)
         log.add(finding.code, f"{name} (image_id {finding.image_id}): {finding.reason}")
 
 
-def _judge(name: str, look: _Look, size: tuple[int, int]) -> tuple[str, str] | None:
-    if look.num_bytes < 0:
-        return "missing_image_file", "the file is absent"
-    if look.error:
-        return "unreadable_image", f"it does not decode: {look.error}"
-    stated = f"its record says {size[0]}x{size[1]}"
-    if (look.width, look.height) != size:
-        turned = ", turned as its EXIF data says" if look.is_rotated else ""
-        return "image_size_differs", f"it is {look.width}x{look.height}{turned}, {stated}"
-    if look.mode.startswith(_DEEP):
-        return "unsupported_depth", f"it has more than 8 bits a channel (mode {look.mode}), which are cut off at 255"
-    if look.is_rotated:
-        return "exif_rotation", "it is stored turned, and EXIF data say how"
-    named = Image.registered_extensions().get(Path(name).suffix.lower(), look.format)
-    if _FAMILY.get(look.format, look.format) != _FAMILY.get(named, named):
-        return "other_image_format", f"it is {look.format}, and named as {named}"
+def _find(name: str, properties: _Properties, size: tuple[int, int]) -> tuple[str, str] | None:
+    if properties.num_bytes < 0:
+        return "missing_image_file", "file not found"
+    if properties.error:
+        return "unreadable_image", f"does not decode: {properties.error}"
+    if (properties.width, properties.height) != size:
+        rotated = " after its EXIF rotation" if properties.is_rotated else ""
+        reason = f"the image is {properties.width}x{properties.height}{rotated}, its record says {size[0]}x{size[1]}"
+        return "image_size_differs", reason
+    if properties.mode.startswith(_DEEP):
+        return "unsupported_depth", f"more than 8 bits per channel (mode {properties.mode}), which are clipped at 255"
+    if properties.is_rotated:
+        return "exif_rotation", "rotated by its EXIF data"
+    named = Image.registered_extensions().get(Path(name).suffix.lower(), properties.format)
+    if _FAMILY.get(properties.format, properties.format) != _FAMILY.get(named, named):
+        return "other_image_format", f"format {properties.format}, extension of {named}"
     return None
 
 
-def _look_at(block: _Block, progress: Callable[[int], None]) -> dict[str, tuple]:
+def _inspect_block(block: _Block, progress: Callable[[int], None]) -> dict[str, tuple]:
     fetch_ahead(block.files)
-    looks = {
-        name: msgspec.structs.astuple(_look(file)) for name, file in zip(block.file_names, block.files, strict=True)
+    properties = {
+        name: msgspec.structs.astuple(_inspect(file)) for name, file in zip(block.file_names, block.files, strict=True)
     }
-    progress(len(looks))
-    return looks
+    progress(len(properties))
+    return properties
 
 
-def _look(file: Path | RemoteImage) -> _Look:
-    """Decode one image; its EXIF rotation is applied, as Detectron2 does."""
+def _inspect(file: Path | RemoteImage) -> _Properties:
+    """Decode one image and apply its EXIF rotation, as Detectron2 does."""
     num_bytes, mtime_ns = file.entry if isinstance(file, RemoteImage) else path_status(file)
     if num_bytes < 0:
-        return _Look(num_bytes, mtime_ns)
+        return _Properties(num_bytes, mtime_ns)
     try:
         with opened_image(file) as image:
             image.load()
             is_rotated = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
             width, height = ImageOps.exif_transpose(image).size
             mode, kind = image.mode, image.format or ""
-    except StorageError:  # which says nothing of the image
+    except StorageError:  # not a property of the image
         raise
-    except FileNotFoundError:  # it is gone since it was listed
-        return _Look(-1, 0)
-    except Exception as error:  # broken bytes make a decoder raise TypeError and worse
-        # Without the folder: what is said of an image goes into the provenance, which is the same on every machine.
+    except FileNotFoundError:  # deleted since it was listed
+        return _Properties(-1, 0)
+    except Exception as error:  # decoders raise any exception on broken bytes
+        # Without the folder: the reason goes into the provenance, which is equal on every machine.
         reason = _NO_FILE.sub(repr(file.name), str(error)).replace(str(file), file.name) or type(error).__name__
-        return _Look(num_bytes, mtime_ns, error=reason)
-    return _Look(num_bytes, mtime_ns, width, height, is_rotated, mode, kind)
+        return _Properties(num_bytes, mtime_ns, error=reason)
+    return _Properties(num_bytes, mtime_ns, width, height, is_rotated, mode, kind)
 
 
 def _read_cache(path: Path | None) -> dict[str, tuple]:
@@ -277,16 +279,16 @@ def _read_cache(path: Path | None) -> dict[str, tuple]:
         digest, _, seen = path.read_bytes().partition(b"\n")
         if hashlib.sha256(seen).hexdigest().encode() != digest:
             return {}
-        looks: Mapping[str, _Look] = msgspec.json.decode(seen, type=dict[str, _Look])
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):  # it only saves time
+        properties: Mapping[str, _Properties] = msgspec.json.decode(seen, type=dict[str, _Properties])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):  # the cache only saves time
         return {}
-    return {name: msgspec.structs.astuple(look) for name, look in looks.items()}
+    return {name: msgspec.structs.astuple(found) for name, found in properties.items()}
 
 
 _ORIENTATION = 0x0112
-_NO_FILE = re.compile(r"<_io\.BufferedReader name='[^']*'>")  # how Pillow calls a file that it was given open
+_NO_FILE = re.compile(r"<_io\.BufferedReader name='[^']*'>")  # Pillow's name for an open file
 _DEEP = ("I", "F")
-"""The modes of 16 and 32 bits: Pillow, and so Detectron2, makes 255 of all that is above, without a word."""
+"""Modes of 16 and 32 bits: Pillow, and so Detectron2, silently clips their values at 255."""
 
 _FAMILY = {"MPO": "JPEG"}
-"""Formats that begin as another one, and are read as it."""
+"""Formats that are read as another one, because their files begin like it."""

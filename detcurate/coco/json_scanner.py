@@ -1,9 +1,12 @@
-"""The lists of a COCO file walked once, and the plain annotations in them read straight into columns.
+"""Scan the lists of a large COCO file once, in compiled code, and read plain annotations into columns.
 
-Anything unusual is left to the slow way. The text has been found to be valid JSON before, so that only what COCO means
-by it is looked at here. A number is read exactly or not at all: a mantissa below 2^53 and a power of ten up to 22 are
-doubles themselves, and so their product or quotient is rounded once (Clinger 1990, "How to read floating point numbers
-accurately").
+Records with anything unusual are left to the typed decoder of :mod:`detcurate.coco.decode`. The text must be valid
+JSON, so that the scanner checks only the meaning. A number is read exactly or not at all: a mantissa below 2^53 and a
+power of ten up to 22 are doubles themselves, and so their product or quotient is rounded once (Clinger 1990, "How to
+read floating point numbers accurately").
+
+Importing this module imports numba: import it only for texts that repay it, see
+:func:`detcurate.coco.records.repays_compiled`.
 """
 
 from __future__ import annotations
@@ -11,10 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-ABSENT_ID = -(2**63)
-"""Stands for an id that a record does not have, or that names nothing."""
+from detcurate.coco import ABSENT_FLAG, ABSENT_ID
 
-ABSENT_FLAG = -1
 _POWERS = 10.0 ** np.arange(23)
 _ID, _IMAGE_ID, _CATEGORY_ID, _BBOX, _AREA, _ISCROWD, _OTHER = range(7)
 _NAMES = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
@@ -27,14 +28,14 @@ _NEEDED = (1 << _IMAGE_ID) | (1 << _CATEGORY_ID) | (1 << _BBOX)
 
 @njit(cache=True)
 def find_elements(text, limit, state, count, spans):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Fill in where the elements of a JSON list begin and end, until one begins at ``limit`` or ``spans`` is full.
+    """Write the begin and end of the elements of a JSON list, until one begins at ``limit`` or ``spans`` is full.
 
     Args:
         text: (n,) uint8, valid JSON that begins with [.
-        limit: Where to stop.
-        state: (2,) int64, the next byte, n after the last element, and the greatest depth so far; 1 and 1 at first.
-        count: How many elements were found before.
-        spans: (N, 2) int64, filled in from row ``count`` on.
+        limit: The byte at which to stop.
+        state: (2,) int64, the next byte (n after the last element) and the greatest depth so far; initially 1 and 1.
+        count: The number of elements found before.
+        spans: (N, 2) int64, written from row ``count`` on.
 
     Returns:
         The number of elements found so far.
@@ -55,22 +56,22 @@ def find_elements(text, limit, state, count, spans):  # type: ignore[no-untyped-
 
 @njit(cache=True)
 def read_elements(text, limit, state, count, spans, read, ids, image, category, xywh, areas, iscrowd):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Do the same and read the elements that are plain annotations in the same walk.
+    """Scan like :func:`find_elements` and also read the elements that are plain annotations.
 
     Args:
-        text: (n,) uint8, as in :func:`find_elements`, like all up to ``spans``.
-        limit: Where to stop.
+        text: (n,) uint8, as in :func:`find_elements`, like all arguments up to ``spans``.
+        limit: The byte at which to stop.
         state: (2,) int64.
-        count: How many elements were found before.
+        count: The number of elements found before.
         spans: (N, 2) int64.
-        read: (N,) bool, filled in: whether the record was read. It was not when it is no object, lacks an image, a
-            category or a box, or has a value of another type, out of range, or of more digits than can be read here.
-        ids: (N,) int64, filled in, ``ABSENT_ID`` where there is none.
-        image: (N,) int64, filled in.
-        category: (N,) int64, filled in.
-        xywh: (N, 4) float64, filled in.
-        areas: (N,) float64, filled in, NaN where there is none.
-        iscrowd: (N,) int8, filled in, ``ABSENT_FLAG`` where there is none.
+        read: (N,) bool, written: whether the record was read. False for an element that is not an object, lacks an
+            image, a category or a box, or has a value of another type, out of range, or of too many digits.
+        ids: (N,) int64, written; ``ABSENT_ID`` where absent.
+        image: (N,) int64, written.
+        category: (N,) int64, written.
+        xywh: (N, 4) float64, written.
+        areas: (N,) float64, written; NaN where absent.
+        iscrowd: (N,) int8, written; ``ABSENT_FLAG`` where absent.
 
     Returns:
         The number of elements found so far.
@@ -83,7 +84,7 @@ def read_elements(text, limit, state, count, spans, read, ids, image, category, 
             break
         ids[row], areas[row], iscrowd[row] = ABSENT_ID, np.nan, ABSENT_FLAG
         good, seen, i = text[start] == 123, 0, start + 1
-        while good:  # in one function: handing so many arrays to another costs as much as the reading
+        while good:  # not a function of its own: passing so many arrays costs as much as the reading
             i = _skip_space(text, i)
             if text[i] == 125:
                 break
@@ -137,7 +138,7 @@ def read_elements(text, limit, state, count, spans, read, ids, image, category, 
 
 @njit(cache=True, inline="always")
 def _next_element(text, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Return where the next element of a list begins, or its closing bracket stands."""
+    """Return the position of the next element of a list, or of its closing bracket."""
     i = _skip_space(text, i)
     return _skip_space(text, i + 1) if text[i] == 44 else i
 
@@ -151,7 +152,7 @@ def _skip_space(text, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN20
 
 @njit(cache=True, inline="always")
 def _trimmed(text, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Return the end of a value without the white space before it, which stands only after a bare literal."""
+    """Return the end of a value without trailing white space, which occurs only after a bare literal."""
     while text[i - 1] <= 32:
         i -= 1
     return i
@@ -159,7 +160,7 @@ def _trimmed(text, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 @njit(cache=True)
 def after_value(text, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Return the place after a value of any kind, or after a bare literal that of what follows, and its depth."""
+    """Return the position after a value of any kind, or after a bare literal that of what follows, and its depth."""
     depth, deepest, stop = 0, 0, len(text)
     while i < stop:
         c = text[i]
@@ -175,7 +176,7 @@ def after_value(text, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN20
                 deepest = depth
         elif c == 93 or c == 125:
             if depth == 0:
-                return i, deepest  # the end of what holds a bare literal
+                return i, deepest  # the end of the container of a bare literal
             depth -= 1
             if depth == 0:
                 return i + 1, deepest
@@ -187,7 +188,7 @@ def after_value(text, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN20
 
 @njit(cache=True)
 def _field(text, start, stop):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Return which field a key names, or ``_OTHER``."""
+    """Return the field that a key names, or ``_OTHER``."""
     length = stop - start
     for field in range(len(_LENGTHS)):
         if length == _LENGTHS[field] and text[start] == _LETTERS[field, 0]:
@@ -201,7 +202,7 @@ def _field(text, start, stop):  # type: ignore[no-untyped-def]  # noqa: ANN001, 
 
 @njit(cache=True)
 def _read_int(text, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Return an integer of at most 18 digits, the place after it, and whether there was one."""
+    """Return an integer of at most 18 digits, the position after it, and whether there was one."""
     negative = text[i] == 45
     if negative:
         i += 1
@@ -216,7 +217,7 @@ def _read_int(text, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 @njit(cache=True)
 def _read_float(text, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Return a number, the place after it, and whether it could be read exactly."""
+    """Return a number, the position after it, and whether it was read exactly."""
     negative = text[i] == 45
     if negative:
         i += 1
@@ -235,7 +236,7 @@ def _read_float(text, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN20
             exponent -= 1
             i += 1
     if 48 <= text[i] <= 57:
-        good = False  # more digits than fit
+        good = False  # too many digits
     if text[i] == 101 or text[i] == 69:
         i += 1
         down = text[i] == 45
@@ -255,7 +256,7 @@ def _read_float(text, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN20
 
 @njit(cache=True)
 def _read_box(text, i, xywh, row):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Read a list of four numbers; return the place after it and whether it was one."""
+    """Read a list of four numbers; return the position after it and whether it was one."""
     if text[i] != 91:
         return i, False
     i = _skip_space(text, i + 1)

@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from detcurate.coco.dataset import CocoDataset
-from detcurate.coco.text import Records
+from detcurate.coco.records import Records
 from detcurate.errors import SelectionError
 from detcurate.io import files
 from detcurate.manifest.write import open_text

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from detcurate.coco.dataset import CocoDataset, Opened, open_coco
-from detcurate.coco.metadata import image_metadata
+from detcurate.coco.dataset import CocoDataset, Opened, image_metadata, open_coco
 from detcurate.errors import ConfigError
 from detcurate.io import files
 from detcurate.manifest.provenance import AS_WRITTEN

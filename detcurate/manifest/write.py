@@ -15,9 +15,8 @@ import numpy as np
 import orjson
 from numba import njit
 
-from detcurate.coco.dataset import CocoDataset, Opened
-from detcurate.coco.metadata import image_metadata
-from detcurate.coco.text import Records
+from detcurate.coco.dataset import CocoDataset, Opened, image_metadata
+from detcurate.coco.records import Records
 from detcurate.errors import SelectionError
 from detcurate.io import files
 

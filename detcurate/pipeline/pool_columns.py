@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from detcurate.coco.metadata import image_metadata
+from detcurate.coco.dataset import image_metadata
 from detcurate.config import SelectSettings, parse_quota
 from detcurate.errors import ConfigError, SelectionError
 from detcurate.pipeline.context import Run

@@ -179,7 +179,7 @@ def test_run_broken_annotations_are_named_with_their_line(own_data, refused):
 def test_run_absent_image_stops_by_default(own_data, refused):
     arguments, _, _ = own_data
     message = refused("--until", "pool", *arguments)
-    assert "b.png (image_id 1): the file is absent" in message
+    assert "b.png (image_id 1): file not found" in message
     assert "CURATE.POOL.BAD_IMAGES quarantine" in message
 
 
@@ -193,7 +193,7 @@ def test_run_many_bad_images_are_listed_in_a_file(own_data, refused):
     assert f"and 2 more, all in {listed}" in message
     lines = listed.read_text().splitlines()
     assert len(lines) == 5
-    assert lines[2] == r"'two\nlines.png' (image_id 2): the file is absent"
+    assert lines[2] == r"'two\nlines.png' (image_id 2): file not found"
 
 
 def test_run_absent_image_is_quarantined_on_request(own_data, capsys):
@@ -203,7 +203,7 @@ def test_run_absent_image_is_quarantined_on_request(own_data, capsys):
     assert "1 images quarantined" in capsys.readouterr().out
     quarantined = json.loads((output / "pool" / "pool.json").read_text())["quarantined"]
     assert quarantined == [
-        {"image_id": 1, "file_name": "b.png", "code": "missing_image_file", "reason": "the file is absent"}
+        {"image_id": 1, "file_name": "b.png", "code": "missing_image_file", "reason": "file not found"}
     ]
 
 

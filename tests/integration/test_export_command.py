@@ -134,7 +134,7 @@ def test_a_config_names_the_run_too(output, tmp_path, done):
             ("export", "cvat", "{output}", "-o", "{new}", "--limit", "-1"),
             "--limit: must be an integer of at least 0",
         ),
-        (("relabel", "apply", "{new}", "{output}", "-o", "{new}.json"), "the correction must be readable"),
+        (("relabel", "apply", "{new}", "{output}", "-o", "{new}.json"), "the correction cannot be read"),
         (("relabel", "apply", "{new}", "-o", "{new}.json"), "--config-file FILE"),
     ],
 )

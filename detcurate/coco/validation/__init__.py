@@ -1,1 +1,1 @@
-"""Validation of COCO files: the findings and the checks that report them."""
+"""Validation of COCO files: the findings, their policies, and the checks that report them."""

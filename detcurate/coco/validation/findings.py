@@ -1,4 +1,4 @@
-"""What can be wrong with a COCO file, and what is done about each: stop, warn, repair, or note."""
+"""The findings of the validation of a COCO file, and the policy of each: error, warn, repair or note."""
 
 from __future__ import annotations
 
@@ -17,107 +17,198 @@ LINK = "link_leaves_root"
 
 @dataclass(frozen=True)
 class Rule:
-    """What is done about one kind of finding, unless the user says otherwise.
+    """The treatment of one kind of finding.
 
     Args:
-        policy: The default: ``error`` stops; ``warn`` and ``note`` keep the record as it is; ``repair`` mends it.
-        allowed: The policies that make sense.
-        repair: What ``repair`` does; empty where there is no repair.
-        advice: What the user can do.
+        policy: The default policy: ``error`` stops, ``warn`` and ``note`` keep the record as it is, ``repair`` fixes
+            it.
+        allowed: The policies that can be set.
+        repair: The effect of ``repair`` as an imperative phrase; empty where there is no repair.
+        advice: What the user can do, as a sentence.
+        meaning: What was found, as a sentence.
     """
 
     policy: str
     allowed: tuple[str, ...]
     repair: str
     advice: str
+    meaning: str
 
 
-def _rule(policy: str, allowed: str, repair: str, advice: str) -> Rule:
-    return Rule(policy, tuple(allowed.split()), repair, advice)
-
-
-# Strict where keeping the record would lose data or train on nonsense; a warning where other tools stumble; a note
-# where nothing is wrong but the user may want to know.
+# Error where keeping the record would lose data or train on wrong labels; warn where other tools fail; note where
+# nothing is wrong but the user may want to know.
+_RULES = (
+    ("not_finite_number", "error", "error repair",
+     "read NaN and Infinity as null",
+     "Write null or drop the record.",
+     "The file contains NaN or Infinity, which are not JSON."),
+    ("malformed_record", "error", "error repair",
+     "drop the record",
+     "Fix the record.",
+     "A record is not an object, lacks a required field, or has a value of the wrong type."),
+    ("string_id", "repair", "error repair",
+     "assign integer ids; the manifest keeps the original ones",
+     "Use integer ids.",
+     "An id is a string, or an integer of more than 64 bits."),
+    ("large_id", "warn", "error warn note",
+     "",
+     "Use smaller ids: tools that read numbers as floats confuse ids above 2^53.",
+     "An id is above 2^53."),
+    ("duplicate_image_id", "error", "error repair",
+     "keep the first record of each id",
+     "Use unique ids.",
+     "Two images have the same id."),
+    ("duplicate_category_id", "error", "error repair",
+     "keep the first record of each id",
+     "Use unique ids.",
+     "Two categories have the same id."),
+    ("duplicate_category_name", "error", "error",
+     "",
+     "Rename one of them.",
+     "Two categories have the same name."),
+    ("duplicate_annotation_id", "warn", "error warn repair note",
+     "assign new ids to all but the first",
+     "Use unique ids: tools that index by id keep only one of them.",
+     "Two annotations have the same id."),
+    ("annotation_id_zero", "warn", "error warn repair note",
+     "assign a new id",
+     "Use ids from 1: pycocotools takes id 0 for an unmatched annotation.",
+     "An annotation has id 0."),
+    ("missing_id", "warn", "error warn repair note",
+     "assign an id",
+     "Write an id: pycocotools needs it.",
+     "An annotation has no id."),
+    ("missing_iscrowd", "warn", "error warn repair note",
+     "write 0",
+     "Write 0: pycocotools needs the field.",
+     "An annotation has no `iscrowd`."),
+    ("missing_area", "warn", "error warn repair note",
+     "write the area of the box",
+     "Write the area: pycocotools needs it.",
+     "An annotation has no `area`."),
+    ("unknown_image", "error", "error repair",
+     "drop the annotation",
+     "Add the image or drop the annotations.",
+     "An annotation refers to an image that is not in the file."),
+    ("unknown_category", "error", "error repair",
+     "drop the annotation",
+     "Add the category or drop the annotations.",
+     "An annotation refers to a category that is not in the file."),
+    ("category_id_gap", "note", "error warn note",
+     "",
+     "Map ids with the category records, never by subtracting 1.",
+     "The category ids are not 1 to the number of categories."),
+    ("invalid_box", "error", "error repair",
+     "drop the annotation",
+     "Drop the annotations.",
+     "A box is not four finite numbers with a width and height above 0."),
+    ("box_outside_image", "error", "error warn repair note",
+     "drop the annotation",
+     "Drop the annotations.",
+     "A box lies entirely outside its image."),
+    ("box_partly_outside", "warn", "error warn repair note",
+     "clip the box to the image",
+     "Clip the boxes.",
+     "A box extends more than 1 px beyond its image."),
+    ("normalized_boxes", "error", "error warn note",
+     "",
+     "Multiply the boxes by the width and height of the image: COCO boxes are in pixels.",
+     "Most boxes are in fractions of the image size."),
+    ("segmentation_without_box", "error", "error repair",
+     "use the box around the segmentation",
+     "Write the box around the segmentation.",
+     "An annotation has a segmentation but no box."),
+    ("duplicate_file_name", "warn", "error warn note",
+     "",
+     "Join the records: the image counts twice and may be in two splits.",
+     "Two images have the same `file_name`."),
+    ("absolute_file_name", "error", "error warn",
+     "",
+     "Write it relative to the image root, so that the dataset can be moved.",
+     "A `file_name` is an absolute path."),
+    ("escaping_file_name", "error", "error",
+     "",
+     "Use a path inside the image root.",
+     "A `file_name` leads outside the image root."),
+    (LINK, "error", "error warn note",
+     "",
+     "Copy the files into the image root, or set link_leaves_root=note if the links are yours.",
+     "An image file, or a folder on its path, is a link to outside the image root."),
+    ("missing_image_file", "error", "error warn",
+     "",
+     "Add the files or name another image root.",
+     "An image file does not exist."),
+    ("unreadable_image", "error", "error warn",
+     "",
+     "Save the image again or drop its record.",
+     "An image file cannot be decoded."),
+    ("image_size_differs", "error", "error warn",
+     "",
+     "Write the true size of the image; its boxes may have to be scaled.",
+     "The size in the record differs from the size of the image file."),
+    ("unsupported_depth", "error", "error warn",
+     "",
+     "Save the image with 8 bits per channel: readers clip larger values.",
+     "An image has more than 8 bits per channel."),
+    ("other_image_format", "note", "error warn note",
+     "",
+     "Rename the file: tools that go by the extension may fail.",
+     "The extension of an image file differs from its format."),
+    ("exif_rotation", "warn", "error warn note",
+     "",
+     "Save the image upright: tools that ignore EXIF show it rotated.",
+     "An image is rotated by its EXIF data."),
+    ("no_annotations", "warn", "error warn note",
+     "",
+     "Add annotations: a detector cannot learn from this file.",
+     "The file has no usable annotation."),
+    ("empty_image", "note", "error warn note",
+     "",
+     "No action needed: images without boxes are kept as negative examples.",
+     "An image has no usable annotation."),
+    ("crowd_region", "note", "error warn note",
+     "",
+     "No action needed: crowd regions are kept, and ignored by the evaluation.",
+     "An annotation is a crowd region."),
+    ("byte_order_mark", "note", "error warn note",
+     "",
+     "Save the file as UTF-8 without a byte order mark, which some readers refuse.",
+     "The file begins with a byte order mark."),
+)  # fmt: skip
 RULES: Mapping[str, Rule] = MappingProxyType(
-    {
-        "not_finite_number": _rule(
-            "error", "error repair", "read NaN and Infinity as null", "write null or drop the record"
-        ),
-        "malformed_record": _rule("error", "error repair", "drop the record", "mend the record"),
-        "string_id": _rule(
-            "repair", "error repair", "number them inside; the manifest keeps the texts", "number the records"
-        ),
-        "large_id": _rule(
-            "warn", "error warn note", "", "ids above 2^53 lose digits in tools that read numbers as floats: renumber"
-        ),
-        "duplicate_image_id": _rule("error", "error repair", "keep the first record of each id", "renumber them"),
-        "duplicate_category_id": _rule("error", "error repair", "keep the first record of each id", "renumber them"),
-        "duplicate_category_name": _rule("error", "error", "", "rename one of them"),
-        "duplicate_annotation_id": _rule(
-            "warn", "error warn repair note", "number the later ones on", "tools that index by id keep one of them only"
-        ),
-        "annotation_id_zero": _rule(
-            "warn", "error warn repair note", "give it a new number", "pycocotools takes id 0 for no match: renumber"
-        ),
-        "missing_id": _rule("warn", "error warn repair note", "number them on", "pycocotools needs an id"),
-        "missing_iscrowd": _rule("warn", "error warn repair note", "write 0", "pycocotools needs it: write 0"),
-        "missing_area": _rule(
-            "warn", "error warn repair note", "write the box's", "pycocotools needs it: write the area"
-        ),
-        "unknown_image": _rule("error", "error repair", "drop the annotation", "add the image or drop the annotations"),
-        "unknown_category": _rule(
-            "error", "error repair", "drop the annotation", "add the category or drop the annotations"
-        ),
-        "category_id_gap": _rule("note", "error warn note", "", "map ids by the categories, never by subtracting 1"),
-        "invalid_box": _rule("error", "error repair", "drop the annotation", "drop the annotations"),
-        "box_outside_image": _rule("error", "error warn repair note", "drop the annotation", "drop the annotations"),
-        "box_partly_outside": _rule("warn", "error warn repair note", "cut the box at the border", "cut the boxes"),
-        "normalized_boxes": _rule(
-            "error", "error warn note", "", "COCO boxes are in pixels: multiply by the image's width and height"
-        ),
-        "segmentation_without_box": _rule(
-            "error", "error repair", "take the box around the segmentation", "write the box around it"
-        ),
-        "duplicate_file_name": _rule(
-            "warn", "error warn note", "", "the image counts twice and may stand in two splits: join the records"
-        ),
-        "absolute_file_name": _rule(
-            "error", "error warn", "", "write it relative to the image root, so that the set can be moved"
-        ),
-        "escaping_file_name": _rule("error", "error", "", "file_name must stay inside the image root"),
-        LINK: _rule(
-            "error", "error warn note", "", "copy the files into the image root, or allow it if the links are your own"
-        ),
-        "missing_image_file": _rule("error", "error warn", "", "add the files or name another image root"),
-        "unreadable_image": _rule("error", "error warn", "", "write the image again or drop its record"),
-        "image_size_differs": _rule("error", "error warn", "", "write the image's true size; boxes may be scaled"),
-        "unsupported_depth": _rule(
-            "error", "error warn", "", "write it with 8 bits a channel: a reader cuts larger values off"
-        ),
-        "other_image_format": _rule(
-            "note", "error warn note", "", "tools that go by the name may fail: name the file as what it is"
-        ),
-        "exif_rotation": _rule(
-            "warn", "error warn note", "", "tools that ignore EXIF see the image turned: store it upright"
-        ),
-        "no_annotations": _rule("warn", "error warn note", "", "nothing can be learned from it"),
-        "empty_image": _rule("note", "error warn note", "", "images without boxes are kept; they teach what is none"),
-        "crowd_region": _rule("note", "error warn note", "", "crowd regions are kept, and ignored by the evaluation"),
-        "byte_order_mark": _rule("note", "error warn note", "", "some readers refuse it: save as UTF-8 without it"),
-    }
+    {code: Rule(policy, tuple(allowed.split()), *texts) for code, policy, allowed, *texts in _RULES}
 )
+
+
+def findings_table() -> list[tuple[str, str, str, str, str]]:
+    """Return a row for each finding: its code, default policy, other policies, repair and meaning.
+
+    Example:
+        >>> findings_table()[1][:4]
+        ('malformed_record', 'error', 'repair', 'drop the record')
+    """
+    return [
+        (
+            code,
+            rule.policy,
+            ", ".join(policy for policy in rule.allowed if policy != rule.policy),
+            rule.repair,
+            rule.meaning,
+        )
+        for code, rule in RULES.items()
+    ]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of thing that was found.
+    """All records with one kind of finding.
 
     Args:
         code: A key of ``RULES``.
-        policy: What was done about it: ``error``, ``warn``, ``repair`` or ``note``.
-        count: How many records.
-        examples: The first of them, a sentence each.
-        advice: What to do.
+        policy: The policy that was applied: ``error``, ``warn``, ``repair`` or ``note``.
+        count: The number of records.
+        examples: The first of them, a phrase each.
+        advice: What the user can do, as a sentence.
     """
 
     code: str
@@ -127,21 +218,21 @@ class Finding:
     advice: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the finding as JSON-able values."""
+        """Return the finding as values that JSON can store."""
         return {**asdict(self), "examples": list(self.examples)}
 
     def sentence(self) -> str:
         """Return the finding in one line."""
-        more = f" (and {self.count - 1:,} more)" if self.count > 1 else ""
-        repaired = f"; repaired: {RULES[self.code].repair}" if self.policy == "repair" else f"; {self.advice}"
-        return f"{self.code}: {self.examples[0]}{more}{repaired}"
+        more = f", and {self.count - 1:,} more" if self.count > 1 else ""
+        remedy = f"Repaired: {RULES[self.code].repair}." if self.policy == "repair" else self.advice
+        return f"{self.code}: {self.examples[0]}{more}. {remedy}"
 
 
 def parse_policies(texts: Iterable[str]) -> dict[str, str]:
     """Read policies written as ``code=policy``.
 
     Raises:
-        ConfigError: A code or a policy does not exist, or the policy makes no sense for that code.
+        ConfigError: A code or a policy does not exist, or the policy is not allowed for that code.
 
     Example:
         >>> parse_policies(["invalid_box=repair"])
@@ -152,19 +243,20 @@ def parse_policies(texts: Iterable[str]) -> dict[str, str]:
         code, _, policy = text.partition("=")
         if code not in RULES:
             near = difflib.get_close_matches(code, RULES, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ConfigError(f"a policy must be of a known finding, one of {', '.join(RULES)}, got {text!r}{hint}")
+            hint = f"Did you mean {near[0]!r}?" if near else f"Use one of {', '.join(RULES)}."
+            raise ConfigError(f"policy of a finding: unknown finding (got {text!r}). {hint}")
         if policy not in RULES[code].allowed:
-            raise ConfigError(f"the policy of {code} must be one of {', '.join(RULES[code].allowed)}, got {text!r}")
+            allowed = ", ".join(RULES[code].allowed)
+            raise ConfigError(f"policy of {code}: not allowed (got {text!r}). Use one of {allowed}.")
         policies[code] = policy
     return policies
 
 
 class FindingLog:
-    """Collects findings while a file is read; knows what is to be done about each.
+    """Collects the findings of one file and knows the policy of each.
 
     Args:
-        policies: Code -> policy, where they differ from the defaults.
+        policies: Code -> policy, where it differs from the default.
     """
 
     def __init__(self, policies: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -173,29 +265,29 @@ class FindingLog:
         self._examples: dict[str, list[str]] = {}
 
     def policy(self, code: str) -> str:
-        """Return what is done about a finding."""
+        """Return the policy of a finding."""
         return self._policies.get(code, RULES[code].policy)
 
     def repairs(self, code: str) -> bool:
-        """Tell whether a finding is repaired."""
+        """Return whether a finding is repaired."""
         return self.policy(code) == "repair"
 
     def add(self, code: str, example: str, count: int = 1) -> None:
-        """Add one record, or several that one example stands for."""
+        """Add one record, or several with one common example."""
         self._counts[code] = self._counts.get(code, 0) + int(count)
         examples = self._examples.setdefault(code, [])
         if len(examples) < NUM_EXAMPLES:
             examples.append(example)
 
     def add_many(self, code: str, positions: Sequence[int] | Any, example: Callable[[int], str]) -> None:
-        """Add the records at some positions; the text is made for the first of them only."""
+        """Add the records at some positions; ``example`` is called for the first of them only."""
         if len(positions):
             self._counts[code] = self._counts.get(code, 0) + len(positions)
             examples = self._examples.setdefault(code, [])
             examples += [example(int(position)) for position in positions[: NUM_EXAMPLES - len(examples)]]
 
     def findings(self) -> tuple[Finding, ...]:
-        """Return what was found, the worst first."""
+        """Return the findings, most severe first."""
         found = [
             Finding(code, self.policy(code), count, tuple(self._examples[code]), RULES[code].advice)
             for code, count in self._counts.items()
@@ -207,13 +299,14 @@ class FindingLog:
 _SEVERITY = {"error": 0, "repair": 1, "warn": 2, "note": 3}
 
 
-def describe_errors(findings: Sequence[Finding], path: Any) -> str:
-    """Return the message for the findings that stop, one line each when there are several."""
+def describe_errors(findings: Sequence[Finding], path: object) -> str:
+    """Return the message for the findings with the policy ``error``, a line each when there are several."""
     lines = []
     for finding in findings:
-        more = f", and {finding.count - 1:,} more such records" if finding.count > 1 else ""
-        repair = f", or set {finding.code}=repair" if "repair" in RULES[finding.code].allowed else ""
-        lines.append(f"{finding.examples[0]} ({path}{more}); {finding.advice}{repair}")
+        more = f", and {finding.count - 1:,} more" if finding.count > 1 else ""
+        rule = RULES[finding.code]
+        repair = f" Or set {finding.code}=repair to {rule.repair}." if rule.repair else ""
+        lines.append(f"{path}: {finding.examples[0]}{more}. {finding.advice}{repair}")
     if len(lines) == 1:
         return lines[0]
-    return f"{len(lines)} kinds of findings stop the reading of {path}:\n  " + "\n  ".join(lines)
+    return f"{path}: {len(lines)} kinds of findings are errors.\n  " + "\n  ".join(lines)

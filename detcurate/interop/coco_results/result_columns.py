@@ -13,10 +13,10 @@ from typing import Annotated, Any, NoReturn
 import msgspec
 import numpy as np
 
+from detcurate.coco import ABSENT_ID
 from detcurate.coco.dataset import CocoDataset
 from detcurate.coco.decode import IdTable, shorten
-from detcurate.coco.json_scanner import ABSENT_ID
-from detcurate.coco.text import Records
+from detcurate.coco.records import Records
 from detcurate.errors import PredictionError
 from detcurate.structures import is_posterior
 from detcurate.structures.boxes import xywh_to_xyxy

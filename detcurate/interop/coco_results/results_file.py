@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from detcurate.coco.annotations import decode_list
-from detcurate.coco.text import Records, Source, decode_top_level, open_source
+from detcurate.coco.records import Records, decode_list, decode_top_level
+from detcurate.coco.text import Source, open_source
 from detcurate.errors import DatasetError
 from detcurate.interop.coco_results.result_columns import (
     IGNORED,

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 from detcurate.coco.dataset import CocoDataset
-from detcurate.coco.text import Records
+from detcurate.coco.records import Records
 from detcurate.errors import DatasetError
 from detcurate.interop.corrections.corrected_labels import CorrectedFile, ImageLabels, labels_of_pool
 from detcurate.interop.export.relabel_queue import annotation_id_of, category_ids_of, free_ids

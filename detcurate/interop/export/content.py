@@ -11,7 +11,7 @@ import numpy as np
 
 from detcurate.coco.dataset import CocoDataset
 from detcurate.coco.image_files import leads_out_by_link
-from detcurate.coco.text import Records
+from detcurate.coco.records import Records
 from detcurate.errors import DatasetError
 from detcurate.interop.export.relabel_queue import LabelError, annotation_id_of
 from detcurate.io.files import link_or_copy

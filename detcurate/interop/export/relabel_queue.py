@@ -18,7 +18,8 @@ import numpy as np
 import orjson
 
 from detcurate.coco.dataset import CocoDataset, read_coco
-from detcurate.coco.text import Records, decode_as, open_source
+from detcurate.coco.records import Records
+from detcurate.coco.text import decode_as, open_source
 from detcurate.errors import DatasetError
 from detcurate.io.files import atomic_path
 from detcurate.legacy import renamed, renamed_keys, warn_renamed

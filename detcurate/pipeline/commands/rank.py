@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from detcurate.coco.text import decode_top_level, open_source
+from detcurate.coco.records import decode_top_level
+from detcurate.coco.text import open_source
 from detcurate.config import CurateSettings
 from detcurate.ensemble.index import MEMBER_INDEX, read_index, write_index
 from detcurate.errors import ConfigError, DatasetError

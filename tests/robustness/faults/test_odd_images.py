@@ -51,14 +51,14 @@ def deep(path):
 
 # Each way with what is said of it; those that nothing is said of are read as they should be.
 WAYS = {
-    "truncated.jpg": (truncated, "it does not decode: "),
-    "empty.jpg": (lambda path: path.write_bytes(b""), "it does not decode: cannot identify image file"),
-    "absent.jpg": (lambda path: None, "the file is absent"),
-    "page.jpg": (lambda path: path.write_text("<html>404</html>"), "it does not decode: cannot identify image file"),
-    "turned.jpg": (turned, "it is 64x96, turned as its EXIF data says, its record says 96x64"),
-    "deep.png": (deep, "it has more than 8 bits a channel (mode I;16), which are cut off at 255"),
-    "bomb.png": (lambda path: write_bomb(path, 60_000), "it does not decode: Image size (3600000000 pixels) exceeds"),
-    "large.png": (lambda path: write_bomb(path, 10_000), "it does not decode: Image size (100000000 pixels) exceeds"),
+    "truncated.jpg": (truncated, "does not decode: "),
+    "empty.jpg": (lambda path: path.write_bytes(b""), "does not decode: cannot identify image file"),
+    "absent.jpg": (lambda path: None, "file not found"),
+    "page.jpg": (lambda path: path.write_text("<html>404</html>"), "does not decode: cannot identify image file"),
+    "turned.jpg": (turned, "the image is 64x96 after its EXIF rotation, its record says 96x64"),
+    "deep.png": (deep, "more than 8 bits per channel (mode I;16)"),
+    "bomb.png": (lambda path: write_bomb(path, 60_000), "does not decode: Image size (3600000000 pixels) exceeds"),
+    "large.png": (lambda path: write_bomb(path, 10_000), "does not decode: Image size (100000000 pixels) exceeds"),
 }
 FINE = {
     "named.jpg": lambda path: picture(1).save(path, "PNG"),
@@ -153,16 +153,16 @@ def test_a_file_that_is_named_as_another_kind_is_noted(pool):
     dataset = read_coco(folder / "train.json")
     found = examine_images(dataset, folder / "images", num_processes=1, desc="look")
     usable = {(finding.file_name, finding.code, finding.reason) for finding in found if finding.is_usable}
-    assert usable == {("named.jpg", "other_image_format", "it is PNG, and named as JPEG")}
+    assert usable == {("named.jpg", "other_image_format", "format PNG, extension of JPEG")}
 
 
 def test_a_bomb_takes_no_memory(pool, measured):
     """3.6 gigapixels that are never made; in a process of its own, whose peak is its own."""
     folder, _ = pool
     program = (
-        "import resource, sys; from pathlib import Path; from detcurate.coco.image_files import _look; "
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; look = _look(Path(sys.argv[1])); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, look.error)"
+        "import resource, sys; from pathlib import Path; from detcurate.coco.image_files import _inspect; "
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; found = _inspect(Path(sys.argv[1])); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, found.error)"
     )
     bomb = folder / "images" / "bomb.png"
     done = subprocess.run([sys.executable, "-c", program, bomb], capture_output=True, text=True, check=True)

@@ -23,7 +23,7 @@ def test_gzip_does_not_unpack_to_a_thousand_times_its_size(tmp_path):
         for _ in range(80):
             stream.write(b" " * (1 << 20))
     assert path.stat().st_size < 100_000
-    with pytest.raises(DatasetError, match=r"must grow at most 200 times when unpacked, got .*pool.json.gz"):
+    with pytest.raises(DatasetError, match=r"pool.json.gz: .* 200 times"):
         read_coco(path)
 
 
@@ -43,7 +43,7 @@ def test_nested_lists(tmp_path, write_pool, key):
 )
 def test_names_that_lead_out(write_pool, name):
     path, _ = write_pool(image={"file_name": name})
-    with pytest.raises(DatasetError, match="file_name must be"):
+    with pytest.raises(DatasetError, match="file_name: "):
         read_coco(path)
 
 
@@ -80,7 +80,7 @@ def test_a_pipe_among_the_images_does_not_stop_everything(write_pool, capsys):
     path, root = write_pool(image={"file_name": "pipe.png"})
     os.mkfifo(root / "pipe.png")
     assert main(["validate", str(path), "--images", str(root)]) != 0
-    assert "no regular file" in capsys.readouterr().out
+    assert "not a regular file" in capsys.readouterr().out
 
 
 def test_an_eps_by_another_name_does_not_start_ghostscript(tmp_path, write_pool, monkeypatch, capsys):
@@ -157,7 +157,7 @@ def test_an_export_writes_inside_its_folder(tmp_path, write_pool, name):
 
     path, root = write_pool(image={"file_name": name})
     policies = {"absolute_file_name": "warn"}
-    with pytest.raises(DatasetError, match="file_name must"):
+    with pytest.raises(DatasetError, match="file_name"):
         Content(read_coco(path, policies), root, rows=np.array([0]))
 
 

@@ -1,4 +1,4 @@
-"""Boxes from segmentations: by hand, against pycocotools, and from what no segmentation should be."""
+"""Boxes from segmentations: by hand, against pycocotools, and from invalid segmentations."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from detcurate.coco.decode import box_of_segmentation
 
 
 def encode(pixels):
-    """A mask as pycocotools writes it, and the same uncompressed."""
+    """Return a mask as pycocotools writes it, and the same uncompressed."""
     compressed = mask.encode(np.asfortranarray(pixels))
     flat = pixels.ravel(order="F")
     edges = [0, *np.flatnonzero(np.diff(flat)) + 1, len(flat)]
@@ -19,14 +19,14 @@ def encode(pixels):
     return text, {"counts": counts, "size": list(pixels.shape)}
 
 
-def test_polygons():
+def test_box_of_polygons_by_hand():
     assert box_of_segmentation([[10, 12, 40, 12, 40.5, 30]]) == [10, 12, 30.5, 18]
     assert box_of_segmentation([[10, 12, 40, 12], [-2, 50]]) == [-2, 12, 42, 38]
     assert box_of_segmentation([[[1, 2], [3, 5]]]) == [1, 2, 2, 3]
     assert box_of_segmentation([[5, 6]]) == [5, 6, 0, 0]
 
 
-def test_run_lengths_by_hand():
+def test_box_of_run_lengths_by_hand():
     """Of 4 rows and 6 columns: 5 pixels from row 1 of column 2 to row 1 of column 3."""
     assert box_of_segmentation({"counts": [9, 5, 10], "size": [4, 6]}) == [2, 0, 2, 4]
     assert box_of_segmentation({"counts": [9, 2], "size": [4, 6]}) == [2, 1, 1, 2]
@@ -36,7 +36,7 @@ def test_run_lengths_by_hand():
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.data())
-def test_the_same_as_pycocotools(data):
+def test_box_of_mask_equals_pycocotools(data):
     height, width = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 40))
     pixels = np.zeros((height, width), np.uint8)
     for _ in range(data.draw(st.integers(1, 4))):
@@ -48,7 +48,7 @@ def test_the_same_as_pycocotools(data):
     assert box_of_segmentation(text) == box_of_segmentation(counts) == mask.toBbox(text).tolist() == box
 
 
-def test_large_masks():
+def test_box_of_a_large_mask_by_hand():
     pixels = np.zeros((1_080, 1_920), np.uint8)
     pixels[100:901, 37:1_900:3] = 1
     text, counts = encode(pixels)
@@ -75,9 +75,9 @@ def test_large_masks():
         [[-1e308, 0, 1e308, 5]],
         {"counts": [1, 2]},
         {"size": [4, 5]},
-        {"counts": [1, 2], "size": [0, 0]},  # what pycocotools divides by
+        {"counts": [1, 2], "size": [0, 0]},  # pycocotools divides by this height
         {"counts": "12", "size": [0, 5]},
-        {"counts": [1, 2], "size": [2**32, 5]},  # what it takes for 0
+        {"counts": [1, 2], "size": [2**32, 5]},  # 0 in 32 bits
         {"counts": [1, 2], "size": [4, 2**40]},
         {"counts": [1, 2], "size": [-4, -5]},
         {"counts": [1, 2], "size": [4.5, 5]},
@@ -93,7 +93,7 @@ def test_large_masks():
         {"counts": [10, 11], "size": [4, 5]},  # longer than the mask
         {"counts": "~" * 60, "size": [4, 5]},
         {"counts": "o" * 60, "size": [4, 5]},
-        {"counts": "11P", "size": [4, 5]},  # cut short: pycocotools reads on
+        {"counts": "11P", "size": [4, 5]},  # truncated: pycocotools reads beyond the end
         {"counts": "1N", "size": [4, 5]},  # a length below 0
         {"counts": "é\U0001f697", "size": [4, 5]},
         {"counts": "1 1", "size": [4, 5]},
@@ -103,13 +103,13 @@ def test_large_masks():
         {"counts": [20, 0], "size": [4, 5]},
     ],
 )
-def test_what_gives_no_box(segmentation):
+def test_invalid_segmentation_has_no_box(segmentation):
     assert box_of_segmentation(segmentation) is None
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.text(st.characters(min_codepoint=46, max_codepoint=113), max_size=30), st.integers(1, 9), st.integers(1, 9))
-def test_any_text_gives_a_box_inside_the_mask_or_none(text, height, width):
+def test_box_of_any_counts_is_inside_the_mask(text, height, width):
     box = box_of_segmentation({"counts": text, "size": [height, width]})
     if box is not None:
         x, y, box_width, box_height = box

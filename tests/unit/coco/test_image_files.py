@@ -1,4 +1,4 @@
-"""Every image is looked at once: which of them cannot be used, and why."""
+"""Image files: the finding on each kind of broken file, the policies, the cache and the fingerprint."""
 
 import json
 import os
@@ -10,8 +10,8 @@ from PIL import Image
 from detcurate.coco import image_files as images
 from detcurate.coco.dataset import inspect_coco, read_coco
 from detcurate.coco.image_files import ImageFinding, examine_images, image_fingerprint, log_image_findings
-from detcurate.coco.validation.findings import FindingLog
-from detcurate.errors import DatasetError
+from detcurate.coco.validation.findings import POLICIES, RULES, FindingLog, describe_errors
+from detcurate.errors import ConfigError, DatasetError
 
 SIZE = (48, 32)  # width, height
 ORIENTATION = 0x0112
@@ -40,132 +40,119 @@ def find(tmp_path):
     """Return a function that gives the finding on one image, or None."""
 
     def find(name, size=SIZE):
-        found = examine_images(pool(tmp_path, [(4, name, *size)]), tmp_path, num_processes=1, desc="look")
+        found = examine_images(pool(tmp_path, [(4, name, *size)]), tmp_path, num_processes=1, desc="check")
         assert [(finding.image_id, finding.file_name) for finding in found] in ([], [(4, name)])
         return found[0] if found else None
 
     return find
 
 
-@pytest.fixture
-def reason(find):
-    """Return a function that gives why an image cannot be used, or None."""
-
-    def reason(name, size=SIZE):
-        found = find(name, size)
-        return None if found is None or found.is_usable else found.reason
-
-    return reason
+def code(finding):
+    return finding and finding.code
 
 
-def test_whole_images_are_fine_whatever_their_name(reason, tmp_path):
+def test_readable_image_has_no_error(find, tmp_path):
     (tmp_path / "sub").mkdir()
     picture().save(tmp_path / "sub" / "ä.jpg")
-    picture().save(tmp_path / "png.jpg", "PNG")
     picture().convert("L").save(tmp_path / "grey.png")
-    for name in ("sub/ä.jpg", "png.jpg", "grey.png"):
-        assert reason(name) is None
+    assert find("sub/ä.jpg") is None
+    assert find("grey.png") is None
+    picture().save(tmp_path / "png.jpg", "PNG")
+    assert find("png.jpg").is_usable
 
 
-def test_an_absent_file(reason, find, tmp_path):
-    assert reason("none.jpg") == "the file is absent"
-    assert find("none.jpg").code == "missing_image_file"
+@pytest.mark.parametrize("name", ["none.jpg", "x" * 5_000, "nul\0.jpg"])
+def test_missing_file_is_found(find, name):
+    assert code(find(name)) == "missing_image_file"
+
+
+@pytest.mark.parametrize("name", ["folder.jpg", ""])
+def test_folder_is_not_an_image(find, tmp_path, name):
     (tmp_path / "folder.jpg").mkdir()
-    for name in ("folder.jpg", ""):
-        assert reason(name).startswith("it does not decode: ")
-        assert find(name).code == "unreadable_image"
+    assert code(find(name)) == "unreadable_image"
 
 
-@pytest.mark.parametrize("name", ["x" * 5_000, "nul\0.jpg"])
-def test_a_name_that_no_file_can_have(find, name):
-    assert find(name) == ImageFinding(4, name, "missing_image_file", "the file is absent")
-
-
-def test_the_image_root_must_be_a_directory(tmp_path):
+@pytest.mark.parametrize("name", ["none", "file"])
+def test_image_root_must_be_a_directory(tmp_path, name):
     (tmp_path / "file").touch()
-    for name in ("none", "file"):
-        with pytest.raises(DatasetError, match=rf"image_root must be a directory, got .*{name}; name the folder"):
-            examine_images(pool(tmp_path, [(4, "x.jpg", *SIZE)]), tmp_path / name, num_processes=1, desc="look")
+    with pytest.raises(DatasetError, match=f"image_root: .*{name}"):
+        examine_images(pool(tmp_path, [(4, "x.jpg", *SIZE)]), tmp_path / name, num_processes=1, desc="check")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_truncated_file(reason, tmp_path, kind):
+def test_truncated_file_is_unreadable(find, tmp_path, kind):
     path = tmp_path / "x.jpg"
     picture().save(path, kind)
     whole = path.read_bytes()
     for length in (0, 1, 20, len(whole) // 2, len(whole) - len(whole) // 8):
         path.write_bytes(whole[:length])
-        assert reason("x.jpg").startswith("it does not decode: ")
+        assert code(find("x.jpg")) == "unreadable_image"
 
 
-def test_a_file_that_is_no_image(reason, tmp_path):
+def test_unreadable_image_is_reported_without_its_folder(find, tmp_path):
     (tmp_path / "x.jpg").write_text("<html>404</html>")
-    assert reason("x.jpg") == "it does not decode: cannot identify image file 'x.jpg'"  # and not where it lies
+    found = find("x.jpg")
+    assert (found.code, found.is_usable) == ("unreadable_image", False)
+    assert "'x.jpg'" in found.reason
+    assert str(tmp_path) not in found.reason
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow tells of what it reads past
-def test_no_flipped_bit_stops_the_search(tmp_path):
-    """Broken bytes make a decoder raise anything: a size of a TIFF that has become a fraction is a TypeError."""
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of tags that it skips
+def test_any_flipped_bit_gives_a_finding(tmp_path):
+    """Decoders raise any exception on broken bytes: a TIFF size that became a fraction raises TypeError."""
     picture().save(tmp_path / "x.tif")
     whole = (tmp_path / "x.tif").read_bytes()
-    first = int.from_bytes(whole[4:8], "little")  # where the table of tags begins
+    first = int.from_bytes(whole[4:8], "little")  # of the table of tags
     for number in range(2 * 130):
         damaged = bytearray(whole)
         damaged[first + number // 2] ^= (1, 4)[number % 2]
         (tmp_path / f"{number}.tif").write_bytes(damaged)
     dataset = pool(tmp_path, [(number, f"{number}.tif", *SIZE) for number in range(2 * 130)])
-    bad = examine_images(dataset, tmp_path, num_processes=1, desc="look")
+    bad = examine_images(dataset, tmp_path, num_processes=1, desc="check")
     assert sum(not image.is_usable for image in bad) > 50
-    starts = {"unreadable_image": "it does not decode: ", "image_size_differs": "it is ", "exif_rotation": "it is "}
-    assert all(image.reason.startswith(starts[image.code]) for image in bad)
+    assert {image.code for image in bad} <= {"unreadable_image", "image_size_differs", "exif_rotation"}
 
 
-def test_another_size_than_the_record_says(find, tmp_path):
+def test_size_that_differs_from_the_record_is_found(find, tmp_path):
     picture((31, 48)).save(tmp_path / "x.png")
-    assert find("x.png") == ImageFinding(4, "x.png", "image_size_differs", "it is 31x48, its record says 48x32")
+    found = find("x.png")
+    assert found.code == "image_size_differs"
+    assert "31x48" in found.reason and "48x32" in found.reason
 
 
-def test_the_record_has_the_size_after_the_rotation(reason, find, tmp_path):
-    for orientation in range(1, 9):
-        rotated(tmp_path / "x.jpg", orientation)
-        lies = orientation >= 5
-        assert (reason("x.jpg") is None) is not lies
-        assert (reason("x.jpg", SIZE[::-1]) is None) is lies
-        fine = find("x.jpg", SIZE[::-1] if lies else SIZE)
-        if orientation == 1:
-            assert fine is None
-        else:  # it can be used, and is reported all the same
-            turned = "it is stored turned, and EXIF data say how"
-            assert fine == ImageFinding(4, "x.jpg", "exif_rotation", turned)
-            assert fine.is_usable
-    assert reason("x.jpg") == "it is 32x48, turned as its EXIF data says, its record says 48x32"
-
-
-def test_an_orientation_of_zero_is_none(find, tmp_path):
-    rotated(tmp_path / "x.jpg", 0)
-    assert find("x.jpg") is None
+@pytest.mark.parametrize("orientation", range(9))
+def test_record_must_have_the_size_after_the_rotation(find, tmp_path, orientation):
+    rotated(tmp_path / "x.jpg", orientation)
+    upright, other = (SIZE, SIZE[::-1]) if orientation < 5 else (SIZE[::-1], SIZE)
+    found = find("x.jpg", upright)
+    assert code(found) == (None if orientation < 2 else "exif_rotation")
+    assert found is None or found.is_usable
+    wrong = find("x.jpg", other)
+    assert (wrong.code, wrong.is_usable) == ("image_size_differs", False)
 
 
 @pytest.mark.parametrize("limit", [1000, 500])  # of 1,536 pixels: Pillow warns, and above twice the limit it raises
 @pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
-def test_a_decompression_bomb(reason, tmp_path, monkeypatch, limit):
+def test_decompression_bomb_is_unreadable(find, tmp_path, monkeypatch, limit):
     picture().save(tmp_path / "x.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    assert reason("x.png").startswith("it does not decode: Image size (1536 pixels) exceeds limit of ")
+    found = find("x.png")
+    assert found.code == "unreadable_image"
+    assert "1536 pixels" in found.reason
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_the_bad_ones_come_by_id_whoever_looks(tmp_path, num_processes):
+def test_findings_are_ordered_by_id_with_any_number_of_processes(tmp_path, num_processes):
     picture().save(tmp_path / "good.jpg")
     ids = [int(i) for i in np.random.default_rng(1).permutation(150)]
     bad = {3, 70, 71, 149}
     dataset = pool(tmp_path, [(i, f"absent-{i}.jpg" if i in bad else "good.jpg", *SIZE) for i in ids])
-    found = examine_images(dataset, tmp_path, num_processes=num_processes, desc="look")
+    found = examine_images(dataset, tmp_path, num_processes=num_processes, desc="check")
     assert [image.image_id for image in found] == sorted(bad)
     assert [image.file_name for image in found] == [f"absent-{i}.jpg" for i in sorted(bad)]
 
 
-def test_the_fingerprint_sees_changes_and_not_folders(tmp_path):
+def test_fingerprint_changes_with_files_but_not_folders(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     prints = []
     for folder in (here, there):
@@ -188,15 +175,15 @@ def test_the_fingerprint_sees_changes_and_not_folders(tmp_path):
 class TestCache:
     @pytest.fixture
     def opened(self, monkeypatch):
-        """The names of the images that were opened since, to be emptied."""
+        """The names of the images that were decoded, a list that tests clear."""
         names = []
-        look = images._look
-        monkeypatch.setattr(images, "_look", lambda path: names.append(path.name) or look(path))
+        inspect = images._inspect
+        monkeypatch.setattr(images, "_inspect", lambda path: names.append(path.name) or inspect(path))
         return names
 
     @pytest.fixture
     def examine(self, tmp_path):
-        """5 images: two whole, one turned, one of another size, one absent."""
+        """5 images: two valid, one rotated, one of another size, one missing."""
         for name in ("a.png", "b.png"):
             picture().save(tmp_path / name)
         rotated(tmp_path / "c.jpg", 3)
@@ -205,19 +192,19 @@ class TestCache:
         dataset = pool(tmp_path, [(number, name, *SIZE) for number, name in enumerate(names)])
 
         def examine(cache=tmp_path / "cache.json"):
-            return examine_images(dataset, tmp_path, num_processes=1, desc="look", cache=cache)
+            return examine_images(dataset, tmp_path, num_processes=1, desc="check", cache=cache)
 
         return examine
 
-    def test_nothing_is_opened_twice_and_the_findings_are_the_same(self, examine, opened):
+    def test_cache_avoids_decoding_and_gives_the_same_findings(self, examine, opened):
         first = examine()
         assert [finding.code for finding in first] == ["exif_rotation", "image_size_differs", "missing_image_file"]
         assert sorted(opened) == ["a.png", "b.png", "c.jpg", "d.png", "e.png"]
         opened.clear()
         assert examine() == first == examine(cache=None)
-        assert sorted(opened) == ["a.png", "b.png", "c.jpg", "d.png", "e.png"]  # all by the one without a cache
+        assert sorted(opened) == ["a.png", "b.png", "c.jpg", "d.png", "e.png"]  # all by the call without a cache
 
-    def test_what_has_changed_is_opened_again(self, examine, opened, tmp_path):
+    def test_cache_decodes_changed_files_again(self, examine, opened, tmp_path):
         examine()
         opened.clear()
         picture((7, 5)).save(tmp_path / "a.png")
@@ -229,18 +216,18 @@ class TestCache:
         assert sorted(opened) == ["a.png", "b.png", "d.png", "e.png"]
         assert found == {"a.png": "image_size_differs", "c.jpg": "exif_rotation", "d.png": "missing_image_file"}
 
-    def test_another_record_is_judged_without_a_look(self, examine, opened, tmp_path):
+    def test_cache_serves_other_records_of_the_same_files(self, examine, opened, tmp_path):
         examine()
         opened.clear()
         dataset = pool(tmp_path, [(8, "d.png", 31, 48), (9, "a.png", 31, 48)])
         cache = tmp_path / "cache.json"
-        [found] = examine_images(dataset, tmp_path, num_processes=1, desc="look", cache=cache)
-        assert found == ImageFinding(9, "a.png", "image_size_differs", "it is 48x32, its record says 31x48")
+        [found] = examine_images(dataset, tmp_path, num_processes=1, desc="check", cache=cache)
+        assert (found.image_id, found.code) == (9, "image_size_differs")
         assert opened == []
 
     @pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
-    def test_what_does_not_decode_is_tried_again(self, examine, tmp_path, monkeypatch):
-        """The file is the same, but what reads it may not be: another Pillow, other rights, more memory."""
+    def test_cache_retries_unreadable_files(self, examine, tmp_path, monkeypatch):
+        """The file may be unchanged, but not Pillow's version, the permissions or the memory."""
         limit = Image.MAX_IMAGE_PIXELS
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)
         assert [finding.code for finding in examine()] == ["unreadable_image"] * 4 + ["missing_image_file"]
@@ -249,7 +236,7 @@ class TestCache:
         assert codes == ["exif_rotation", "image_size_differs", "missing_image_file"]
 
     @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"a.png": 3}', b'{"a.png": [1]}', b'{"\xff": []}'])
-    def test_a_broken_cache_is_written_again(self, examine, opened, tmp_path, text):
+    def test_broken_cache_is_replaced(self, examine, opened, tmp_path, text):
         first = examine()
         whole = (tmp_path / "cache.json").read_bytes()
         (tmp_path / "cache.json").write_bytes(text)
@@ -259,26 +246,51 @@ class TestCache:
         assert (tmp_path / "cache.json").read_bytes() == whole
 
 
-def test_the_findings_of_images_go_into_a_log():
-    log = FindingLog({"image_size_differs": "warn"})
-    log_image_findings(
-        [
-            ImageFinding(3, "c.jpg", "exif_rotation", "it is stored turned"),
-            ImageFinding(4, "d.jpg", "missing_image_file", "the file is absent"),
-            ImageFinding(5, "e.jpg", "image_size_differs", "it is 1x2"),
-            ImageFinding(6, "f.jpg", "missing_image_file", "the file is absent"),
-        ],
-        log,
-    )
-    found = [(finding.code, finding.policy, finding.count, finding.examples[0]) for finding in log.findings()]
-    assert found == [
-        ("missing_image_file", "error", 2, "d.jpg (image_id 4): the file is absent"),
-        ("image_size_differs", "warn", 1, "e.jpg (image_id 5): it is 1x2"),
-        ("exif_rotation", "warn", 1, "c.jpg (image_id 3): it is stored turned"),
-    ]
+IMAGE_CODES = {  # code: default policy, other policies
+    "missing_image_file": "error warn",
+    "unreadable_image": "error warn",
+    "image_size_differs": "error warn",
+    "unsupported_depth": "error warn",
+    "other_image_format": "note error warn",
+    "exif_rotation": "warn error note",
+    "link_leaves_root": "error warn note",
+}
 
 
-def test_a_name_that_leads_out_is_a_finding_of_its_record_and_not_looked_at(tmp_path):
+@pytest.mark.parametrize("code", IMAGE_CODES)
+def test_image_finding_follows_each_policy(tmp_path, code):
+    if code == "unreadable_image":
+        (tmp_path / "8.jpg").write_bytes(b"\xff\xd8\xff")
+    elif code == "image_size_differs":
+        picture(SIZE[::-1]).save(tmp_path / "8.jpg")
+    elif code == "unsupported_depth":
+        Image.new("I;16", SIZE).save(tmp_path / "8.jpg", "PNG")
+    elif code == "other_image_format":
+        picture().save(tmp_path / "8.jpg", "PNG")
+    elif code == "exif_rotation":
+        rotated(tmp_path / "8.jpg", 3)
+    elif code == "link_leaves_root":
+        elsewhere = tmp_path.with_name(f"{tmp_path.name}-elsewhere.jpg")
+        picture().save(elsewhere)
+        (tmp_path / "8.jpg").symlink_to(elsewhere)
+    found = examine_images(pool(tmp_path, [(8, "8.jpg", *SIZE)]), tmp_path, num_processes=1, desc="check")
+    default, *others = IMAGE_CODES[code].split()
+    assert (RULES[code].policy, set(RULES[code].allowed)) == (default, {default, *others})
+    for policy in (None, *POLICIES):
+        if policy not in (None, default, *others):
+            with pytest.raises(ConfigError, match=code):
+                FindingLog({code: policy})
+            continue
+        log = FindingLog({code: policy} if policy else {})
+        log_image_findings(found, log)
+        [finding] = log.findings()
+        assert (finding.code, finding.policy, finding.count) == (code, policy or default, 1)
+        assert finding.examples[0].startswith("8.jpg (image_id 8): ")
+        message = describe_errors([finding], tmp_path)
+        assert all(part in message for part in (str(tmp_path), finding.examples[0], RULES[code].advice))
+
+
+def test_file_name_outside_the_root_is_not_opened(tmp_path):
     (tmp_path / "root").mkdir()
     picture().save(tmp_path / "secret.png")
     picture().save(tmp_path / "root" / "a.png")
@@ -291,10 +303,10 @@ def test_a_name_that_leads_out_is_a_finding_of_its_record_and_not_looked_at(tmp_
     path.write_text(json.dumps({"images": images, "annotations": [], "categories": [names]}))
     dataset, findings = inspect_coco(path)
     assert [(found.code, found.count) for found in findings if found.policy == "error"] == [("escaping_file_name", 2)]
-    assert examine_images(dataset, tmp_path / "root", num_processes=1, desc="look") == []
+    assert examine_images(dataset, tmp_path / "root", num_processes=1, desc="check") == []
 
 
-def test_a_name_of_two_lines_is_shown_in_one():
+def test_file_name_of_two_lines_is_shown_in_one():
     log = FindingLog()
-    log_image_findings([ImageFinding(3, "a\nno finding is an error", "missing_image_file", "the file is absent")], log)
-    assert log.findings()[0].examples == (r"'a\nno finding is an error' (image_id 3): the file is absent",)
+    log_image_findings([ImageFinding(3, "a\nno finding is an error", "missing_image_file", "gone")], log)
+    assert log.findings()[0].examples == (r"'a\nno finding is an error' (image_id 3): gone",)

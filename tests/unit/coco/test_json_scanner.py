@@ -1,4 +1,4 @@
-"""The plain records read from the text: by hand, and against msgspec on generated records, to the last bit."""
+"""The compiled scanner: by hand, and against msgspec on generated records, to the last bit."""
 
 import json
 
@@ -8,21 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from detcurate.coco import ABSENT_ID
 from detcurate.coco.decode import AnnotationRecord
-from detcurate.coco.json_scanner import ABSENT_ID, find_elements, read_elements
-from detcurate.coco.validation.checks import order_by_image
+from detcurate.coco.json_scanner import find_elements, read_elements
 
 PLAIN = '{"id": 7, "image_id": -12, "category_id": 3, "bbox": [1.5, -2e1, 3, 0.25], "area": 9, "iscrowd": 1}'
 
 
 def columns(n: int):
-    """Return the columns of n records, full of what must not stay there."""
+    """Return the columns of n records, filled with values that must be overwritten."""
     integers = [np.full(n, 99, np.int64) for _ in range(3)]
     return (np.zeros(n, bool), *integers, np.full((n, 4), 99.0), np.full(n, 99.0), np.full(n, 99, np.int8))
 
 
-def walk(text: str, n: int, limits: list[int] | None = None):
-    """Walk a list of n elements, to each limit in turn; return the elements, the columns and the depth."""
+def scan(text: str, n: int, limits: list[int] | None = None):
+    """Scan a list of n elements, to each limit in turn; return the elements, the columns and the depth."""
     content = text.encode()
     data, spans, filled = np.frombuffer(content, np.uint8), np.zeros((n + 1, 2), np.int64), columns(n + 1)
     state, count = np.array([1, 1]), 0
@@ -32,18 +32,18 @@ def walk(text: str, n: int, limits: list[int] | None = None):
     again, plain = np.zeros_like(spans), np.array([1, 1])
     assert find_elements(data, len(data), plain, 0, again) == n
     assert again.tolist() == spans.tolist()
-    assert plain[1] == max(state[1], plain[1])  # of a plain record no more than its own depth is looked at
+    assert plain[1] == max(state[1], plain[1])  # a plain record counts with its own depth only
     return [content[start:stop].decode() for start, stop in spans[:n]], [c[:n] for c in filled], int(plain[1])
 
 
 def parse(*texts: str):
     """Return which records were read, and the columns."""
-    found, (read, *rest), _ = walk(f"[{','.join(texts)}]", len(texts))
+    found, (read, *rest), _ = scan(f"[{','.join(texts)}]", len(texts))
     assert found == [text.strip() for text in texts]
     return read.tolist(), rest
 
 
-def test_a_plain_record():
+def test_plain_record_is_read():
     read, (ids, image, category, xywh, areas, iscrowd) = parse(PLAIN)
     assert read == [True]
     assert (ids[0], image[0], category[0], areas[0], iscrowd[0]) == (7, -12, 3, 9.0, 1)
@@ -59,7 +59,7 @@ def test_a_plain_record():
         '{"iscrowd": 0, "image_id": 9, "image_id":1, "category_id":2, "bbox":[0.0,0,1e0,1], "identity": 4, "ID": 5}',
     ],
 )
-def test_what_else_stands_in_a_record_is_passed_over(text):
+def test_other_fields_are_skipped(text):
     read, (ids, image, category, xywh, areas, iscrowd) = parse(text, PLAIN)
     assert read == [True, True]
     assert (ids[0], image[0], category[0]) == (ABSENT_ID, 1, 2)
@@ -97,17 +97,17 @@ def test_what_else_stands_in_a_record_is_passed_over(text):
         PLAIN.replace('"iscrowd": 1', '"iscrowd": 1.0'),
     ],
 )
-def test_what_is_not_plain_is_left_to_the_slow_way(text):
+def test_unusual_record_is_left_unread(text):
     json.loads(text)
     assert parse(PLAIN, text, PLAIN)[0] == [True, False, True]
 
 
 @pytest.mark.parametrize("space", ["", " ", "\n", "\t\r\n ", " " * 70])
-def test_white_space_of_every_kind_everywhere(space):
+def test_white_space_is_skipped_everywhere(space):
     fields = [f'"{key}"{space}:{space}{value}' for key, value in (("image_id", 1), ("category_id", 2), ("x", "null"))]
     box = f'"bbox"{space}:{space}[{space}1{space},{space}2.5{space},{space}3e0{space},{space}4{space}]'
     record = "{" + space + f"{space},{space}".join([*fields, box]) + space + "}"
-    found, (read, _, image, category, xywh, *_), _ = walk(
+    found, (read, _, image, category, xywh, *_), _ = scan(
         f"[{space}{record}{space},{space}null{space},{space}{{{space}}}{space}]", 3
     )
     assert found == [record, "null", "{" + space + "}"]
@@ -116,26 +116,26 @@ def test_white_space_of_every_kind_everywhere(space):
 
 
 @pytest.mark.parametrize("text", ["[]", "[ ]", "[\n\t]"])
-def test_an_empty_list(text):
-    assert walk(text, 0)[0] == []
+def test_empty_list_has_no_element(text):
+    assert scan(text, 0)[0] == []
 
 
 @pytest.mark.parametrize("limit", range(1, 2 * len(PLAIN) + 3))
-def test_a_limit_in_the_middle_of_a_record_or_of_a_string(limit):
+def test_limit_inside_a_record_or_string_does_not_end_it(limit):
     text = f'[{PLAIN},{{"a": "]}},{{", "b": [{{"c": "\\""}}]}}, {PLAIN}]'
-    found, (read, ids, *_), _ = walk(text, 3, [limit])
+    found, (read, ids, *_), _ = scan(text, 3, [limit])
     assert found == [PLAIN, '{"a": "]},{", "b": [{"c": "\\""}]}', PLAIN]
     assert read.tolist() == [True, False, True]
     assert ids[[0, 2]].tolist() == [7, 7]
 
 
-def test_room_for_one_more_at_a_time():
+def test_scan_continues_after_full_columns():
     content = f"[{PLAIN}, 3, {PLAIN}]".encode()
     data, filled, state, spans = np.frombuffer(content, np.uint8), columns(3), np.array([1, 1]), np.zeros((3, 2), int)
     for count in range(3):
         views = [column[: count + 1] for column in (spans, *filled)]
         assert read_elements(data, len(data), state, count, *views) == count + 1
-    assert read_elements(data, len(data), state, 3, spans, *filled) == 3  # full: the end is still to be seen
+    assert read_elements(data, len(data), state, 3, spans, *filled) == 3  # full: the end is not reached yet
     assert [content[start:stop].decode() for start, stop in spans] == [PLAIN, "3", PLAIN]
     assert filled[0].tolist() == [True, False, True]
 
@@ -143,9 +143,9 @@ def test_room_for_one_more_at_a_time():
 @pytest.mark.parametrize(
     "inner", ["[]", "{}", '[{"a": [1]}]', '{"a": {"b": {}}, "c": []}', '"[[["', '[0, "]]}", {}]', "1"]
 )
-def test_how_deep_a_list_is(inner):
+def test_depth_of_a_list_is_reported(inner):
     depth = {"[]": 3, "{}": 3, '[{"a": [1]}]': 5, '{"a": {"b": {}}, "c": []}': 5, '[0, "]]}", {}]': 4}.get(inner, 2)
-    assert walk(f'[{{"x": {inner}}}]', 1)[2] == depth
+    assert scan(f'[{{"x": {inner}}}]', 1)[2] == depth
     content = f'[{PLAIN[:-1]}, "x": {"[" * 300}{inner}{"]" * 300}}}]'.encode()
     data, state = np.frombuffer(content, np.uint8), np.array([1, 1])
     assert read_elements(data, len(data), state, 0, np.zeros((2, 2), int), *columns(2)) == 1
@@ -168,7 +168,7 @@ def test_how_deep_a_list_is(inner):
         ({"area": "1e99999999999999999999"}, None),
     ],
 )
-def test_numbers_at_the_edge_of_what_is_read_here(changes, expected):
+def test_numbers_at_the_limits_are_exact_or_unread(changes, expected):
     fields = ", ".join(f'"{key}": {value}' for key, value in changes.items())
     read, (_, _, _, _, areas, _) = parse('{"image_id": 1, "category_id": 2, "bbox": [0, 0, 1, 1], ' + fields + "}")
     assert read == [expected is not None]
@@ -187,7 +187,7 @@ def test_numbers_at_the_edge_of_what_is_read_here(changes, expected):
         ('"bbox": [9, 9, 9, 9], "bbox": [0, 0, 1, 1]', (ABSENT_ID, np.nan, -1)),
     ],
 )
-def test_of_a_field_that_stands_twice_the_last_counts(fields, row):
+def test_repeated_field_takes_the_last_value(fields, row):
     text = '{"image_id": 1, "category_id": 2, "bbox": [0, 0, 1, 1], ' + fields + "}"
     expected = msgspec.json.decode(text, type=AnnotationRecord)
     read, (ids, _, _, xywh, areas, iscrowd) = parse(text)
@@ -197,7 +197,7 @@ def test_of_a_field_that_stands_twice_the_last_counts(fields, row):
     assert xywh[0].tolist() == list(expected.bbox)
 
 
-def test_a_field_that_stands_twice_and_is_broken_once_is_left_to_the_slow_way():
+def test_repeated_field_with_an_invalid_value_is_left_unread():
     for broken in ("-1", '"x"'):
         text = '{"image_id": 1, "category_id": 2, "bbox": [0, 0, 1, 1], "area": ' + broken + ', "area": 1}'
         with pytest.raises(msgspec.ValidationError):
@@ -229,7 +229,7 @@ records = st.fixed_dictionaries(
 
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(st.lists(records, min_size=1, max_size=5), st.sampled_from([None, 1]), st.booleans())
-def test_it_reads_what_msgspec_reads(given_records, indent, ascii_only):
+def test_scanner_reads_the_same_as_msgspec(given_records, indent, ascii_only):
     texts = [json.dumps(record, indent=indent, ensure_ascii=ascii_only) for record in given_records]
     read, (ids, image, category, xywh, areas, iscrowd) = parse(*texts)
     for row, text in enumerate(texts):
@@ -239,7 +239,7 @@ def test_it_reads_what_msgspec_reads(given_records, indent, ascii_only):
             assert not read[row]
             continue
         if not read[row]:
-            continue  # the slow way reads it
+            continue  # left to msgspec
         assert (ids[row], image[row], category[row]) == (expected.id, expected.image_id, expected.category_id)
         assert xywh[row].tobytes() == np.array(expected.bbox).tobytes()
         area = np.nan if expected.area is None else expected.area
@@ -247,16 +247,10 @@ def test_it_reads_what_msgspec_reads(given_records, indent, ascii_only):
         assert iscrowd[row] == (-1 if expected.iscrowd is None else expected.iscrowd)
 
 
-def test_common_numbers_are_all_read_here():
+def test_common_numbers_are_all_read():
     rng = np.random.default_rng(0)
     values = [repr(round(float(value), places)) for places in (0, 1, 2, 6) for value in rng.uniform(-5000, 5000, 200)]
     texts = [f'{{"image_id": 1, "category_id": 2, "bbox": [{value}, 0, 1, 1]}}' for value in values]
     read, columns = parse(*texts)
     assert all(read)
     assert columns[3][:, 0].tolist() == [float(value) for value in values]
-
-
-def test_order_by_image():
-    image_index = np.array([2, 0, 2, 4, 0])
-    assert order_by_image(image_index, np.array([0, 1, 2, 4]), 5).tolist() == [1, 4, 0, 2]
-    assert order_by_image(image_index, np.zeros(0, np.int64), 5).tolist() == []

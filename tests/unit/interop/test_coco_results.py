@@ -241,7 +241,7 @@ def test_read_results_each_kind_of_fault_is_named_with_count(read):
         ("17", r"epoch1.json.*not a list"),
         ('[{"image_id": 7,', r"results file.*line 1"),
         ("[1,\n2,]", r"results file.*line 2, column 3"),
-        ("", r"results file.*empty.*epoch1.json"),
+        ("", r"epoch1.json.*results file.*empty"),
         ("[" * 10_000 + "]" * 10_000, "results file.*nested"),
     ],
 )  # fmt: skip
@@ -251,7 +251,7 @@ def test_read_results_other_content_raises(read, text, message):
 
 
 def test_read_results_missing_file_raises(dataset, tmp_path):
-    with pytest.raises(DatasetError, match=r"results file.*absent.json"):
+    with pytest.raises(DatasetError, match=r"absent.json.*results file"):
         read_results(tmp_path / "absent.json", index_pool(dataset, dataset.image_ids))
 
 
@@ -311,7 +311,7 @@ def test_read_results_written_detections_round_trip(form, data, tmp_path_factory
 
 
 def test_read_results_more_records_than_a_block_are_read(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr("detcurate.coco.text._BLOCK", 7)
+    monkeypatch.setattr("detcurate.coco.records._BLOCK", 7)
     rng = np.random.default_rng(0)
     records = [
         record(int(id_), score=float(score))

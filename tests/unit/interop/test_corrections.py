@@ -380,7 +380,7 @@ def test_read_corrected_unusable_file_raises(tmp_path, pool, name):
 
 
 def test_read_corrected_missing_file_raises(tmp_path):
-    with pytest.raises(DatasetError, match=r"correction.*absent\.json"):
+    with pytest.raises(DatasetError, match=r"absent\.json.*correction"):
         read_corrected(tmp_path / "absent.json")
 
 

@@ -7,8 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from detcurate.coco.dataset import read_coco
-from detcurate.coco.metadata import image_metadata
+from detcurate.coco.dataset import image_metadata, read_coco
 from detcurate.errors import DatasetError, SelectionError
 from detcurate.io import files
 from detcurate.manifest import write as subset

@@ -1,6 +1,6 @@
-"""Any COCO file, good or bad, whole or damaged: no crash, no record lost without a word, no byte changed.
+"""Properties of any COCO file, valid or damaged: no crash, no record lost without a finding, no byte changed.
 
-``DETCURATE_EXAMPLES=50`` makes 50 times as many examples, and other ones each time.
+``DETCURATE_EXAMPLES=50`` makes 50 times as many examples, and different ones each time.
 """
 
 from __future__ import annotations
@@ -19,11 +19,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from detcurate.coco import annotations
-from detcurate.coco import text as source
-from detcurate.coco.dataset import CocoDataset, inspect_coco, read_coco
-from detcurate.coco.json_scanner import find_elements
-from detcurate.coco.metadata import image_metadata
+from detcurate.coco import records
+from detcurate.coco.dataset import CocoDataset, image_metadata, inspect_coco, read_coco
 from detcurate.coco.validation.findings import RULES, Finding
 from detcurate.errors import DatasetError
 from detcurate.manifest.write import subset_bytes
@@ -58,18 +55,18 @@ def path(tmp_path_factory) -> Path:
 
 
 class Huge(str):
-    """A number of more digits than Python reads."""
+    """A number with more digits than Python reads."""
 
 
 def loads(text: str | bytes) -> Any:
-    """Python's own reader, with null for NaN."""
+    """Decode with Python's reader, NaN as null."""
     return json.loads(
         text, parse_int=lambda digits: int(digits) if len(digits) < 700 else Huge(digits), parse_constant=lambda _: None
     )
 
 
 # ------------------------------------------------------------------------------------------------------- documents
-# A record is a list of keys and values, each value a JSON text: some say more than Python's writer would.
+# A record maps keys to JSON texts: some are texts that Python does not write.
 
 NAMES = st.text(st.characters(codec="utf-8"), max_size=6)
 TEXTS = NAMES.map(json.dumps) | NAMES.map(lambda name: json.dumps(name, ensure_ascii=False))
@@ -129,7 +126,7 @@ OPTIONAL = {
 
 @st.composite
 def documents(draw, ids=IDS) -> dict[str, list[dict[str, str]]]:
-    """Records that refer to each other; each is what it should be."""
+    """Valid records that refer to each other."""
     image_ids = draw(st.lists(ids, min_size=1, max_size=5, unique_by=normal_text))
     category_ids = draw(st.lists(ids, min_size=1, max_size=3, unique_by=normal_text))
     names = draw(st.lists(NAMES, min_size=len(category_ids), max_size=len(category_ids), unique=True))
@@ -150,7 +147,7 @@ def documents(draw, ids=IDS) -> dict[str, list[dict[str, str]]]:
 
 @st.composite
 def faulty_documents(draw) -> dict[str, list[Any]]:
-    """Documents with up to 4 faults: values that should not be there, or are missing, and records that repeat."""
+    """Documents with up to 4 faults: wrong or missing values, and repeated records."""
     document = draw(documents())
     for _ in range(draw(st.integers(0, 4))):
         part = draw(st.sampled_from([name for name in (*LISTS, "annotations", "annotations") if document[name]]))
@@ -161,9 +158,7 @@ def faulty_documents(draw) -> dict[str, list[Any]]:
             document[part][at] = draw(WRONG)
         elif fault == "repeat":
             document[part].insert(draw(st.integers(0, len(document[part]))), dict(chosen))
-        elif keys := [
-            key for key in chosen if key != "segmentation"
-        ]:  # tests/unit/coco/test_findings.py has broken ones
+        elif keys := [key for key in chosen if key != "segmentation"]:  # test_decode.py has broken ones
             key = draw(st.sampled_from(keys))
             if fault == "delete":
                 del chosen[key]
@@ -180,7 +175,7 @@ def record_text(values: Any) -> str:
 
 @st.composite
 def layouts(draw, document) -> str:
-    """The text of a document, with any order of the keys and any white space between the records."""
+    """The text of a document, with keys in any order and any white space between the records."""
     spaces = st.sampled_from(["", " ", "\n", "\r\n\t ", "  \n"])
     parts = {
         name: "[" + ",".join(draw(spaces) + record_text(values) + draw(spaces) for values in document[name]) + "]"
@@ -195,7 +190,7 @@ def layouts(draw, document) -> str:
 
 
 def normal(value: Any) -> Any:
-    """What ids are compared by."""
+    """Return the value by which ids are compared."""
     if isinstance(value, str):
         if not re.fullmatch(r"0|-?[1-9][0-9]{0,18}", value):
             return value
@@ -267,7 +262,7 @@ def is_annotation(record: Any, sizes: dict[Any, tuple[int, int]], categories: se
 
 
 def first_of_each(records: list[Any], is_fine: Callable[[Any], bool]) -> dict[Any, int]:
-    """Id -> position of the first record that can be read."""
+    """Return id -> position of the first valid record."""
     found: dict[Any, int] = {}
     for position, one in enumerate(records):
         if is_fine(one):
@@ -276,7 +271,7 @@ def first_of_each(records: list[Any], is_fine: Callable[[Any], bool]) -> dict[An
 
 
 def expected_positions(content: dict[str, Any], *, repair: bool) -> tuple[list[int], list[int], list[int]]:
-    """The images, annotations and categories that should be kept."""
+    """Return the positions of the images, annotations and categories to keep."""
     images = first_of_each(content["images"], is_image)
     categories = first_of_each(content["categories"], is_category)
     sizes = {key: (content["images"][at]["width"], content["images"][at]["height"]) for key, at in images.items()}
@@ -292,7 +287,7 @@ def expected_positions(content: dict[str, Any], *, repair: bool) -> tuple[list[i
 
 
 def assert_nothing_is_lost(content: dict[str, Any], dataset: CocoDataset, findings: tuple[Finding, ...]) -> None:
-    """In = out + reported, with each record that is dropped reported once."""
+    """Records = kept + reported: each dropped record is reported once."""
     dropped = sum(
         finding.count
         for finding in findings
@@ -307,7 +302,7 @@ def assert_nothing_is_lost(content: dict[str, Any], dataset: CocoDataset, findin
 
 
 def assert_consistent(content: dict[str, Any], dataset: CocoDataset, *, repair: bool) -> None:
-    """The columns against the records as Python reads them."""
+    """Compare the columns with the records as Python reads them."""
     assert (np.diff(dataset.image_ids) > 0).all()
     assert (np.diff(dataset.category_ids) > 0).all()
     assert (np.diff(dataset.image_index) >= 0).all()
@@ -376,7 +371,7 @@ def test_every_record_is_kept_or_reported(path, data):
 
 @examples(150)
 @given(st.data())
-def test_all_images_of_a_clean_file_are_the_file(path, data):
+def test_subset_of_all_images_equals_a_clean_file(path, data):
     document = data.draw(documents())
     text = data.draw(layouts(document))
     path.write_bytes(text.encode())
@@ -399,7 +394,7 @@ def test_all_images_of_a_clean_file_are_the_file(path, data):
 
 @examples(60)
 @given(st.data())
-def test_any_part_of_the_images_takes_its_records_along(path, data):
+def test_subset_holds_the_records_of_its_images(path, data):
     document = data.draw(documents())
     text = data.draw(layouts(document))
     path.write_bytes(text.encode())
@@ -462,7 +457,7 @@ def damage(data: bytes, kind: str, at: int, number: int) -> bytes:
         return data[:at]
     if kind == "repeat":
         return data[:at] + data[at - number % 200 if at > number % 200 else 0 : at] + data[at:]
-    # Another value for the field at or after the place.
+    # Another value for the field at or after this position.
     found = re.compile(rb'(?<=: )("(\\.|[^"\\])*"|[-0-9.a-zA-Z]+|\[[^\[\]]*\])').search(data, at)
     if found is None:
         return data
@@ -470,7 +465,7 @@ def damage(data: bytes, kind: str, at: int, number: int) -> bytes:
 
 
 def assert_refused_or_read_whole(path: Path, data: bytes) -> None:
-    """Read a damaged file; it may fail in one way only, and what it reads must be complete."""
+    """Read a damaged file: either a DatasetError with its path, or a complete dataset."""
     path.write_bytes(data)
     for policies in ({}, ALL_REPAIRED):
         try:
@@ -486,7 +481,7 @@ def assert_refused_or_read_whole(path: Path, data: bytes) -> None:
             assert_subset_is_whole(read_coco(path, policies))
 
 
-def test_the_whole_file_can_be_read(path):
+def test_undamaged_file_is_read(path):
     path.write_bytes(WHOLE)
     dataset = read_coco(path, {"segmentation_without_box": "repair"})
     assert (len(dataset), dataset.num_boxes) == (3, 5)
@@ -495,7 +490,7 @@ def test_the_whole_file_can_be_read(path):
 
 @examples(1_000)
 @given(st.lists(CHANGES, min_size=1, max_size=4))
-def test_a_damaged_file_is_refused_or_read_whole(path, changes):
+def test_damaged_file_is_refused_or_read_whole(path, changes):
     data = WHOLE
     for change in changes:
         data = damage(data, *change)
@@ -504,22 +499,15 @@ def test_a_damaged_file_is_refused_or_read_whole(path, changes):
 
 @examples(150)
 @given(st.lists(CHANGES, min_size=1, max_size=2))
-def test_a_damaged_gzip_file_is_refused_or_read_whole(path, changes):
+def test_damaged_gzip_file_is_refused_or_read_whole(path, changes):
     data = gzip.compress(WHOLE, mtime=0)
     for change in changes:
         data = damage(data, *change)
     assert_refused_or_read_whole(path, data)
 
 
-def none_is_plain(text, limit, state, count, spans, read, *_: object):
-    """Walk a list as if no annotation could be read on the way."""
-    last = find_elements(text, limit, state, count, spans)
-    read[count:last] = False
-    return last
-
-
-def what_is_read(path: Path, policies) -> object:
-    """What a reading gives, of whatever kind."""
+def result(path: Path, policies) -> object:
+    """Return the error, or the findings and the columns, of reading a file."""
     try:
         dataset, findings = inspect_coco(path, policies)
     except DatasetError as error:
@@ -530,16 +518,31 @@ def what_is_read(path: Path, policies) -> object:
     }
 
 
+def assert_scanners_agree(path: Path, block: int) -> None:
+    """Read a file with the compiled scanner and without it."""
+    for policies in ({}, ALL_REPAIRED):
+        results = []
+        for limit in (0, 1 << 62):
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                monkeypatch.setattr(records, "_BLOCK", block)
+                monkeypatch.setattr(records, "_COMPILED_FROM", limit)
+                monkeypatch.setattr(records, "_COMPILED_FROM_IMPORTED", limit)
+                results.append(result(path, policies))
+        assert results[0] == results[1]
+
+
 @examples(500)
 @given(st.lists(CHANGES, min_size=1, max_size=4), st.integers(1, 4))
-def test_the_walk_reads_what_the_typed_decoder_reads(path, changes, block):
+def test_both_scanners_read_a_damaged_file_alike(path, changes, block):
     data = WHOLE
     for change in changes:
         data = damage(data, *change)
     path.write_bytes(data)
-    for policies in ({}, ALL_REPAIRED):
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(source, "_BLOCK", block)
-            on_the_way = what_is_read(path, policies)
-            monkeypatch.setattr(annotations, "read_elements", none_is_plain)
-            assert what_is_read(path, policies) == on_the_way
+    assert_scanners_agree(path, block)
+
+
+@examples(100)
+@given(st.data())
+def test_both_scanners_read_a_faulty_file_alike(path, data):
+    path.write_bytes(data.draw(layouts(data.draw(faulty_documents()))).encode())
+    assert_scanners_agree(path, data.draw(st.integers(1, 4)))
