@@ -44,6 +44,9 @@ COLUMNS: Mapping[str, str] = {
 }
 """Old column of a table, or key of a JSON record -> new name."""
 
+REASONS: Mapping[str, str] = {"floor ": "minimum ", "cap ": "maximum ", "noise_guard": "label_noise"}
+"""Old beginning of a reason in the tables of a selection -> new beginning."""
+
 BUDGET_KEYS: Mapping[str, str] = {"asked": "requested"}
 """Old key of ``budget`` in a manifest's provenance -> new key."""
 
@@ -66,6 +69,14 @@ def renamed(name: str, names: Mapping[str, str] = COLUMNS) -> str:
         return name
     warn_renamed(name, names[name])
     return names[name]
+
+
+def renamed_reason(reason: str) -> str:
+    """Return a reason of a selection in the words of today, without a warning."""
+    for old, new in REASONS.items():
+        if reason.startswith(old):
+            return new + reason[len(old) :]
+    return reason
 
 
 def renamed_keys(record: Mapping[str, Any], names: Mapping[str, str] = COLUMNS) -> dict[str, Any]:

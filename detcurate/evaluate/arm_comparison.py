@@ -122,7 +122,7 @@ def _validate_results(results: Mapping[str, Sequence[CocoFigures]]) -> None:
     if len(sets) > 1:
         shown = "; ".join(f"{images} images, {boxes} boxes, {len(names)} classes" for images, boxes, names in sets)
         raise PredictionError(
-            f"results: all arms need one evaluation set (got {shown}). Evaluate all arms on the same file"
+            f"results: all arms need one evaluation set (got {shown}). Evaluate all arms on the same file."
         )
 
 

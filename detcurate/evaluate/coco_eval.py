@@ -203,12 +203,12 @@ def _validate_detections(dataset: CocoDataset, detections: Detections) -> np.nda
     if len(unknown):
         raise PredictionError(
             f"{dataset.path}: detections are on images that are not in this file (got image_id {unknown[0]}; "
-            f"{len(unknown):,} unknown images). Evaluate on the file that was predicted"
+            f"{len(unknown):,} unknown images). Evaluate on the file that was predicted."
         )
     if detections.num_classes != len(dataset.class_names):
         raise PredictionError(
             f"{dataset.path}: the file has {len(dataset.class_names)} classes (got a model with "
-            f"{detections.num_classes}). Train and evaluate with the same categories"
+            f"{detections.num_classes}). Train and evaluate with the same categories."
         )
     return np.searchsorted(dataset.image_ids, detections.image_ids)
 

@@ -112,7 +112,7 @@ def _validate(num_images: np.ndarray, ap: np.ndarray) -> None:
     if len(np.unique(num_images)) < MIN_SIZES:
         raise PredictionError(
             f"CURATE.RETRAIN.CURVE_FRACTIONS: a learning curve needs at least {MIN_SIZES} different numbers of images "
-            f"(got {sorted(set(num_images.tolist()))}). Add fractions"
+            f"(got {sorted(set(num_images.tolist()))}). Add fractions."
         )
     if not ((ap >= 0) & (ap <= _BEST_AP)).all():
         raise PredictionError(f"ap must be in [0, 100] (got {ap[~((ap >= 0) & (ap <= _BEST_AP))][0]})")

@@ -111,7 +111,7 @@ def curve_sentence(curve: Mapping[str, Any]) -> str:
         curve: The result of :func:`detcurate.evaluate.learning_curve.learning_curve`.
     """
     if curve["fit"] is None:
-        return f"No learning curve: {curve['why_not']}."
+        return f"No learning curve: {curve['why_not'].rstrip('.')}."
     found, smallest, largest = curve["equivalent"], curve["fit"]["smallest"], curve["fit"]["largest"]
     if found is None:
         return "The learning curve has no curated subset to compare with."

@@ -114,7 +114,7 @@ def _read_image(file: Path | RemoteImage, flags: int) -> np.ndarray:
             data = np.frombuffer(stream.read(), np.uint8)
         image = cv2.imdecode(data, flags) if len(data) else None
     if image is None:
-        raise DatasetError(f"{file}: the image cannot be decoded. Replace it, or remove its record")
+        raise DatasetError(f"{file}: the image cannot be decoded. Replace it, or remove its record.")
     return image
 
 

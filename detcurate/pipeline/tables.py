@@ -20,12 +20,13 @@ from detcurate.io.files import atomic_path
 from detcurate.io.parquet import bounded
 from detcurate.io.storage import Location
 from detcurate.legacy import COLUMNS as OLD_NAMES
-from detcurate.legacy import renamed
+from detcurate.legacy import renamed, renamed_reason
 from detcurate.pipeline.context import Run
 from detcurate.score.measures import LABEL_MEASURES, MEASURES
 from detcurate.structures import ImageScores, Selection
 
 IMAGE_ID, IMAGE_SCORE = "image_id", "image_score"
+_REASON = "reason"
 _BATCH = 1 << 17  # rows read at a time
 
 
@@ -196,7 +197,14 @@ def _stored_names(file: pq.ParquetFile, names: Sequence[str] | None) -> list[str
 
 
 def _renamed(table: pa.Table) -> pa.Table:
-    return table.rename_columns([renamed(name) for name in table.column_names])
+    table = table.rename_columns([renamed(name) for name in table.column_names])
+    if _REASON not in table.column_names:
+        return table
+    new = {reason: renamed_reason(reason) for reason in table[_REASON].unique().to_pylist()}
+    if all(old == reason for old, reason in new.items()):
+        return table
+    reasons = pa.array([new[reason] for reason in table[_REASON].to_pylist()], pa.string())
+    return table.set_column(table.column_names.index(_REASON), _REASON, reasons)
 
 
 def _may_hold(file: pq.ParquetFile, group: int, image_ids: np.ndarray) -> bool:
@@ -239,7 +247,7 @@ class SelectionTable(Table):
         Column("rank", pa.int64(), "1 for the first image selected."),
         Column(IMAGE_ID, pa.int64(), "The image's id in the annotation file."),
         Column(IMAGE_SCORE, pa.float64(), "Its score; 0 in the seed set of a search."),
-        Column("reason", pa.string(), "The step that selected it: the strategy, a minimum quota or a search round."),
+        Column(_REASON, pa.string(), "The step that selected it: the strategy, a minimum quota or a search round."),
     )
 
     def selection(self) -> Selection:
@@ -255,7 +263,7 @@ class RemovedTable(Table):
     COLUMNS = (
         Column(IMAGE_ID, pa.int64(), "The image's id in the annotation file."),
         Column(IMAGE_SCORE, pa.float64(), "Its score."),
-        Column("reason", pa.string(), "The step that removed it."),
+        Column(_REASON, pa.string(), "The step that removed it."),
         Column("replaced_by", pa.int64(), "The id of the similar image that replaces it, or null."),
     )  # fmt: skip
 

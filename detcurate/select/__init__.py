@@ -1,1 +1,1 @@
-"""Selection: arrays in, arrays out; no torch, no Detectron2, no files."""
+"""Selection of images: arrays in, arrays out, without torch, Detectron2 or files."""

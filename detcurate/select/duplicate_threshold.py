@@ -130,7 +130,7 @@ def duplicate_threshold(
         if not len(every):
             raise SelectionError(
                 "CURATE.SELECT.DUPLICATE_SIMILARITY: auto needs sequences in the annotation file, or planted copies "
-                "(got neither). Predict the pool again with auto, or set a number"
+                "(got neither). Predict the pool again with auto, or set a number."
             )
         groups, ceiling, compared_with = known, float(np.quantile(every, _OBVIOUS)), "all images"
     else:

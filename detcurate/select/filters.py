@@ -1,9 +1,9 @@
-"""Thinning: near-duplicates and frames too close in time give way to the best of them.
+"""Filters before the ranking: near-duplicates, frames close in time, and images with probable label errors.
 
-Every function takes its rows *best first* and returns, of each row, the better one that it gives way to. A row gives
-way to rows that are kept and to no other, so that no chain of small steps empties a drive: any two kept rows are
-apart, and every other one has a kept one near it. Where some are held already, they come first, as ``num_kept`` says:
-they stay, however near to each other, and others give way to them.
+The thinning functions take their rows *best first* and return, for each row, the better row that replaces it. Only kept
+rows replace others, so that a chain of small differences does not remove a whole drive: any two kept rows are
+dissimilar, and every removed row is similar to a kept one. The first ``num_kept`` rows are always kept, however similar
+to each other, and replace others.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _BLOCK = 1024
 def near_duplicates(
     embeddings: np.ndarray, *, similarity: float, num_kept: int = 0, num_threads: int = 1
 ) -> np.ndarray:
-    """Tell which rows are near-duplicates of a better one, by the cosine of their embeddings.
+    """Find near-duplicates of better rows by the cosine of their embeddings.
 
-    Exact up to 20,000 rows; above, a pair can be missed, see :class:`detcurate.select.neighbours.KeptRows`. A row of
-    zeros is like no other.
+    Exact up to 20,000 rows; above, pairs can be missed, see :class:`detcurate.select.neighbours.KeptRows`. A row of
+    zeros has no near-duplicate.
 
     Args:
         embeddings: (n, D) floating, finite, best row first.
-        similarity: in (0, 1], the cosine from which on two images are near-duplicates.
-        num_kept: in [0, n], the first so many rows stay.
-        num_threads: of no effect on the result.
+        similarity: In (0, 1], the smallest cosine of two near-duplicates.
+        num_kept: In [0, n], the number of leading rows that are kept in any case.
+        num_threads: Number of threads; no effect on the result.
 
     Returns:
-        (n,) int64: the best of the kept rows that each is a near-duplicate of, -1 for a row that is kept.
+        (n,) int64: the best kept row that each is a near-duplicate of, -1 for a kept row.
 
     Raises:
         SelectionError: The similarity is out of range, or an embedding is not finite.
@@ -47,7 +47,7 @@ def near_duplicates(
     """
     _require_similarity(similarity)
     if not np.isfinite(embeddings).all():
-        raise SelectionError("embeddings must be finite, got NaN or infinity; predict the pool again")
+        raise SelectionError("embeddings must be finite (got NaN or infinity). Predict the pool again.")
     units = unit_rows(embeddings)
     keeper = np.full(len(units), -1, np.int64)
     kept = KeptRows(units, num_threads)
@@ -61,15 +61,15 @@ def near_duplicates(
 
 
 def hash_duplicates(hashes: np.ndarray, *, similarity: float, num_kept: int = 0) -> np.ndarray:
-    """Tell which rows are near-duplicates of a better one, by the share of equal bits of their perceptual hashes.
+    """Find near-duplicates of better rows by the share of equal bits of their perceptual hashes.
 
-    Exact: two hashes that differ in r bits differ in at most r // 4 bits of one of their four quarters, so only rows
-    with such a quarter are compared (multi-index hashing, Norouzi et al. 2012).
+    Exact: two hashes that differ in r bits differ in at most r // 4 bits of at least one of their four quarters, so
+    only rows with such a quarter are compared (multi-index hashing, Norouzi et al. 2012).
 
     Args:
         hashes: (n,) uint64 of :func:`difference_hash`, best row first.
-        similarity: in (0, 1], the share of equal bits from which on two images are near-duplicates.
-        num_kept: in [0, n], the first so many rows stay.
+        similarity: In (0, 1], the smallest share of equal bits of two near-duplicates.
+        num_kept: In [0, n], the number of leading rows that are kept in any case.
 
     Returns:
         As :func:`near_duplicates`.
@@ -96,13 +96,13 @@ def hash_duplicates(hashes: np.ndarray, *, similarity: float, num_kept: int = 0)
 
 
 def difference_hash(gray: np.ndarray) -> int:
-    """Return the 64-bit difference hash of a picture: whether each of 8x9 patches is brighter than its left neighbour.
+    """Return the 64-bit difference hash of an image: whether each of 8x9 patches is brighter than its left neighbour.
 
     Args:
-        gray: (8, 9) numbers, the picture scaled down by means of areas.
+        gray: (8, 9) numbers, the gray image resized by averaging areas.
 
     Returns:
-        In [0, 2**64). A plain picture gives 0.
+        An integer in [0, 2**64). A uniform image gives 0.
 
     Source:
         N. Krawetz, "Kind of Like That", 2013 (dHash).
@@ -112,47 +112,47 @@ def difference_hash(gray: np.ndarray) -> int:
 
 
 def require_sequences(sequences: np.ndarray, *, gap: int) -> None:
-    """Raise ``SelectionError`` when a gap is asked of a pool of which no image has a sequence.
+    """Raise ``SelectionError`` if no image has a sequence.
 
     Args:
         sequences: (I,) int64, -1 for none.
-        gap: in frames.
+        gap: The requested gap in frames.
     """
     if not (sequences >= 0).any():
         raise SelectionError(
-            f"`sequence` must be known of some images where a gap of {gap} frames is asked, got none; "
-            "add `sequence` and `frame_index` to the image records, or set the gap to 0"
+            f"CURATE.SELECT.SEQUENCE_GAP: a gap of {gap} frames needs images with `sequence` (got none). "
+            "Add `sequence` and `frame_index` to the image records, or set the gap to 0."
         )
 
 
 def close_frames(sequences: np.ndarray, frame_index: np.ndarray, *, gap: int, num_kept: int = 0) -> np.ndarray:
-    """Tell which rows lie less than ``gap`` frames from a better one of the same sequence.
+    """Find rows that lie less than ``gap`` frames from a better row of the same sequence.
 
-    An image without a sequence is close to none. Frames may come in any order and may repeat (several cameras).
+    Images without a sequence are kept. Frames may be in any order and may repeat (several cameras).
 
     Args:
         sequences: (n,) int64, the number of each image's sequence, -1 for none; best row first.
         frame_index: (n,) int64, -1 for none.
-        gap: at least 1; 2 lets no two neighbouring frames stay.
-        num_kept: in [0, n], the first so many rows stay.
+        gap: At least 1; with 2 no two consecutive frames are kept.
+        num_kept: In [0, n], the number of leading rows that are kept in any case.
 
     Returns:
-        (n,) int64: the best of the kept rows that each is close to, -1 for a row that is kept.
+        (n,) int64: the best kept row that each is close to, -1 for a kept row.
 
     Raises:
-        SelectionError: The gap is below 1, or an image of a sequence has no frame index.
+        SelectionError: The gap is below 1, or an image with a sequence has no frame index.
 
     Example:
         >>> close_frames(np.array([0, 0, 0, 1]), np.array([7, 8, 9, 8]), gap=2).tolist()
         [-1, 0, -1, -1]
     """
     if gap < 1:
-        raise SelectionError(f"gap must be at least 1 frame, got {gap}")
+        raise SelectionError(f"gap must be at least 1 frame (got {gap})")
     unplaced = (sequences >= 0) & (frame_index < 0)
     if unplaced.any():
         raise SelectionError(
-            f"`frame_index` must be known of all images with a sequence where a gap of {gap} frames is asked, got none "
-            f"for {int(unplaced.sum())} of them; add it to the image records, or set the gap to 0"
+            f"CURATE.SELECT.SEQUENCE_GAP: images with a sequence need `frame_index` (missing in {int(unplaced.sum())} "
+            "of them). Add it to the image records, or set the gap to 0."
         )
     order = np.lexsort((np.arange(len(sequences)), frame_index, sequences))
     keeper: np.ndarray = keep_apart(order, sequences, frame_index, gap, num_kept)
@@ -161,35 +161,33 @@ def close_frames(sequences: np.ndarray, frame_index: np.ndarray, *, gap: int, nu
 
 def _require_similarity(similarity: float) -> None:
     if not 0 < similarity <= 1:
-        raise SelectionError(f"similarity must be in (0, 1], got {similarity}; 0.95 is a start")
+        raise SelectionError(f"duplicate_similarity must be in (0, 1] (got {similarity})")
 
 
 def noisy_rows(label_error_score: np.ndarray, *, quantile: float) -> np.ndarray:
-    """Return the rows above a quantile of suspicion, the most suspicious first; ties by row.
+    """Return the rows above a quantile of the label-error score, the highest score first; ties by row.
 
-    Their number is the pool's share above the quantile, a half rounded up, but no image without any suspicion is among
-    them: a clean pool loses none.
+    Their number is the share of the pool above the quantile, rounded half up. Images with a score of 0 are never
+    returned, so a clean pool loses none.
 
     Args:
         label_error_score: (I,) float64, at least 0; higher = a label is more likely wrong.
-        quantile: in [0, 1]; 0.95 gives the top 5 %, 1 none.
+        quantile: In [0, 1]; 0.95 returns the top 5 %, 1 none.
 
     Returns:
         (g,) int64 rows.
 
     Raises:
-        SelectionError: The quantile is out of range, or a suspicion is negative or not finite.
+        SelectionError: The quantile is out of range, or a score is negative or not finite.
 
     Example:
-        >>> suspicious_rows(np.array([0.1, 0.9, 0.0, 0.9]), quantile=0.5).tolist()
+        >>> noisy_rows(np.array([0.1, 0.9, 0.0, 0.9]), quantile=0.5).tolist()
         [1, 3]
     """
     if not 0 <= quantile <= 1:
-        raise SelectionError(
-            f"noise_filter_quantile must be in [0, 1], got {quantile}; 0.95 guards against the top 5 %"
-        )
+        raise SelectionError(f"noise_filter_quantile must be in [0, 1] (got {quantile}). 0.95 removes the top 5 %.")
     if not (label_error_score >= 0).all() or not np.isfinite(label_error_score).all():
-        raise SelectionError("suspicion must be at least 0 and finite, got another value; score the pool again")
+        raise SelectionError("label_error_score must be finite and at least 0. Score the pool again.")
     share = (1 - Decimal(repr(float(quantile)))) * len(label_error_score)
     order = np.lexsort((np.arange(len(label_error_score)), -label_error_score))[
         : int(share.to_integral_value(ROUND_HALF_UP))

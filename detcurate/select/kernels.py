@@ -1,6 +1,7 @@
-"""Greedy thinning: of rows given best first, each is kept unless a better one that was kept stands too near.
+"""Compiled loops of the selection: greedy thinning, greedy coverage, and selecting in order under limits.
 
-The first ``num_kept`` rows are kept whatever they are near.
+The thinning kernels take rows best first and keep each row unless it is near a better kept row. The first ``num_kept``
+rows are always kept.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from numba import njit
 
 @njit(cache=True, nogil=True)
 def keep_far_from_better(keeper, first, starts, better, near, num_kept):
-    """Decide the rows of a block; all rows before it are decided.
+    """Thin a block of rows; all rows before it have been thinned.
 
     Args:
-        keeper: (n,) int64, changed in place: of the rows of the block the best kept neighbour, -1 for none.
+        keeper: (n,) int64, changed in place: for the rows of the block the best kept neighbour, -1 for none.
         first: The first row of the block.
-        starts: (b + 1,) int64, where each row's kept neighbours before the block begin.
+        starts: (b + 1,) int64, the start of each row's kept neighbours before the block.
         better: (P,) int64, these neighbours, in any order.
-        near: (b, b) bool, which rows of the block are near each other.
-        num_kept: in [0, n].
+        near: (b, b) bool, whether two rows of the block are near each other.
+        num_kept: In [0, n].
     """
     for position in range(max(0, num_kept - first), len(starts) - 1):
         row = first + position
@@ -38,14 +39,14 @@ def keep_far_from_better(keeper, first, starts, better, near, num_kept):
 
 @njit(cache=True, nogil=True)
 def keep_apart(order, sequences, frame_index, gap, num_kept):
-    """Decide all rows by their distance in frames to the kept ones of their sequence.
+    """Thin all rows by their distance in frames to kept rows of their sequence.
 
     Args:
         order: (n,) int64, the rows by sequence and frame.
         sequences: (n,) int64, negative for none.
         frame_index: (n,) int64.
-        gap: at least 1.
-        num_kept: in [0, n].
+        gap: At least 1.
+        num_kept: In [0, n].
 
     Returns:
         (n,) int64, the best kept row less than ``gap`` frames away, -1 for none.
@@ -73,16 +74,16 @@ def keep_apart(order, sequences, frame_index, gap, num_kept):
 
 @njit(cache=True, nogil=True)
 def keep_unlike_hashes(hashes, by_band, starts, masks, band_bits, most_bits, num_kept):
-    """Decide all rows by the bits in which their hashes differ from the kept ones.
+    """Thin all rows by the number of bits in which their hashes differ from kept ones.
 
     Args:
         hashes: (n,) uint64.
-        by_band: (B, n) int64, for each band of bits the rows by their value in it.
-        starts: (B, 2**band_bits + 1) int64, where each value's rows begin.
-        masks: (M,) uint64, the flips of a band that are looked up: those of at most ``most_bits // B`` bits.
-        band_bits: bits of a band.
-        most_bits: hashes that differ in no more bits are near each other.
-        num_kept: in [0, n].
+        by_band: (B, n) int64, for each band of bits the rows ordered by its value.
+        starts: (B, 2**band_bits + 1) int64, the start of each value's rows.
+        masks: (M,) uint64, the flips of a band to look up: those of at most ``most_bits // B`` bits.
+        band_bits: Number of bits of a band.
+        most_bits: Hashes that differ in at most so many bits are near each other.
+        num_kept: In [0, n].
 
     Returns:
         (n,) int64, the best kept row that is near, -1 for none.
@@ -118,13 +119,13 @@ _CHOSEN = np.float32(4.0)  # above any cosine
 
 @njit(cache=True, nogil=True)
 def farthest_first(similarities, closeness, ceiling, most):
-    """Choose the row of lowest closeness again and again, as long as it is below the ceiling.
+    """Choose the row of lowest closeness repeatedly while it is below the ceiling.
 
     Args:
         similarities: (b, b) float32.
         closeness: (b,) float32, the similarity of each row to the nearest center; changed in place.
         ceiling: float32.
-        most: how many to choose at most.
+        most: The largest number of rows to choose.
 
     Returns:
         (c,) int64 rows in order of choice; of equal ones the first.
@@ -145,14 +146,14 @@ def farthest_first(similarities, closeness, ceiling, most):
 
 @njit(cache=True, nogil=True)
 def lazy_greedy(starts, covered, similarities, coverage, most):
-    """Choose the row that adds most coverage, again and again; a gain only falls, so that old ones are upper bounds.
+    """Choose the row that adds most coverage repeatedly; gains only decrease, so old gains are upper bounds.
 
     Args:
-        starts: (n + 1,) int64, where the rows that each row covers begin.
+        starts: (n + 1,) int64, the start of the rows that each row covers.
         covered: (P,) int32 rows.
         similarities: (P,) float32, at least 0.
         coverage: (n,) float64, the similarity of each row to the nearest chosen one; changed in place.
-        most: how many to choose at most.
+        most: The largest number of rows to choose.
 
     Returns:
         (c,) int64 rows in order of choice; of equal gains the first.
@@ -187,44 +188,44 @@ NOT_REACHED, TAKEN, OVER_BUDGET, FIRST_MAXIMUM = 0, 1, 2, 3
 
 
 @njit(cache=True, nogil=True)
-def take_in_order(order, costs, room, maximum_amounts, maximum_rooms, wanted, need, stops):
-    """Take rows in order while there is room and need.
+def take_in_order(order, costs, remaining, maximum_amounts, maximum_remaining, counted, need, stops):
+    """Select rows in order while budget and need remain.
 
     Args:
         order: (m,) int64 rows.
         costs: (I,) int64.
-        room: what may be spent.
+        remaining: The remaining budget.
         maximum_amounts: (Q, I) int64.
-        maximum_rooms: (Q,) int64, what is left under each cap; changed in place.
-        wanted: (I,) int64, what each row gives towards the need.
-        need: the walk ends when so much was given.
-        stops: bool, whether it also ends when no room is left, and at the first row that does not fit it.
+        maximum_remaining: (Q,) int64, what remains of each maximum quota; changed in place.
+        counted: (I,) int64, the amount of each row that counts for the need.
+        need: The loop ends when so much was selected.
+        stops: bool, whether the loop also ends when the budget is spent, and at the first row that does not fit.
 
     Returns:
-        (m,) int64, of each row ``NOT_REACHED``, ``TAKEN``, ``OVER_BUDGET``, or ``FIRST_MAXIMUM`` and above: the
-        maximum it would break; the room that is left; the need that is left.
+        (m,) int64, for each row ``NOT_REACHED``, ``TAKEN``, ``OVER_BUDGET``, or ``FIRST_MAXIMUM`` plus the number of
+        the maximum quota that it would exceed; the remaining budget; the remaining need.
     """
     outcome = np.zeros(len(order), np.int64)
     for position in range(len(order)):
-        if need <= 0 or (stops and room <= 0):
+        if need <= 0 or (stops and remaining <= 0):
             break
         row = order[position]
         broken = -1
-        for maximum in range(len(maximum_rooms)):
-            if maximum_amounts[maximum, row] > maximum_rooms[maximum]:
+        for maximum in range(len(maximum_remaining)):
+            if maximum_amounts[maximum, row] > maximum_remaining[maximum]:
                 broken = maximum
                 break
         if broken >= 0:
             outcome[position] = FIRST_MAXIMUM + broken
             continue
-        if costs[row] > room:
+        if costs[row] > remaining:
             outcome[position] = OVER_BUDGET
             if stops:
                 break
             continue
         outcome[position] = TAKEN
-        room -= costs[row]
-        need -= wanted[row]
-        for maximum in range(len(maximum_rooms)):
-            maximum_rooms[maximum] -= maximum_amounts[maximum, row]
-    return outcome, room, need
+        remaining -= costs[row]
+        need -= counted[row]
+        for maximum in range(len(maximum_remaining)):
+            maximum_remaining[maximum] -= maximum_amounts[maximum, row]
+    return outcome, remaining, need

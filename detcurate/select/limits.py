@@ -1,4 +1,4 @@
-"""Budgets: a limit on what the subset may cost, in images, boxes, or seconds of annotation."""
+"""Budgets (images, boxes or annotation time) and minimum and maximum quotas of a selection."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _MICROSECONDS = 1_000_000
 
 @dataclass(frozen=True)
 class Budget:
-    """What each image of the pool costs, and how much may be spent. Whole numbers, so that sums are exact.
+    """The cost of each image and the limit of their sum, in whole numbers so that sums are exact.
 
-    Images are bought in an order, and buying stops when all is spent or at the first image that does not fit: a smaller
-    budget then buys the head of what a larger one buys, and no cheap image is bought for being cheap. What is left
-    over is less than the cost of that image. Floors and caps are the exceptions, see :mod:`detcurate.select.limits`.
+    Images are selected in an order until the budget is spent or the first image does not fit. So a smaller budget
+    selects a prefix of what a larger one selects, and cheap images have no advantage. The unused rest is less than the
+    cost of the first image that does not fit. Quotas are exceptions: see :class:`BudgetTracker`.
 
     Args:
         costs: (I,) int64, at least 0.
-        limit: at least 1.
-        text: What a person calls it, such as ``"300 images"``.
+        limit: At least 1.
+        text: The limit in words, such as ``"300 images"``.
 
     Raises:
         SelectionError: A cost or the limit is out of range.
@@ -40,23 +40,23 @@ class Budget:
     def __post_init__(self) -> None:
         validate_column("Budget", "costs", self.costs, (len(self.costs),), "i", SelectionError)
         if len(self.costs) and self.costs.min() < 0:
-            raise SelectionError(f"costs must be at least 0, got {self.costs.min()}")
+            raise SelectionError(f"costs must be at least 0 (got {self.costs.min()})")
         if self.limit < 1:
-            raise SelectionError(f"a budget must be above 0, got {self.text}; raise it")
+            raise SelectionError(f"the budget must be above 0 (got {self.text})")
 
 
 def image_budget(num_images: int, *, fraction: float | None = None, count: int | None = None) -> Budget:
-    """Return the budget of a fraction of the pool, or of a number of images; as :func:`resolve_budget`."""
+    """Return a budget of a fraction of the pool or of a number of images; see :func:`resolve_budget`."""
     limit = resolve_budget(num_images, fraction=fraction, count=count)
     return Budget(np.ones(num_images, np.int64), limit, f"{limit:,} images")
 
 
 def box_budget(boxes_per_image: np.ndarray, *, num_boxes: int) -> Budget:
-    """Return the budget of a number of boxes; an image without boxes is free.
+    """Return a budget of a number of boxes; images without boxes cost nothing.
 
     Args:
         boxes_per_image: (I,) integers.
-        num_boxes: at least 1, at most what the pool holds.
+        num_boxes: In [1, number of boxes of the pool].
 
     Raises:
         SelectionError: ``num_boxes`` is out of range.
@@ -67,20 +67,20 @@ def box_budget(boxes_per_image: np.ndarray, *, num_boxes: int) -> Budget:
     """
     total = int(boxes_per_image.sum())
     if num_boxes > total:
-        raise SelectionError(f"num_boxes must be at most the pool's {total:,} boxes, got {num_boxes:,}; lower it")
+        raise SelectionError(f"num_boxes must be at most the pool's {total:,} boxes (got {num_boxes:,})")
     return Budget(boxes_per_image.astype(np.int64), num_boxes, f"{num_boxes:,} boxes")
 
 
 def time_budget(
     boxes_per_image: np.ndarray, *, seconds: float, seconds_per_image: float, seconds_per_box: float
 ) -> Budget:
-    """Return the budget of an annotator's time, in microseconds.
+    """Return a budget of annotation time, counted in microseconds.
 
     Args:
         boxes_per_image: (I,) integers.
-        seconds: above 0, at most what annotating the whole pool takes.
-        seconds_per_image: What an image takes, apart from its boxes.
-        seconds_per_box: What a box takes; one of the two is above 0.
+        seconds: Above 0, at most the annotation time of the whole pool.
+        seconds_per_image: Time per image, apart from its boxes.
+        seconds_per_box: Time per box; one of the two is above 0.
 
     Raises:
         SelectionError: A time is out of range.
@@ -92,24 +92,24 @@ def time_budget(
     an_image, a_box = round(seconds_per_image * _MICROSECONDS), round(seconds_per_box * _MICROSECONDS)
     if min(an_image, a_box) < 0 or an_image + a_box == 0:
         raise SelectionError(
-            "seconds_per_image and seconds_per_box must be at least 0, and one of them above 0, got "
-            f"{seconds_per_image} and {seconds_per_box}; say what annotating costs"
+            "seconds_per_image and seconds_per_box must be at least 0, and one of them above 0 (got "
+            f"{seconds_per_image} and {seconds_per_box})"
         )
     costs = an_image + a_box * boxes_per_image.astype(np.int64)
     limit, total = round(seconds * _MICROSECONDS), int(costs.sum())
     if limit > total:
         raise SelectionError(
-            f"cost_seconds must be at most the {total / _MICROSECONDS:,g} s that annotating the pool takes, got "
-            f"{seconds:,g}; lower it"
+            f"cost_seconds must be at most {total / _MICROSECONDS:,g}, the annotation time of the whole pool (got "
+            f"{seconds:,g})"
         )
     return Budget(costs, limit, f"{seconds:,g} s of annotation")
 
 
 def resolve_budget(num_images: int, *, fraction: float | None, count: int | None) -> int:
-    """Turn a fraction of the pool, or a number of images, into a number of images.
+    """Return the number of images of a fraction of the pool, or a checked number of images.
 
-    A fraction is rounded to the nearest image, a half up, and buys at least one. It is taken as the decimal that was
-    written: 0.29 of 50 images is 14.5, so 15, although the nearest float to 0.29 lies below it.
+    A fraction gives the nearest number of images, rounded half up and at least 1. It is used as the decimal that was
+    written: 0.29 of 50 images is 14.5, so 15, although the nearest float to 0.29 is smaller.
 
     Args:
         num_images: I, the size of the pool, at least 1.
@@ -129,34 +129,29 @@ def resolve_budget(num_images: int, *, fraction: float | None, count: int | None
         40
     """
     if num_images < 1:
-        raise SelectionError(f"the pool must hold at least one image, got {num_images}; give a pool with images")
+        raise SelectionError(f"the pool must have at least one image (got {num_images})")
     if fraction is not None and count is None:
         if not 0 < fraction <= 1:
-            raise SelectionError(f"fraction must be in (0, 1], got {fraction}; 0.5 keeps half of the pool")
+            raise SelectionError(f"fraction must be in (0, 1] (got {fraction}). 0.5 keeps half of the pool.")
         exact = Decimal(repr(float(fraction))) * num_images
         return max(1, int(exact.to_integral_value(rounding=ROUND_HALF_UP)))
     if count is not None and fraction is None:
         if count < 1:
-            raise SelectionError(f"count must be at least 1, got {count}; give the number of images to keep")
+            raise SelectionError(f"count must be at least 1 (got {count})")
         if count > num_images:
-            raise SelectionError(
-                f"count must be at most the pool's {num_images} images, got {count}; "
-                "lower the count or give a larger pool"
-            )
+            raise SelectionError(f"count must be at most the pool's {num_images} images (got {count})")
         return int(count)
-    raise SelectionError(
-        f"exactly one of fraction and count must be given, got fraction={fraction} and count={count}; leave one out"
-    )
+    raise SelectionError(f"exactly one of fraction and count must be given (got fraction={fraction} and count={count})")
 
 
 @dataclass(frozen=True)
 class Quota:
-    """A floor or a cap.
+    """A minimum or maximum quota of the subset.
 
     Args:
-        name: What it counts, such as ``"class bicycle"``.
-        amounts: (I,) int64, at least 0: what each image holds of it.
-        limit: at least 0; a floor wants at least so much of the subset, a cap allows at most so much.
+        name: The counted quantity, such as ``"class bicycle"``.
+        amounts: (I,) int64, at least 0: the amount in each image.
+        limit: At least 0; the smallest or largest total amount of the subset.
 
     Raises:
         SelectionError: A value is out of range.
@@ -169,61 +164,62 @@ class Quota:
     def __post_init__(self) -> None:
         validate_column("Quota", "amounts", self.amounts, (len(self.amounts),), "i", SelectionError)
         if self.limit < 0 or (len(self.amounts) and self.amounts.min() < 0):
-            raise SelectionError(f"{self} must be at least 0, and so what each image holds; mend it")
+            raise SelectionError(f"quota {self}: the limit and all amounts must be at least 0")
 
     def __str__(self) -> str:
         return f"{self.name}={self.limit}"
 
 
 class BudgetTracker:
-    """The budget and the caps of one selection, and what is left of them.
+    """The budget and the maximum quotas of one selection, and what remains of them.
 
     Args:
         budget: The budget.
-        maximums: The caps.
+        maximums: The maximum quotas.
     """
 
     def __init__(self, budget: Budget, maximums: Sequence[Quota]) -> None:
         self.budget = budget
-        self.room = budget.limit
+        self.remaining = budget.limit
         self._maximums = maximums
         self._amounts = (
             np.stack([maximum.amounts for maximum in maximums])
             if maximums
             else np.zeros((0, len(budget.costs)), np.int64)
         )
-        self._rooms = np.array([maximum.limit for maximum in maximums], np.int64)
+        self._maximum_remaining = np.array([maximum.limit for maximum in maximums], np.int64)
 
     @property
     def costs(self) -> np.ndarray:
-        """(I,) int64, what each image costs."""
+        """(I,) int64, the cost of each image."""
         return self.budget.costs
 
     def hold(self, rows: np.ndarray, log: LogWriter, reason: str) -> None:
-        """Take rows that were bought before, even beyond a cap.
+        """Select rows that were selected before, even beyond a maximum quota.
 
         Raises:
             SelectionError: They exceed the budget.
         """
-        self.room -= int(self.costs[rows].sum())
-        if self.room < 0:
-            raise SelectionError(f"what is held must fit the budget of {self.budget.text}, got more; raise the budget")
-        self._rooms = np.maximum(self._rooms - self._amounts[:, rows].sum(axis=1), 0)
+        self.remaining -= int(self.costs[rows].sum())
+        if self.remaining < 0:
+            raise SelectionError(
+                f"budget of {self.budget.text}: the {len(rows):,} images selected before exceed it. Raise the budget."
+            )
+        self._maximum_remaining = np.maximum(self._maximum_remaining - self._amounts[:, rows].sum(axis=1), 0)
         log.take(rows, reason)
 
     def beyond(self, rows: np.ndarray, factor: float) -> np.ndarray:
-        """Return the rows after those that together cost up to ``factor`` times what is left."""
-        reached = np.searchsorted(np.cumsum(self.costs[rows]), factor * self.room, side="right")
+        """Return the rows after those that together cost up to ``factor`` times the remaining budget."""
+        reached = np.searchsorted(np.cumsum(self.costs[rows]), factor * self.remaining, side="right")
         return rows[reached:]
 
     def meet(self, minimum: Quota, log: LogWriter) -> None:
-        """Take the best-scored images that hold what a floor counts, until it is met.
+        """Select the best-scored images with the counted quantity until a minimum quota is met.
 
-        What was taken before counts. An image that breaks a cap or does not fit the budget is passed over: a later one
-        may do.
+        Images selected before count. Images that exceed a maximum quota or do not fit the budget are skipped.
 
         Raises:
-            SelectionError: The floor cannot be met: by the pool, by what is left of the budget, or under the caps.
+            SelectionError: The pool, the remaining budget or a maximum quota does not allow it.
         """
         need = minimum.limit - int(minimum.amounts[log.taken].sum())
         candidates = log.candidates
@@ -237,8 +233,7 @@ class BudgetTracker:
                 else ""
             )
             raise SelectionError(
-                f"floor {minimum} must be at most what the pool holds, got a pool that holds "
-                f"{held + minimum.limit - need:,}{thinned}; lower the floor"
+                f"minimum {minimum}: the pool has only {held + minimum.limit - need:,}{thinned}. Lower the minimum."
             )
         outcome, lacking = self._walk(holding, minimum.amounts, need, stops=False)
         if lacking > 0:
@@ -246,28 +241,28 @@ class BudgetTracker:
                 {str(self._maximums[code - FIRST_MAXIMUM]) for code in outcome.tolist() if code >= FIRST_MAXIMUM}
             )
             limits = [f"the budget of {self.budget.text}"] if (outcome == OVER_BUDGET).any() else []
-            limits += [f"cap {name}" for name in blocking]
+            limits += [f"maximum {name}" for name in blocking]
             raise SelectionError(
-                f"floor {minimum} must be met within {' and '.join(limits)}, got {minimum.limit - lacking:,} with the "
-                "best-scored images after the floors before it; raise the limit or lower the floor"
+                f"minimum {minimum}: {' and '.join(limits)} allows only {minimum.limit - lacking:,}. Raise that limit, "
+                "or lower the minimum."
             )
-        log.take(holding[outcome == TAKEN], f"floor {minimum}")
+        log.take(holding[outcome == TAKEN], f"minimum {minimum}")
 
     def spend(self, order: np.ndarray, log: LogWriter, reason: str) -> bool:
-        """Take rows in order until one does not fit; those that break a cap are removed.
+        """Select rows in order until one does not fit; remove those that exceed a maximum quota.
 
         Returns:
-            Whether a row did not fit: the budget is spent.
+            Whether a row did not fit, so that the budget is spent.
         """
         outcome, _ = self._walk(order, np.zeros(len(self.costs), np.int64), 1, stops=True)
         log.take(order[outcome == TAKEN], reason)
         for number, maximum in enumerate(self._maximums):
-            log.remove(order[outcome == FIRST_MAXIMUM + number], f"cap {maximum}")
+            log.remove(order[outcome == FIRST_MAXIMUM + number], f"maximum {maximum}")
         return bool(((outcome == OVER_BUDGET) | (outcome == NOT_REACHED)).any())
 
-    def _walk(self, order: np.ndarray, wanted: np.ndarray, need: int, *, stops: bool) -> tuple[np.ndarray, int]:
-        outcome, room, lacking = take_in_order(
-            order, self.costs, self.room, self._amounts, self._rooms, wanted, need, stops
+    def _walk(self, order: np.ndarray, counted: np.ndarray, need: int, *, stops: bool) -> tuple[np.ndarray, int]:
+        outcome, remaining, lacking = take_in_order(
+            order, self.costs, self.remaining, self._amounts, self._maximum_remaining, counted, need, stops
         )
-        self.room = int(room)
+        self.remaining = int(remaining)
         return outcome, int(lacking)

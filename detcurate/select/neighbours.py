@@ -1,4 +1,4 @@
-"""Nearest neighbours among the embeddings of a pool, by faiss: exact for small pools, by cells for large ones."""
+"""Nearest neighbours of embeddings by faiss: exact for small pools, with an inverted file for large ones."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 
 from detcurate.errors import SelectionError
 
-_EXACT_UP_TO = 20_000  # rows: below, all pairs cost a few seconds
+_EXACT_UP_TO = 20_000  # rows; comparing all pairs takes a few seconds up to here
 _NUM_PROBES = 16
 _BLOCK = 4096
 
 
 def unit_rows(embeddings: np.ndarray) -> np.ndarray:
-    """Return the rows scaled to length 1, so that a product of two is their cosine; a row of zeros stays.
+    """Return the rows scaled to length 1, so that their dot products are cosines; rows of zeros are unchanged.
 
     Args:
         embeddings: (n, D) floating, finite.
@@ -38,7 +38,7 @@ def unit_rows(embeddings: np.ndarray) -> np.ndarray:
 
 
 def require_same_images(image_ids: np.ndarray, embedded_ids: np.ndarray) -> None:
-    """Raise ``SelectionError`` unless the embeddings are those of the pool, image by image.
+    """Raise ``SelectionError`` unless the embeddings belong to the pool's images, in their order.
 
     Args:
         image_ids: (I,) int64, the scored pool.
@@ -46,28 +46,28 @@ def require_same_images(image_ids: np.ndarray, embedded_ids: np.ndarray) -> None
     """
     if np.array_equal(image_ids, embedded_ids):
         return
-    lacking, strange = np.setdiff1d(image_ids, embedded_ids), np.setdiff1d(embedded_ids, image_ids)
+    lacking, unknown = np.setdiff1d(image_ids, embedded_ids), np.setdiff1d(embedded_ids, image_ids)
     if len(lacking):
-        difference = f"none of {len(lacking)} images (the first is image_id {lacking[0]})"
-    elif len(strange):
-        difference = f"{len(strange)} of other images (the first is image_id {strange[0]})"
+        difference = f"{len(lacking)} images have none; the first is image_id {lacking[0]}"
+    elif len(unknown):
+        difference = f"{len(unknown)} are of other images; the first is image_id {unknown[0]}"
     else:
-        difference = "another order, or an image twice"
+        difference = "they are in another order, or an image is repeated"
     raise SelectionError(
-        f"embeddings must be those of the pool's {len(image_ids)} images, got {difference}; "
-        "predict the pool again with CURATE.PREDICT.EMBEDDINGS True"
+        f"embeddings do not match the pool's {len(image_ids)} images ({difference}). "
+        "Predict the pool again with CURATE.PREDICT.EMBEDDINGS True."
     )
 
 
 class KeptRows:
-    """The rows that were kept so far, to be asked for those near a new one.
+    """The rows kept so far, searchable by similarity.
 
-    Of a pool of up to 20,000 rows all are compared; of a larger one those in the 16 nearest of some 2 √n cells: a pair
-    whose rows lie in cells far apart can be missed, the more rarely the higher the similarity.
+    In pools of up to 20,000 rows all pairs are compared. In larger pools only rows in the 16 nearest of about 2 √n
+    cells are compared, so pairs in distant cells can be missed, less often at higher similarities.
 
     Args:
-        units: (n, D) float32 rows of length 1: the pool, of which rows will be kept.
-        num_threads: parts of a block that are searched at once; of no effect on the result.
+        units: (n, D) float32 rows of length 1: the pool.
+        num_threads: Number of search threads; no effect on the result.
     """
 
     def __init__(self, units: np.ndarray, num_threads: int = 1) -> None:
@@ -85,9 +85,9 @@ class KeptRows:
         """Return the kept rows whose cosine with each row of a block is at least ``similarity``.
 
         Returns:
-            (b + 1,) int64, where each row's begin; (P,) int64 rows of the pool, in any order.
+            (b + 1,) int64, the start of each row's neighbours; (P,) int64 rows of the pool, in any order.
         """
-        bound = float(np.nextafter(np.float32(similarity), np.float32(0)))  # faiss wants more than the bound
+        bound = float(np.nextafter(np.float32(similarity), np.float32(0)))  # faiss excludes the bound itself
         size = -(-len(block) // self._num_threads)
         parts = _in_threads(
             lambda part: self._index.range_search(part, bound)[::2],
@@ -102,16 +102,16 @@ class KeptRows:
 def nearest_rows(
     units: np.ndarray, queries: np.ndarray, *, k: int, num_threads: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the k rows with the highest cosine to each query; approximate above 20,000 rows, as :class:`KeptRows`.
+    """Find the k rows with the highest cosine to each query; approximate above 20,000 rows like :class:`KeptRows`.
 
     Args:
         units: (n, D) float32 rows of length 1.
-        queries: (q, D) float32, likewise.
-        k: at least 1.
-        num_threads: blocks that are searched at once; of no effect on the result.
+        queries: (q, D) float32 rows of length 1.
+        k: At least 1.
+        num_threads: Number of search threads; no effect on the result.
 
     Returns:
-        (q, min(k, n)) float32 cosines, falling, and int64 rows; -1 where fewer were found.
+        (q, min(k, n)) float32 cosines, descending, and int64 rows; -1 where fewer were found.
     """
     index = _trained_index(units)
     index.add(units)
@@ -138,7 +138,7 @@ def _trained_index(units: np.ndarray) -> Any:
 
 
 def _in_threads(search: Callable[[np.ndarray], Any], blocks: list[np.ndarray], num_threads: int) -> list[Any]:
-    """Search block by block, each on one thread of faiss's: its own threads wait for each other on busy machines."""
+    """Search blocks in parallel, each with one faiss thread: faiss's own threads stall on busy machines."""
 
     def search_alone(block: np.ndarray) -> Any:
         faiss.omp_set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Strategies: in which order the candidates are bought."""
+"""Strategies: the order in which candidates are selected."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from detcurate.errors import SelectionError
 from detcurate.select.kernels import farthest_first, lazy_greedy
 from detcurate.select.neighbours import nearest_rows, unit_rows
 
-_FEWEST, _MOST = 256, 4096  # candidates looked at a round
+_FEWEST, _MOST = 256, 4096  # candidates examined per round
 _CHUNK = 2048
 _CHOSEN = np.float32(4.0)  # above any cosine
 
@@ -20,18 +20,18 @@ _CHOSEN = np.float32(4.0)  # above any cosine
 def k_center(
     units: np.ndarray, *, num_centers: int, taken: np.ndarray | None = None, num_threads: int = 1
 ) -> np.ndarray:
-    """Choose centers greedily, each the row that is farthest from all centers before it.
+    """Choose centers greedily, each the row that is farthest from all earlier centers.
 
-    The result is that of the plain greedy algorithm, at the speed of matrix products: a round takes the farthest b
-    rows, chooses among them as long as the farthest of them is farther than any row outside was when the round began
-    (which is exact, for distances only fall), and then brings all rows up to date with one product. Two rows whose
-    distances differ by less than float32 resolves may change places.
+    The result equals that of the plain greedy algorithm, at the speed of matrix products. Each round takes the farthest
+    b rows and chooses among them while the farthest is farther than every other row was at the start of the round; this
+    is exact because distances only decrease. One matrix product then updates all rows. Rows with distances that differ
+    by less than the float32 resolution may change places.
 
     Args:
-        units: (n, D) float32 rows of length 1; of equally far ones the first is chosen.
-        num_centers: in [0, n].
-        taken: (t, D) float32 rows that are centers already, or None: the first row is then the first center.
-        num_threads: chunks of rows at once; of no effect on the result.
+        units: (n, D) float32 rows of length 1; of equally far rows the first is chosen.
+        num_centers: In [0, n].
+        taken: (t, D) float32 rows that are centers already. With None the first row is the first center.
+        num_threads: Number of threads; no effect on the result.
 
     Returns:
         (num_centers,) int64 rows, in order of choice.
@@ -76,7 +76,7 @@ def raise_closeness(closeness: np.ndarray, units: np.ndarray, centers: np.ndarra
         closeness: (n,) float32.
         units: (n, D) float32.
         centers: (c, D) float32, c at least 1.
-        num_threads: chunks of rows at once.
+        num_threads: Number of threads; no effect on the result.
     """
 
     def work(start: int) -> None:
@@ -90,14 +90,14 @@ def raise_closeness(closeness: np.ndarray, units: np.ndarray, centers: np.ndarra
 
 
 def _farthest(closeness: np.ndarray, batch: int) -> tuple[np.ndarray, np.float32]:
-    """Return the rows farther than all others, ascending, and the closeness that those others have at least."""
+    """Return the rows farther than all others, ascending, and a lower bound of the closeness of the others."""
     if batch >= len(closeness):
         return np.arange(len(closeness)), _CHOSEN
     bound = np.partition(closeness, batch)[batch]
     rows = np.flatnonzero(closeness < bound)
     if len(rows):
         return rows, bound
-    # All of the farthest are equally far: the first of them, which come first outside the batch too.
+    # All of the farthest rows are equally far: take the first of them.
     return np.flatnonzero(closeness == bound)[:batch], np.nextafter(bound, _CHOSEN)
 
 
@@ -112,18 +112,17 @@ def facility_location(
     num_neighbours: int = _NUM_NEIGHBOURS,
     num_threads: int = 1,
 ) -> np.ndarray:
-    """Choose rows greedily to maximise the sum, over all rows, of the cosine with the nearest chosen one.
+    """Choose rows greedily to maximise the sum, over all rows, of the cosine with the nearest chosen row.
 
-    Only the cosines of each row with its nearest neighbours count, negative ones as 0; neighbours both ways, the row
-    itself among them. Greedy choice is within 1 - 1/e of the best one; that of a row whose gain was computed long ago
-    is computed again before it is chosen, and of no other (Minoux 1978).
+    Only cosines with the nearest neighbours of either row count, the row itself included; negative ones count as 0.
+    The greedy choice reaches at least 1 - 1/e of the optimum. Gains are recomputed lazily (Minoux 1978).
 
     Args:
         units: (n, D) float32 rows of length 1; of equal gains the first is chosen.
-        num_chosen: in [0, n].
+        num_chosen: In [0, n].
         taken: (t, D) float32 rows that are chosen already, or None.
-        num_neighbours: at least 1, the row itself included.
-        num_threads: of no effect on the result.
+        num_neighbours: At least 1, the row itself included.
+        num_threads: Number of threads; no effect on the result.
 
     Returns:
         (num_chosen,) int64 rows, in order of choice.
@@ -147,7 +146,7 @@ def facility_location(
 
 
 def _graph(units: np.ndarray, num_neighbours: int, num_threads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the symmetric graph of nearest neighbours by row: starts, neighbours and their cosines."""
+    """Return the symmetric graph of nearest neighbours: the start of each row, neighbours, and their cosines."""
     n = len(units)
     cosines, neighbours = nearest_rows(units, units, k=num_neighbours, num_threads=num_threads)
     own = np.repeat(np.arange(n), neighbours.shape[1])
@@ -163,26 +162,26 @@ def _graph(units: np.ndarray, num_neighbours: int, num_threads: int) -> tuple[np
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a strategy orders: the images that are left, best first.
+    """The images that a strategy orders, best first.
 
     Args:
-        image_score: (n,) float64, falling; equal ones by image_id.
+        image_score: (n,) float64, descending; equal scores by image_id.
         costs: (n,) int64, at least 0.
-        draw: (n,) float64 in [0, 1), uniform: what chance decides. It depends on the image, the seed and the
-            strategy, not on who else is left.
-        room: what may be spent.
-        threshold: of the strategy ``threshold``.
-        num_strata: of the strategy ``strata``.
-        boxes_per_class: (n, C) integers, or None where they are not known.
+        draw: (n,) float64 in [0, 1), uniform random numbers. They depend on the image, the seed and the strategy, not
+            on the other candidates.
+        remaining: The remaining budget.
+        threshold: The threshold of the strategy ``threshold``.
+        num_strata: The number of strata of the strategy ``strata``.
+        boxes_per_class: (n, C) integers, or None if unknown.
         embeddings: (n, D) floating, or None.
-        taken_embeddings: (t, D) floating of what was taken before, or None.
-        num_threads: of no effect on the result.
+        taken_embeddings: (t, D) floating of the images selected before, or None.
+        num_threads: Number of threads; no effect on the result.
     """
 
     image_score: np.ndarray
     costs: np.ndarray
     draw: np.ndarray
-    room: int
+    remaining: int
     threshold: float = 0.0
     num_strata: int = 50
     boxes_per_class: np.ndarray | None = None
@@ -194,13 +193,13 @@ class Candidates:
         return len(self.image_score)
 
     @property
-    def most(self) -> int:
-        """How many of the cheapest fit the room: no order buys more."""
-        return int(np.searchsorted(np.cumsum(np.sort(self.costs)), self.room, side="right"))
+    def max_count(self) -> int:
+        """The largest number of images that fit the remaining budget in any order."""
+        return int(np.searchsorted(np.cumsum(np.sort(self.costs)), self.remaining, side="right"))
 
 
 Strategy = Callable[[Candidates], np.ndarray]
-"""From n candidates to the (m,) rows in the order in which they are bought; those left out are not to be bought."""
+"""Function of n candidates that returns (m,) rows in the order of selection; other rows are not selected."""
 
 
 def top_n(candidates: Candidates) -> np.ndarray:
@@ -209,21 +208,21 @@ def top_n(candidates: Candidates) -> np.ndarray:
 
 
 def threshold(candidates: Candidates) -> np.ndarray:
-    """Order as :func:`top_n`, and leave out what scores below the threshold."""
+    """Order by score, without images below the threshold."""
     return np.flatnonzero(candidates.image_score >= candidates.threshold)
 
 
 def random(candidates: Candidates) -> np.ndarray:
-    """Order at random: a smaller budget buys the head of what a larger one buys, so that fractions can be compared."""
+    """Order at random; a smaller budget selects a prefix of a larger one, so that fractions are comparable."""
     return np.argsort(candidates.draw, kind="stable")
 
 
 def strata(candidates: Candidates) -> np.ndarray:
-    """Take one image of each stratum of the score range in turn, a random one, until all are used up.
+    """Take one random image of each stratum of the score range in turn until all are used.
 
-    The strata are equally wide, not equally full, so that easy, middling and hard images are bought alike: a stratum
-    that runs out leaves its share to the others, as in the paper. The paper's cut of the hardest images is the noise
-    guard's.
+    The strata have equal width, not equal size, so that easy, medium and hard images are selected equally often. An
+    exhausted stratum leaves its share to the others, as in the paper. The label-noise filter takes the place of the
+    paper's cut of the hardest images.
 
     Source:
         Zheng et al., "Coverage-centric Coreset Selection for High Pruning Rates", ICLR 2023, algorithm 1.
@@ -241,45 +240,45 @@ def strata(candidates: Candidates) -> np.ndarray:
 
 
 def stratified_random(candidates: Candidates) -> np.ndarray:
-    """Order at random so that each head holds the images of each class in the pool's proportions.
+    """Order at random so that every prefix has the images of each class in the pool's proportions.
 
-    An image counts as one of its rarest class (by boxes among the candidates), an empty one as one of none.
+    An image belongs to its rarest class (by boxes among the candidates); images without boxes form their own group.
 
     Raises:
-        SelectionError: The boxes of each class are not known.
+        SelectionError: ``boxes_per_class`` is None.
     """
     counts = candidates.boxes_per_class
     if counts is None:
-        raise SelectionError("the strategy stratified_random must be given boxes_per_class, got none")
+        raise SelectionError("strategy stratified_random needs boxes_per_class (got None)")
     rarity = np.where(counts > 0, counts.sum(axis=0, dtype=np.int64), np.iinfo(np.int64).max)
     group = np.where(counts.any(axis=1), rarity.argmin(axis=1), counts.shape[1])
     order = np.lexsort((candidates.draw, group))
     _, starts, sizes = np.unique(group[order], return_index=True, return_counts=True)
     turn = np.arange(len(candidates)) - np.repeat(starts, sizes)
-    # The members of a group cut [0, 1) into equal parts; a random one of them says where in its part each stands, so
-    # that small groups are not always early or late.
+    # The images of a group divide [0, 1) into equal parts. A random offset within the parts, the same for the whole
+    # group, keeps small groups from always being early or late.
     offset = np.repeat(candidates.draw[order[starts + sizes // 2]], sizes) if len(order) else np.zeros(0)
     place = (turn + offset) / np.repeat(sizes, sizes)
     return order[np.lexsort((candidates.draw[order], place))]
 
 
 def k_center_order(candidates: Candidates) -> np.ndarray:
-    """Order by :func:`detcurate.select.strategies.k_center`; what was taken before are centers already."""
+    """Order by :func:`k_center`; images selected before are centers already."""
     units, taken = _units(candidates, "k_center")
-    return k_center(units, num_centers=candidates.most, taken=taken, num_threads=candidates.num_threads)
+    return k_center(units, num_centers=candidates.max_count, taken=taken, num_threads=candidates.num_threads)
 
 
 def facility_location_order(candidates: Candidates) -> np.ndarray:
-    """Order by :func:`detcurate.select.strategies.facility_location`; what was taken before counts."""
+    """Order by :func:`facility_location`; images selected before count as chosen."""
     units, taken = _units(candidates, "facility_location")
-    return facility_location(units, num_chosen=candidates.most, taken=taken, num_threads=candidates.num_threads)
+    return facility_location(units, num_chosen=candidates.max_count, taken=taken, num_threads=candidates.num_threads)
 
 
 def _units(candidates: Candidates, name: str) -> tuple[np.ndarray, np.ndarray | None]:
     if candidates.embeddings is None:
         raise SelectionError(
-            f"the strategy {name} must be given embeddings, got none; predict the pool with "
-            "CURATE.PREDICT.EMBEDDINGS True"
+            f"CURATE.SELECT.STRATEGY {name} needs embeddings (got none). Predict the pool with "
+            "CURATE.PREDICT.EMBEDDINGS True."
         )
     taken = candidates.taken_embeddings
     return unit_rows(candidates.embeddings), None if taken is None else unit_rows(taken)
@@ -296,7 +295,7 @@ STRATEGIES: Mapping[str, Strategy] = {
 }
 
 BY_EMBEDDING = ("k_center", "facility_location")
-"""The strategies that want embeddings, and only look at the best by score."""
+"""The strategies that need embeddings and consider only the best images by score."""
 
-LEFT_OUT: Mapping[str, str] = {"threshold": "below_threshold"}
-"""Strategy -> the reason of an image that it leaves out; of the others none is left out but for the budget."""
+EXCLUDED: Mapping[str, str] = {"threshold": "below_threshold"}
+"""Strategy -> the reason of images that it excludes; other strategies exclude none."""

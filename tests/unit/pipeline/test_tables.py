@@ -81,6 +81,15 @@ def test_batches_yield_all_rows_in_order(removed):
     assert [image_id for part in parts for image_id in part["image_id"].to_pylist()] == REMOVED["image_id"]
 
 
+def test_read_reasons_of_version_0_1_in_the_words_of_today(tmp_path):
+    old = ["floor class bus=2", "cap class car=5", "noise_guard", "top_n", "floor_plan"]
+    columns = {"image_id": [1, 2, 3, 4, 5], "image_score": [0.5] * 5, "reason": old, "because": [None] * 5}
+    table = RemovedTable(tmp_path / "removed.parquet")
+    pq.write_table(pa.table({**columns, "because": pa.array([None] * 5, pa.int64())}), table.path)
+    expected = ["minimum class bus=2", "maximum class car=5", "label_noise", "top_n", "floor_plan"]
+    assert table.read()["reason"].tolist() == expected
+
+
 def test_read_old_column_names(tmp_path):
     """Version 0.1 named ``replaced_by`` ``because``."""
     columns = {("because" if name == "replaced_by" else name): values for name, values in REMOVED.items()}

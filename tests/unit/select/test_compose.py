@@ -38,36 +38,36 @@ def scores_of(image_score, image_ids=None):
         (9, 0.05, 1),
     ],
 )
-def test_a_fraction_is_rounded_half_up_to_one_image_or_more(num_images, fraction, expected):
+def test_fraction_rounds_half_up_to_at_least_one_image(num_images, fraction, expected):
     assert resolve_budget(num_images, fraction=fraction, count=None) == expected
 
 
 @pytest.mark.parametrize("num_images", [1, 2, 17, 600])
-def test_a_fraction_never_leaves_the_pool_and_never_falls(num_images):
+def test_fraction_stays_within_the_pool_and_is_monotone(num_images):
     budgets = [resolve_budget(num_images, fraction=step / 97, count=None) for step in range(1, 98)]
     assert budgets == sorted(budgets)
     assert 1 <= budgets[0] and budgets[-1] == num_images
 
 
 @pytest.mark.parametrize("count", [1, 40, 600])
-def test_a_count_is_itself(count):
+def test_count_is_returned_unchanged(count):
     assert resolve_budget(600, fraction=None, count=count) == count
 
 
 @pytest.mark.parametrize(
     ("num_images", "fraction", "count", "message"),
     [
-        (600, None, 700, r"count must be at most the pool's 600 images, got 700; lower the count"),
-        (600, None, 0, "count must be at least 1, got 0"),
-        (600, 0.0, None, r"fraction must be in \(0, 1\], got 0.0"),
-        (600, 1.5, None, r"fraction must be in \(0, 1\], got 1.5"),
-        (600, float("nan"), None, r"fraction must be in \(0, 1\], got nan"),
-        (600, 0.5, 300, "exactly one of fraction and count must be given, got fraction=0.5 and count=300"),
-        (600, None, None, "exactly one of fraction and count must be given, got fraction=None and count=None"),
-        (0, 0.5, None, "the pool must hold at least one image, got 0"),
+        (600, None, 700, "count .*600.*got 700"),
+        (600, None, 0, "count .*got 0"),
+        (600, 0.0, None, "fraction .*got 0.0"),
+        (600, 1.5, None, "fraction .*got 1.5"),
+        (600, float("nan"), None, "fraction .*got nan"),
+        (600, 0.5, 300, "fraction=0.5 and count=300"),
+        (600, None, None, "fraction=None and count=None"),
+        (0, 0.5, None, "pool .*got 0"),
     ],
 )
-def test_a_budget_that_cannot_be_met_is_named(num_images, fraction, count, message):
+def test_resolve_budget_out_of_range_names_value(num_images, fraction, count, message):
     with pytest.raises(SelectionError, match=message):
         resolve_budget(num_images, fraction=fraction, count=count)
 
@@ -77,12 +77,12 @@ def boxes_per_image():
     return np.array([3, 0, 4, 2, 1])
 
 
-def test_a_budget_of_boxes_costs_the_boxes(boxes_per_image):
+def test_box_budget_costs_are_the_boxes(boxes_per_image):
     budget = box_budget(boxes_per_image, num_boxes=6)
     assert (budget.costs.tolist(), budget.limit, budget.text) == ([3, 0, 4, 2, 1], 6, "6 boxes")
 
 
-def test_a_budget_of_time_costs_images_and_boxes_exactly(boxes_per_image):
+def test_time_budget_costs_are_exact(boxes_per_image):
     budget = time_budget(boxes_per_image, seconds=5.2, seconds_per_image=0.1, seconds_per_box=0.7)
     assert budget.costs.tolist() == [2_200_000, 100_000, 2_900_000, 1_500_000, 800_000]
     assert (budget.limit, budget.text) == (5_200_000, "5.2 s of annotation")
@@ -94,25 +94,25 @@ def test_a_budget_of_time_costs_images_and_boxes_exactly(boxes_per_image):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda boxes: box_budget(boxes, num_boxes=11), "num_boxes must be at most the pool's 10 boxes, got 11; lower"),
-        (lambda boxes: box_budget(boxes, num_boxes=0), "a budget must be above 0, got 0 boxes"),
+        (lambda boxes: box_budget(boxes, num_boxes=11), "num_boxes .*10 boxes.*got 11"),
+        (lambda boxes: box_budget(boxes, num_boxes=0), "budget .*got 0 boxes"),
         (
             lambda boxes: time_budget(boxes, seconds=9, seconds_per_image=1, seconds_per_box=0),
-            "cost_seconds must be at most the 5 s that annotating the pool takes, got 9; lower it",
+            "cost_seconds .*5.*got 9",
         ),
         (
             lambda boxes: time_budget(boxes, seconds=9, seconds_per_image=0, seconds_per_box=0),
-            "seconds_per_image and seconds_per_box must be at least 0, and one of them above 0, got 0 and 0",
+            "seconds_per_image .*seconds_per_box .*got 0 and 0",
         ),
-        (lambda boxes: Budget(boxes - 1, 2, "2"), "costs must be at least 0, got -1"),
+        (lambda boxes: Budget(boxes - 1, 2, "2"), "costs .*got -1"),
     ],
 )
-def test_a_budget_out_of_range_is_named(boxes_per_image, make, message):
+def test_budget_out_of_range_names_value(boxes_per_image, make, message):
     with pytest.raises(SelectionError, match=message):
         make(boxes_per_image)
 
 
-def test_buying_stops_at_the_first_image_that_does_not_fit(boxes_per_image):
+def test_select_stops_at_first_image_over_budget(boxes_per_image):
     # 3 + 0 = 3 of 6; the image of 4 boxes does not fit, and the two after it would.
     log = select(scores_of([0.9, 0.8, 0.7, 0.6, 0.5]), budget=box_budget(boxes_per_image, num_boxes=6))
     assert log.selection.image_ids.tolist() == [5, 15]
@@ -122,24 +122,24 @@ def test_buying_stops_at_the_first_image_that_does_not_fit(boxes_per_image):
 # Top-N
 
 
-def test_the_highest_first_and_ties_by_image_id():
+def test_top_n_orders_by_score_then_image_id():
     selection = select(scores_of([0.2, 0.9, 0.5, 0.9, 0.5, 0.5]), budget=4).selection
     assert selection.image_ids.tolist() == [15, 35, 25, 45]
     assert selection.reasons == ("top_n",) * 4
 
 
-def test_top_n_against_a_plain_sort():
+def test_top_n_equals_plain_sort():
     scores = scores_of(np.round(np.random.default_rng(0).uniform(0, 1, 211), 1))
     expected = sorted(zip(-scores.image_score, scores.image_ids, strict=True))[:57]
     assert taken_ids(scores, budget=57).tolist() == [image_id for _, image_id in expected]
 
 
-def test_a_smaller_budget_is_the_head_of_a_larger_one():
+def test_smaller_budget_selects_prefix_of_larger():
     scores = scores_of(np.random.default_rng(1).uniform(0, 1, 31))
     assert taken_ids(scores, budget=7).tolist() == taken_ids(scores, budget=19)[:7].tolist()
 
 
-def test_the_seed_is_of_no_effect_on_top_n():
+def test_top_n_ignores_seed():
     scores = scores_of(np.random.default_rng(2).uniform(0, 1, 31))
     assert taken_ids(scores, budget=7, seed=1).tolist() == taken_ids(scores, budget=7, seed=2).tolist()
 
@@ -147,13 +147,13 @@ def test_the_seed_is_of_no_effect_on_top_n():
 # Threshold
 
 
-def test_the_threshold_leaves_out_what_is_below_and_not_what_is_at_it():
+def test_threshold_excludes_scores_below_it_only():
     log = select(scores_of([0.2, 0.9, 0.5, 0.49]), budget=4, strategy="threshold", threshold=0.5)
     assert log.selection.image_ids.tolist() == [15, 25]
     assert log.counts(taken=False) == {"below_threshold": 2}
 
 
-def test_the_budget_limits_the_threshold_too():
+def test_threshold_respects_budget():
     log = select(scores_of([0.2, 0.9, 0.5, 0.6]), budget=2, strategy="threshold", threshold=0.5)
     assert log.selection.image_ids.tolist() == [15, 35]
     assert log.counts(taken=False) == {"below_threshold": 1, "budget": 1}
@@ -184,7 +184,7 @@ def coverage_centric(scores, budget, num_strata):
 
 
 @pytest.mark.parametrize("budget", [3, 17, 60, 113])
-def test_strata_against_the_papers_allocation(budget):
+def test_strata_equal_the_papers_allocation(budget):
     scores = scores_of(np.random.default_rng(6).beta(1, 4, 131))
     expected, stratum = coverage_centric(scores.image_score, budget, 7)
     rows = (taken_ids(scores, budget=budget, strategy="strata", num_strata=7) - 5) // 10
@@ -194,21 +194,21 @@ def test_strata_against_the_papers_allocation(budget):
     assert got.sum() == budget
 
 
-def test_equal_scores_are_one_stratum():
+def test_strata_of_equal_scores_are_one():
     assert len(taken_ids(scores_of(np.full(9, 0.4)), budget=4, strategy="strata")) == 4
 
 
 # Random
 
 
-def test_random_does_not_look_at_the_score_and_repeats_with_the_seed():
+def test_random_ignores_score_and_repeats_with_seed():
     first, second = scores_of(np.linspace(0, 1, 31)), scores_of(np.linspace(1, 0, 31))
     drawn = [taken_ids(scores, budget=11, strategy="random", seed=3).tolist() for scores in (first, second)]
     assert drawn[0] == drawn[1]
     assert drawn[0] != taken_ids(first, budget=11, strategy="random", seed=4).tolist()
 
 
-def test_what_is_drawn_does_not_depend_on_who_else_is_there():
+def test_random_draw_is_independent_of_other_candidates():
     scores = scores_of(np.linspace(0, 1, 31))
     whole = taken_ids(scores, budget=31, strategy="random")
     columns = PoolColumns(label_error_score=np.where(np.arange(31) % 3 == 0, 1.0, 0.0))
@@ -227,13 +227,13 @@ def test_random_is_uniform():
     assert (np.abs(counts - 600) < 5 * 19).all()
 
 
-def test_two_strategies_with_one_seed_are_two_draws():
+def test_strategies_with_one_seed_draw_independently():
     scores, columns = scores_of(np.zeros(200)), PoolColumns(boxes_per_class=np.ones((200, 1), np.int64))
     drawn = [set(taken_ids(scores, budget=50, strategy=name, columns=columns)) for name in sorted(STRATEGIES)[2:5]]
     assert all(len(first & second) < 30 for first, second in itertools.combinations(drawn, 2))  # 12.5 by chance
 
 
-def test_stratified_random_keeps_the_proportions_in_every_head():
+def test_stratified_random_keeps_proportions_in_every_prefix():
     rng = np.random.default_rng(8)
     rarest = rng.permutation(np.repeat([0, 1, 2], [60, 30, 10]))  # 2 the rarest: nobody holds it but its own
     boxes = np.zeros((100, 4), np.int32)
@@ -248,7 +248,7 @@ def test_stratified_random_keeps_the_proportions_in_every_head():
             assert abs((groups[:head] == group).sum() - share * head) <= 1 + 1e-9
 
 
-def test_stratified_random_looks_at_no_score():
+def test_stratified_random_ignores_score():
     boxes = np.random.default_rng(9).poisson(0.5, (23, 3))
     first, second = scores_of(np.linspace(0, 1, 23)), scores_of(np.linspace(1, 0, 23))
     columns = PoolColumns(boxes_per_class=boxes)
@@ -274,7 +274,7 @@ def every_column(num_images, seed=0):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_whole_pool_is_every_image_once(strategy):
+def test_budget_of_whole_pool_selects_every_image_once(strategy):
     scores = scores_of(np.random.default_rng(5).uniform(0, 1, 13))
     log = select(scores, budget=13, strategy=strategy, columns=every_column(13))
     assert sorted(log.selection.image_ids.tolist()) == scores.image_ids.tolist()
@@ -284,7 +284,7 @@ def test_the_whole_pool_is_every_image_once(strategy):
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_every_image_has_one_reason_and_every_promise_is_kept(data):
+def test_select_keeps_all_limits_and_gives_one_reason_per_image(data):
     num_images = data.draw(st.integers(8, 40))
     seed = data.draw(st.integers(0, 99))
     rng = np.random.default_rng(seed)
@@ -320,7 +320,7 @@ def test_every_image_has_one_reason_and_every_promise_is_kept(data):
     try:
         log = select(scores, **options)
     except SelectionError as error:
-        assert "floor class 1" in str(error) or "at least one image" in str(error)
+        assert "minimum class 1" in str(error) or "no image is left" in str(error)
         return
     taken = log.taken
     assert budget.costs[taken].sum() <= budget.limit
@@ -337,8 +337,8 @@ def test_every_image_has_one_reason_and_every_promise_is_kept(data):
     assert (scores.image_score[keepers] >= scores.image_score[given_way]).all()
 
 
-def test_the_order_of_the_steps_and_of_the_reasons():
-    #             guard  dup of 35  gap to 25  floor  capped  bought, bought, budget
+def test_steps_run_in_documented_order():
+    #             noisy  dup of 35  gap to 25  minim. maxim.  select, select, budget
     scores = scores_of([0.9, 0.60, 0.95, 0.7, 0.1, 0.85, 0.8, 0.5])
     columns = PoolColumns(
         label_error_score=np.array([1.0, 0, 0, 0, 0, 0, 0, 0]),
@@ -358,23 +358,23 @@ def test_the_order_of_the_steps_and_of_the_reasons():
         maximums=[Quota("class bus", np.array([0, 0, 0, 0, 0, 0, 5, 0]), 4)],
     )
     assert log.selection.image_ids.tolist() == [45, 25, 35]
-    assert log.selection.reasons == ("floor empty images=1", "top_n", "top_n")
+    assert log.selection.reasons == ("minimum empty images=1", "top_n", "top_n")
     named = {int(image): log.reasons[code] for image, code in zip(log.image_ids, log.reason_index, strict=True)}
     assert named == {
         5: "label_noise",
         15: "near_duplicate",
         25: "top_n",
         35: "top_n",
-        45: "floor empty images=1",
+        45: "minimum empty images=1",
         55: "sequence_gap",
-        65: "cap class bus=4",
+        65: "maximum class bus=4",
         75: "budget",
     }
     assert dict(zip(log.image_ids.tolist(), log.replaced_by.tolist(), strict=True)) == {
         5: -1, 15: 35, 25: -1, 35: -1, 45: -1, 55: 25, 65: -1, 75: -1,
     }  # fmt: skip
     assert list(log.counts(taken=False)) == [
-        "label_noise", "near_duplicate", "sequence_gap", "cap class bus=4", "budget",
+        "label_noise", "near_duplicate", "sequence_gap", "maximum class bus=4", "budget",
     ]  # fmt: skip
 
 
@@ -382,60 +382,63 @@ def test_the_order_of_the_steps_and_of_the_reasons():
 
 
 @pytest.mark.parametrize("budget", [0, -1, 4])
-def test_a_budget_outside_the_pool_is_refused(budget):
-    with pytest.raises(SelectionError, match=rf"budget must be in \[1, 3\], the images of the pool, got {budget}"):
+def test_budget_outside_pool_raises(budget):
+    with pytest.raises(SelectionError, match=rf"budget .*\[1, 3\].*got {budget}"):
         select(scores_of([0.1, 0.2, 0.3]), budget=budget)
 
 
-def test_an_unknown_strategy_is_answered_with_the_names():
-    with pytest.raises(SelectionError, match="strategy must be one of top_n, threshold, .*, got 'best'"):
+def test_unknown_strategy_raises_with_known_names():
+    with pytest.raises(SelectionError, match="strategy .*top_n, threshold, .*got 'best'"):
         select(scores_of([0.1, 0.2, 0.3]), budget=2, strategy="best")
 
 
-def test_a_negative_seed_is_refused():
-    with pytest.raises(SelectionError, match="seed must be at least 0, got -1"):
+def test_negative_seed_raises():
+    with pytest.raises(SelectionError, match="seed .*got -1"):
         select(scores_of([0.1, 0.2, 0.3]), budget=2, strategy="random", seed=-1)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"noise_filter": "on"}, "noise_filter must be one of off, drop, queue, got 'on'"),
-        ({"noise_filter": "drop"}, "the noise filter must be given label-error scores, got scores without any"),
+        ({"noise_filter": "on"}, "noise_filter .*off, drop, queue.*got 'on'"),
+        ({"noise_filter": "drop"}, "CURATE.SELECT.NOISE_FILTER drop .*label-error scores"),
         (
             {
                 "noise_filter": "drop",
                 "noise_filter_quantile": 1.2,
                 "columns": PoolColumns(label_error_score=np.zeros(3)),
             },
-            r"in \[0, 1\], got 1.2",
+            "noise_filter_quantile .*got 1.2",
         ),
         (
             {"noise_filter": "drop", "columns": PoolColumns(label_error_score=np.array([0, np.nan, 1]))},
-            "suspicion must be at least 0 and f",
+            "label_error_score .*finite",
         ),
-        ({"duplicate_similarity": 0.9}, "embeddings or hashes must be given .* similarity 0.9, got neither"),
-        ({"duplicate_similarity": 1.5, "columns": PoolColumns(hashes=np.zeros(3, np.uint64))}, r"in \(0, 1\], got 1.5"),
-        ({"sequence_gap": 5}, "`sequence` must be known of some images where a gap of 5 frames is asked, got none"),
+        ({"duplicate_similarity": 0.9}, "duplicate_similarity 0.9 .*embeddings or hashes"),
+        (
+            {"duplicate_similarity": 1.5, "columns": PoolColumns(hashes=np.zeros(3, np.uint64))},
+            "duplicate_similarity .*got 1.5",
+        ),
+        ({"sequence_gap": 5}, "CURATE.SELECT.SEQUENCE_GAP: .*5 frames.*`sequence`"),
         (
             {"sequence_gap": 5, "columns": PoolColumns(sequences=np.array([0, -1, 0]))},
-            "`frame_index` must be known of all images with a sequence .* got none for 2 of them",
+            "CURATE.SELECT.SEQUENCE_GAP: .*`frame_index` .*2 of them",
         ),
-        ({"strategy": "k_center"}, "the strategy k_center must be given embeddings, got none"),
-        ({"strategy": "facility_location"}, "the strategy facility_location must be given embeddings, got none"),
-        ({"strategy": "stratified_random"}, "the strategy stratified_random must be given boxes_per_class, got none"),
-        ({"strategy": "threshold", "threshold": 0.9}, r"at least one image, got none .*\(removed: below_threshold 3\)"),
-        ({"oversampling": 0.5}, "oversampling must be at least 1, got 0.5"),
-        ({"num_strata": 0}, "num_strata must be at least 1, got 0"),
+        ({"strategy": "k_center"}, "CURATE.SELECT.STRATEGY k_center .*embeddings"),
+        ({"strategy": "facility_location"}, "CURATE.SELECT.STRATEGY facility_location .*embeddings"),
+        ({"strategy": "stratified_random"}, "stratified_random .*boxes_per_class"),
+        ({"strategy": "threshold", "threshold": 0.9}, r"\(removed: below_threshold 3\)"),
+        ({"oversampling": 0.5}, "oversampling .*got 0.5"),
+        ({"num_strata": 0}, "num_strata .*got 0"),
         (
             {"columns": PoolColumns(embeddings=np.zeros((4, 2)))},
-            "embeddings must have one row for each of .* 3 .*, got 4",
+            "embeddings .*3 .*got 4",
         ),
-        ({"budget": image_budget(4, count=2)}, "budget must have a cost for each of the pool's 3 images, got 4"),
-        ({"budget": Budget(np.full(3, 9), 5, "5 boxes")}, "at least one image, got none with a budget of 5 boxes"),
+        ({"budget": image_budget(4, count=2)}, "budget .*3 images .*got 4"),
+        ({"budget": Budget(np.full(3, 9), 5, "5 boxes")}, "budget of 5 boxes"),
     ],
 )
-def test_what_a_step_lacks_is_named(options, message):
+def test_missing_or_invalid_option_is_named(options, message):
     with pytest.raises(SelectionError, match=message):
         select(scores_of([0.1, 0.2, 0.3]), **{"budget": 2, **options})
 
@@ -443,19 +446,19 @@ def test_what_a_step_lacks_is_named(options, message):
 @pytest.mark.parametrize(
     ("image_ids", "image_score", "message"),
     [
-        ([5, 5, 8], [0.1, 0.2, 0.3], "ascending and unique, got 5 after 5"),
-        ([5, 8, 9], [0.1, np.nan, 0.3], "image_score must be finite, got 1 NaN"),
+        ([5, 5, 8], [0.1, 0.2, 0.3], "image_ids .*5 after 5"),
+        ([5, 8, 9], [0.1, np.nan, 0.3], "image_score .*finite"),
     ],
 )
-def test_scores_that_cannot_be_used(image_ids, image_score, message):
+def test_invalid_scores_raise(image_ids, image_score, message):
     with pytest.raises(SelectionError, match=message):
         select(scores_of(image_score, image_ids), budget=2)
 
 
-# What a round before has bought
+# Images selected before
 
 
-def test_what_is_held_comes_first_and_counts_for_the_budget():
+def test_held_images_come_first_and_count_for_budget():
     scores = scores_of([0.9, 0.1, 0.7, 0.5, 0.3])
     log = select(scores, budget=4, held=[(np.array([45, 15]), "seed_set"), (np.array([35]), "round_1")])
     assert log.selection.image_ids.tolist() == [45, 15, 35, 5]
@@ -463,7 +466,7 @@ def test_what_is_held_comes_first_and_counts_for_the_budget():
     assert log.counts(taken=False) == {"budget": 1}
 
 
-def test_others_give_way_to_what_is_held_and_it_to_none():
+def test_held_images_replace_others_and_stay():
     scores = scores_of([0.9, 0.1, 0.7, 0.5, 0.3])
     columns = PoolColumns(
         label_error_score=np.array([0.1, 0.9, 0.0, 0.2, 0.8]),
@@ -477,7 +480,7 @@ def test_others_give_way_to_what_is_held_and_it_to_none():
     assert log.replaced_by.tolist() == [15, -1, -1, 45, -1]
 
 
-def test_two_that_are_held_may_be_alike():
+def test_held_images_may_be_near_duplicates():
     scores, columns = scores_of([0.9, 0.8, 0.7]), PoolColumns(embeddings=np.tile([1.0, 2.0], (3, 1)))
     log = select(scores, budget=3, columns=columns, duplicate_similarity=0.99, held=[(np.array([25, 15]), "seed_set")])
     assert log.selection.image_ids.tolist() == [25, 15]
@@ -485,7 +488,7 @@ def test_two_that_are_held_may_be_alike():
 
 
 @pytest.mark.parametrize("way", ["embeddings", "hashes"])
-def test_what_resembles_an_image_that_is_labelled_already_leaves(way):
+def test_near_duplicates_of_labelled_images_are_removed(way):
     """Of two labelled ones that are alike, each has its own follower; one candidate gives way to another."""
     angles = np.array([0.0, 0.2, -0.2, 0.4, 2.0, 2.1])  # labelled: the first two; cosine 0.98 of a step of 0.2
     vectors = np.column_stack((np.cos(angles), np.sin(angles)))
@@ -498,7 +501,7 @@ def test_what_resembles_an_image_that_is_labelled_already_leaves(way):
     assert log.replaced_by.tolist() == [-1, -1, 35, -1]
 
 
-def test_what_is_near_to_either_of_two_that_are_held_and_alike_gives_way():
+def test_near_duplicates_of_either_held_image_are_removed():
     scores, columns = (
         scores_of([0.9, 0.8, 0.7]),
         PoolColumns(sequences=np.zeros(3, int), frame_index=np.array([4, 6, 8])),
@@ -508,7 +511,7 @@ def test_what_is_near_to_either_of_two_that_are_held_and_alike_gives_way():
     assert log.replaced_by.tolist() == [-1, -1, 15]
 
 
-def test_what_is_held_counts_for_floors_and_caps():
+def test_held_images_count_for_quotas():
     scores = scores_of([0.9, 0.8, 0.7, 0.6, 0.5])
     bicycles = np.array([1, 0, 1, 0, 2])
     held = [(np.array([45]), "seed_set")]
@@ -520,11 +523,11 @@ def test_what_is_held_counts_for_floors_and_caps():
 @pytest.mark.parametrize(
     ("image_ids", "message"),
     [
-        ([5, 15, 25], "what is held must fit the budget of 2 images, got more"),
-        ([5, 16], "what is held must be images of the pool, got 16 and 0 others"),
-        ([99], "what is held must be images of the pool, got 99"),
+        ([5, 15, 25], "budget of 2 images: .*3 images"),
+        ([5, 16], "image_id 16.*1 that are not"),
+        ([99], "image_id 99"),
     ],
 )
-def test_what_cannot_be_held_is_refused(image_ids, message):
+def test_invalid_held_images_raise(image_ids, message):
     with pytest.raises(SelectionError, match=message):
         select(scores_of([0.9, 0.8, 0.7, 0.6]), budget=2, held=[(np.array(image_ids), "seed_set")])

@@ -48,12 +48,12 @@ def test_k_center_by_hand():
 
 
 @pytest.mark.parametrize(("num_rows", "num_features", "num_centers"), [(23, 3, 23), (700, 5, 300), (5000, 16, 1500)])
-def test_k_center_is_the_plain_greedy_one(num_rows, num_features, num_centers):
+def test_k_center_equals_plain_greedy(num_rows, num_features, num_centers):
     units = units_of(num_rows, num_features)
     assert k_center(units, num_centers=num_centers).tolist() == plain_k_center(units, num_centers)
 
 
-def test_k_center_in_small_rounds_and_threads_is_the_same(monkeypatch):
+def test_k_center_ignores_round_size_and_threads(monkeypatch):
     units = units_of(900, 6, seed=2)
     expected = k_center(units, num_centers=200).tolist()
     monkeypatch.setattr(module, "_CHUNK", 100)
@@ -64,14 +64,14 @@ def test_k_center_in_small_rounds_and_threads_is_the_same(monkeypatch):
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), num_rows=st.integers(2, 9), num_centers=st.integers(1, 4))
-def test_k_center_is_within_twice_the_best_radius(seed, num_rows, num_centers):
+def test_k_center_radius_is_within_twice_the_optimum(seed, num_rows, num_centers):
     num_centers = min(num_centers, num_rows)
     units = units_of(num_rows, 3, seed)
     best = min(covering_radius(units, list(set_)) for set_ in itertools.combinations(range(num_rows), num_centers))
     assert covering_radius(units, k_center(units, num_centers=num_centers)) <= 2 * best + 1e-3
 
 
-def test_every_row_is_chosen_once_among_duplicates():
+def test_duplicates_are_chosen_once_each():
     units = unit_rows(np.repeat(np.eye(3), [400, 300, 111], axis=0))
     centers = k_center(units, num_centers=811)
     assert centers[:3].tolist() == [0, 400, 700]
@@ -94,7 +94,7 @@ def plain_facility_location(weights, num_chosen, coverage=None):
 
 
 @pytest.mark.parametrize("num_chosen", [1, 7, 60])
-def test_facility_location_is_the_plain_greedy_one(num_chosen):
+def test_facility_location_equals_plain_greedy(num_chosen):
     units = units_of(60, 4, seed=5)
     weights = np.maximum((units @ units.T).astype(np.float64), 0)
     np.fill_diagonal(weights, 1)
@@ -102,7 +102,7 @@ def test_facility_location_is_the_plain_greedy_one(num_chosen):
     assert got.tolist() == plain_facility_location(weights, num_chosen)
 
 
-def test_facility_location_counts_what_is_taken():
+def test_facility_location_counts_taken_rows():
     units = units_of(40, 4, seed=6)
     weights = np.maximum((units @ units.T).astype(np.float64), 0)
     np.fill_diagonal(weights, 1)
@@ -110,14 +110,14 @@ def test_facility_location_counts_what_is_taken():
     assert got.tolist() == plain_facility_location(weights, 9, np.maximum(weights[3], weights[4]))
 
 
-def test_a_sparse_graph_loses_little():
+def test_facility_location_on_sparse_graph_loses_little():
     units = units_of(300, 6, seed=7)
     cosines = np.maximum(units @ units.T, 0)
     value = {k: cosines[facility_location(units, num_chosen=40, num_neighbours=k)].max(axis=0).sum() for k in (20, 300)}
     assert value[20] > 0.97 * value[300]
 
 
-def test_none_is_chosen_of_none_wanted():
+def test_zero_requested_rows_give_none():
     assert facility_location(units_of(5, 3), num_chosen=0).tolist() == []
 
 
@@ -125,7 +125,7 @@ def test_none_is_chosen_of_none_wanted():
 
 
 @pytest.mark.parametrize("strategy", ["k_center", "facility_location"])
-def test_only_the_best_by_score_are_looked_at(strategy):
+def test_k_center_considers_only_best_by_score(strategy):
     rng = np.random.default_rng(8)
     scores = ImageScores(np.arange(50), rng.uniform(0, 1, 50), {})
     columns = PoolColumns(embeddings=rng.normal(size=(50, 7)).astype(np.float16))
@@ -136,7 +136,7 @@ def test_only_the_best_by_score_are_looked_at(strategy):
 
 
 @pytest.mark.parametrize("strategy", ["k_center", "facility_location"])
-def test_rows_of_a_pool_in_another_order_of_ids_are_chosen_alike(strategy):
+def test_choice_is_independent_of_image_ids(strategy):
     rng = np.random.default_rng(9)
     score, embeddings, ids = rng.uniform(0, 1, 41), rng.normal(size=(41, 5)), rng.permutation(41) + 7
     chosen = []
@@ -148,7 +148,7 @@ def test_rows_of_a_pool_in_another_order_of_ids_are_chosen_alike(strategy):
     assert chosen[0] == chosen[1]
 
 
-def test_what_the_floors_have_taken_are_centers_already():
+def test_images_of_minimums_are_centers_already():
     angles = np.array([0.0, 0.02, 1.5, 3.0])
     embeddings = np.column_stack((np.cos(angles), np.sin(angles)))
     scores = ImageScores(np.arange(4), np.array([0.1, 0.9, 0.8, 0.7]), {})
