@@ -213,6 +213,7 @@ def find_threshold(
     embeddings: np.ndarray | None,
     hashes: np.ndarray | None,
     sequences: np.ndarray,
+    similarity: float | None = None,
 ) -> DuplicateThreshold:
     """Find the similarity of near-duplicates from the pool, with the recall on planted copies.
 
@@ -222,6 +223,7 @@ def find_threshold(
         embeddings: (n, D) floating, or None.
         hashes: (n,) uint64; used without embeddings.
         sequences: (n,) int64, the number of each image's sequence, -1 for none.
+        similarity: A fixed threshold to describe instead of the one that is found.
 
     Raises:
         DatasetError: An image cannot be decoded.
@@ -240,7 +242,12 @@ def find_threshold(
         rows = np.concatenate(parts).reshape(len(originals), len(COPIES), -1)
         copies = {kind: rows[:, number] for number, kind in enumerate(COPIES)}
     return duplicate_threshold(
-        embeddings=embeddings, hashes=hashes, sequences=sequences, copies=copies, originals=originals
+        embeddings=embeddings,
+        hashes=hashes,
+        sequences=sequences,
+        copies=copies,
+        originals=originals,
+        similarity=similarity,
     )
 
 

@@ -24,7 +24,6 @@ EMBEDDING_STEP, HASH_STEP = 1e-6, 1 / HASH_BITS
 """How much a threshold lies above the highest similarity that it excludes: above rounding, and one bit of a hash."""
 
 _MOST_QUERIES = 10_000
-_OBVIOUS = 0.05  # quantile of the planted copies
 _NUM_PAIRS = 20_000
 _QUERY_BLOCK, _BLOCK = 1024, 16_384
 
@@ -57,7 +56,7 @@ class DuplicateThreshold:
         found = "unknown" if self.recall is None else f"{self.recall:.1%} of {self.num_copies:,} planted copies"
         return (
             f"near-duplicates from similarity {self.similarity:.6g} (auto): {self.false_neighbours:.2%} of "
-            f"{self.num_images:,} images with a false neighbour, recall {found}"
+            f"{self.num_images:,} images with a false neighbour among {self.compared_with}, recall {found}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,13 +87,15 @@ def duplicate_threshold(
     sequences: np.ndarray | None = None,
     copies: Mapping[str, np.ndarray] | None = None,
     originals: np.ndarray | None = None,
+    similarity: float | None = None,
     seed: int = 0,
 ) -> DuplicateThreshold:
     """Find the smallest similarity at which at most 0.1 % of the images have a false neighbour.
 
     A false neighbour of an image is an image of another sequence. With fewer than two sequences every other image
-    counts, except those at least as similar as 95 % of the planted copies: these are taken for duplicates, so the
-    threshold never exceeds that similarity. More than 10,000 images are sampled; each is compared with the whole pool.
+    counts, except those more similar than half of the least changed kind of planted copy: these are taken for
+    duplicates, so the threshold never exceeds that similarity. Of more than 10,000 images a sample is compared with the
+    whole pool.
 
     Args:
         embeddings: (n, D) floating, finite; similarity is the cosine.
@@ -103,6 +104,7 @@ def duplicate_threshold(
         sequences: (n,) int64, the number of each image's sequence, -1 for none; or None.
         copies: Kind -> (s, D) embeddings or (s,) hashes of copies of the images ``originals``.
         originals: (s,) int64 rows of the pool.
+        similarity: A fixed threshold to describe instead of the one that is found.
         seed: Seed of the sample.
 
     Raises:
@@ -132,14 +134,16 @@ def duplicate_threshold(
                 "CURATE.SELECT.DUPLICATE_SIMILARITY: auto needs sequences in the annotation file, or planted copies "
                 "(got neither). Predict the pool again with auto, or set a number."
             )
-        groups, ceiling, compared_with = known, float(np.quantile(every, _OBVIOUS)), "all images"
+        groups, compared_with = known, "all images"
+        ceiling = max(float(np.median(values)) for values in of_copies.values())
     else:
         known = np.flatnonzero(groups >= 0)
     queries = known
     if len(known) > _MOST_QUERIES:
         queries = np.sort(np.random.default_rng(seed).choice(known, _MOST_QUERIES, replace=False))
     nearest = nearest_similarity(units, groups, queries, pool=known, ceiling=ceiling, is_hash=is_hash)
-    similarity = smallest_threshold(nearest, step=HASH_STEP if is_hash else EMBEDDING_STEP)
+    if similarity is None:
+        similarity = smallest_threshold(nearest, step=HASH_STEP if is_hash else EMBEDDING_STEP)
     return DuplicateThreshold(
         similarity=similarity,
         false_neighbours=float((nearest >= similarity).mean()) if len(nearest) else 0.0,

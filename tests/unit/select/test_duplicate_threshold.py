@@ -87,7 +87,7 @@ def test_images_without_a_sequence_are_not_compared():
 
 def test_without_sequences_pairs_as_near_as_copies_are_taken_for_duplicates():
     embeddings, originals = at_angles(0, 0.5, 30, 50), np.array([0, 2])
-    copies = {"jpeg": at_angles(1, 31), "brightened": at_angles(1, 31)}
+    copies = {"jpeg": at_angles(1, 31), "brightened": at_angles(10, 40)}  # half of the nearer kind: 1 degree
     found = duplicate_threshold(embeddings=embeddings, copies=copies, originals=originals)
     assert found.similarity == pytest.approx(math.cos(math.radians(20)) + EMBEDDING_STEP, abs=1e-7)
     assert (found.recall, found.compared_with, found.num_images) == (1.0, "all images", 4)
