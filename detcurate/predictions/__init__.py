@@ -1,1 +1,1 @@
-"""Stored predictions of the ensemble."""
+"""Predictions on disk: shards, prediction sets and embeddings."""

@@ -1,9 +1,9 @@
-"""Passes: the answers of some members on all images; the ensemble's answers are those of all passes together.
+"""Prediction sets: the predictions of some members on all images; together the sets hold those of the ensemble.
 
-A member that is added later gets a pass of its own, and nobody is asked twice.
+A member that is added later gets a set of its own, so that no member predicts twice.
 
     predict/members.json
-                set-00/set.json   shard-00000.parquet …
+            set-00/set.json   shard-00000.parquet …
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ DESCRIPTION = "set.json"
 
 @dataclass(frozen=True)
 class PredictionSet:
-    """One pass.
+    """One prediction set.
 
     Args:
-        directory: Where its shards are.
-        digest: Of the images, the settings and whatever else its answers depend on, but for the members.
-        members: The members asked, in the order of the numbers that its shards give them.
+        directory: Folder of its shards.
+        digest: Digest of all that the predictions depend on, except the members: images, settings.
+        members: Names of the members; their positions are the member numbers in the shards.
     """
 
     directory: Location
@@ -42,11 +42,11 @@ class PredictionSet:
 
     @property
     def description(self) -> Location:
-        """The file that says what the pass is."""
+        """The file that describes the set."""
         return _description(self.directory)
 
     def write(self) -> None:
-        """Write that file."""
+        """Write the file that describes the set."""
         write_json(self.description, {"digest": self.digest, "members": list(self.members)})
 
 
@@ -62,7 +62,7 @@ def _description(folder: Location) -> Location:
 
 
 def read_prediction_sets(directory: Location) -> list[PredictionSet]:
-    """Return the passes below a directory, oldest first; one that cannot be read counts as none."""
+    """Return the prediction sets below a directory, oldest first, without those that cannot be read."""
     prediction_sets = []
     for folder in set_folders(directory):
         try:
@@ -76,22 +76,22 @@ def read_prediction_sets(directory: Location) -> list[PredictionSet]:
 def prepare_prediction_sets(
     directory: Location, digest: str, members: Sequence[str], *, num_shards: int
 ) -> list[PredictionSet]:
-    """Return passes that together ask each member once: those that are there and still good, and a new one.
+    """Return prediction sets that together hold each member once: the valid existing ones, and a new one for the rest.
 
-    Passes with another digest are removed, and so are those with a member that is not wanted any more, unless they are
-    complete and some of theirs still are. The names of the members are written beside the passes.
+    Sets with another digest are removed. So are sets that hold other members too, unless they are complete and hold
+    some of ``members``. The names of the members are written beside the sets.
 
     Args:
-        directory: Where the passes are.
-        digest: What the answers depend on, but for the members.
-        members: The members wanted, each by a name that changes with its weights.
-        num_shards: Of a complete pass.
+        directory: Folder of the sets.
+        digest: Digest of all that the predictions depend on, except the members.
+        members: Names of the members; a name changes with the member's weights.
+        num_shards: Number of shards of a complete set.
     """
-    wanted, kept = set(members), []
+    requested, kept = set(members), []
     predicted: set[str] = set()
     for old in read_prediction_sets(directory):
         is_complete = not missing_shards(old.directory, num_shards)
-        is_useful = wanted.issuperset(old.members) or (is_complete and not wanted.isdisjoint(old.members))
+        is_useful = requested.issuperset(old.members) or (is_complete and not requested.isdisjoint(old.members))
         if old.digest == digest and predicted.isdisjoint(old.members) and is_useful:
             kept.append(old)
             predicted.update(old.members)
@@ -108,7 +108,7 @@ def prepare_prediction_sets(
 
 
 def prepare_folder(folder: Location, digest: str) -> None:
-    """Empty a folder of answers that depend on something else than what ``digest`` is of, and say what they are of."""
+    """Empty a folder of predictions with another digest, and write ``digest`` into it."""
     if not is_prepared(folder, digest):
         if folder.exists():
             remove_tree(folder)
@@ -116,7 +116,7 @@ def prepare_folder(folder: Location, digest: str) -> None:
 
 
 def is_prepared(folder: Location, digest: str) -> bool:
-    """Tell whether a folder is of answers that depend on what ``digest`` is of."""
+    """Tell whether a folder of predictions has this digest."""
     try:
         return bool(orjson.loads(_description(folder).read_bytes())["digest"] == digest)
     except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
@@ -124,28 +124,28 @@ def is_prepared(folder: Location, digest: str) -> bool:
 
 
 def read_members(directory: Location) -> list[str]:
-    """Return the names of the members whose answers are wanted, in the order of their numbers.
+    """Return the names of the members in use, in the order of their numbers.
 
     Raises:
-        PredictionError: The file that names them cannot be read.
+        PredictionError: The file of the names cannot be read.
     """
     try:
         return list(orjson.loads((directory / MEMBERS).read_bytes()))
     except (OSError, orjson.JSONDecodeError, TypeError) as error:
         raise PredictionError(
-            f"predictions must name their members ({directory / MEMBERS}): {error}; run the stage that predicts again"
+            f"{directory / MEMBERS}: cannot read the names of the members (got {error}). Run the stage predict again."
         ) from error
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The answers of some members, of all passes that hold them, shard by shard.
+    """The predictions of some members, read shard by shard from all sets that hold them.
 
     Args:
-        directory: Where the passes are.
-        prediction_sets: Those that hold answers of the members.
-        members: The members; their places are the numbers in the column ``member``.
-        num_shards: How many shards there are.
+        directory: Folder of the sets.
+        prediction_sets: The sets that hold predictions of the members.
+        members: Names of the members; their positions are the numbers in the column ``member``.
+        num_shards: Number of shards.
     """
 
     directory: Location
@@ -154,42 +154,41 @@ class Predictions:
     num_shards: int
 
     def read(self, index: int) -> tuple[Detections, np.ndarray]:
-        """Read the same images of all passes together.
+        """Read one shard of all sets together.
 
         Returns:
             The detections, and the (I,) int64 ids of the images that they cover.
 
         Raises:
-            PredictionError: A shard is missing or damaged, or passes cover other images.
+            PredictionError: A shard is missing or damaged, or the sets cover different images.
         """
         parts = [_read_part(found, index, self.members) for found in self.prediction_sets]
         if any(not np.array_equal(parts[0][1], image_ids) for _, image_ids in parts[1:]):
             raise PredictionError(
-                f"all passes must cover the same images in shard {index}, got others "
-                f"({self.directory}); delete that directory and run the same command again"
+                f"{self.directory}: the prediction sets cover different images in shard {index}. Delete that directory "
+                "and run the same command again."
             )
         return Detections.concatenate([detections for detections, _ in parts]), parts[0][1]
 
 
 def open_predictions(directory: Location, members: Sequence[str]) -> Predictions:
-    """Find the passes below a directory that hold the answers of the members.
+    """Return the predictions of the members from the sets below a directory.
 
     Raises:
-        PredictionError: A member is in no pass.
+        PredictionError: A member is in no set.
     """
     prediction_sets = [found for found in read_prediction_sets(directory) if not set(members).isdisjoint(found.members)]
     absent = set(members) - {member for found in prediction_sets for member in found.members}
     if absent:
         raise PredictionError(
-            f"every member must have predicted the images, got none of {sorted(absent)[0]} ({directory}); "
-            "run the stage that predicts again"
+            f"{directory}: no predictions of the member {sorted(absent)[0]}. Run the stage predict again."
         )
     num_shards = max((len(list(found.directory.glob("shard-*.parquet"))) for found in prediction_sets), default=0)
     return Predictions(directory, tuple(prediction_sets), tuple(members), num_shards)
 
 
 def read_predictions(directory: Location, members: Sequence[str]) -> Iterator[tuple[Detections, np.ndarray]]:
-    """Read all shards one after another; arguments and errors are those of ``open_predictions`` and its ``read``."""
+    """Read all shards in order; arguments and errors as of ``open_predictions`` and ``Predictions.read``."""
     predictions = open_predictions(directory, members)
     for index in range(predictions.num_shards):
         yield predictions.read(index)
@@ -199,10 +198,10 @@ def _read_part(found: PredictionSet, index: int, members: Sequence[str]) -> tupl
     detections, image_ids = read_shard(shard_path(found.directory, index))
     if len(detections) and int(detections.member.max()) >= len(found.members):
         raise PredictionError(
-            f"a shard must hold answers of the {len(found.members)} members of its pass, got member "
-            f"{int(detections.member.max())} ({shard_path(found.directory, index)}); delete it and run again"
+            f"{shard_path(found.directory, index)}: unknown member (got {int(detections.member.max())}, the set has "
+            f"{len(found.members)} members). Delete the file and run the same command again."
         )
-    if found.members == tuple(members):  # nothing to renumber, and no copy of a shard to make and check
+    if found.members == tuple(members):  # avoids copying and checking a shard
         return detections, image_ids
     number_of = {member: number for number, member in enumerate(members)}
     numbers = np.array([number_of.get(member, -1) for member in found.members], np.int32)

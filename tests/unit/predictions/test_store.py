@@ -1,4 +1,4 @@
-"""Passes: 3 images in 2 shards, members that come and go."""
+"""Prediction sets: 3 images in 2 shards; members are added and removed."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ C = 4
 
 
 def detections(image_ids, members, mark):
-    """One detection an image and member; ``mark`` goes into the box, to tell who made it."""
+    """Return one detection an image and member; the box holds the member's mark."""
     rows = [(image_id, member) for image_id in image_ids for member in range(len(members))]
     n = len(rows)
     return Detections(
@@ -54,7 +54,7 @@ def marks(directory, members):
     return {image_id: [predictions[m] for m in sorted(predictions)] for image_id, predictions in found.items()}
 
 
-def test_a_member_that_is_added_gets_a_pass_of_its_own(tmp_path):
+def test_added_member_gets_own_prediction_set(tmp_path):
     (first,) = prepare_prediction_sets(tmp_path, "digest", ["a", "b"], num_shards=2)
     assert first.members == ("a", "b")
     fill(first, MARK)
@@ -72,14 +72,14 @@ def test_a_member_that_is_added_gets_a_pass_of_its_own(tmp_path):
         np.testing.assert_array_equal(part.member, whole.member)
 
 
-def test_a_member_that_is_gone_is_left_out_and_its_pass_kept_for_the_others(tmp_path):
+def test_removed_member_is_excluded_and_set_is_kept(tmp_path):
     (first,) = prepare_prediction_sets(tmp_path, "digest", ["a", "b", "c"], num_shards=2)
     fill(first, MARK)
     assert prepare_prediction_sets(tmp_path, "digest", ["c", "a"], num_shards=2) == [first]
     assert marks(tmp_path, ["c", "a"]) == {image: [3.0, 1.0] for image in (11, 12, 13)}
 
 
-def test_an_interrupted_pass_is_continued_unless_one_of_its_members_is_gone(tmp_path):
+def test_interrupted_set_continues_unless_member_is_removed(tmp_path):
     (first,) = prepare_prediction_sets(tmp_path, "digest", ["a", "b"], num_shards=2)
     fill(first, MARK, shards=[0])
     assert prepare_prediction_sets(tmp_path, "digest", ["a", "b"], num_shards=2) == [first]
@@ -88,7 +88,7 @@ def test_an_interrupted_pass_is_continued_unless_one_of_its_members_is_gone(tmp_
     assert not shard_path(second.directory, 0).exists()
 
 
-def test_another_digest_asks_anew(tmp_path):
+def test_other_digest_replaces_set(tmp_path):
     (first,) = prepare_prediction_sets(tmp_path, "digest", ["a"], num_shards=2)
     fill(first, MARK)
     (second,) = prepare_prediction_sets(tmp_path, "other", ["a"], num_shards=2)
@@ -96,7 +96,7 @@ def test_another_digest_asks_anew(tmp_path):
     assert list(tmp_path.glob("set-*/shard-*")) == []
 
 
-def test_an_unreadable_description_counts_as_none(tmp_path):
+def test_unreadable_description_is_ignored(tmp_path):
     (first,) = prepare_prediction_sets(tmp_path, "digest", ["a"], num_shards=2)
     first.description.write_bytes(b'{"digest"')
     assert read_prediction_sets(tmp_path) == []
@@ -104,32 +104,32 @@ def test_an_unreadable_description_counts_as_none(tmp_path):
     assert second.description.read_bytes() != b'{"digest"'
 
 
-def test_what_does_not_fit_is_refused(tmp_path):
+def test_inconsistent_sets_are_refused(tmp_path):
     (first,) = prepare_prediction_sets(tmp_path, "digest", ["a", "b"], num_shards=2)
     fill(first, MARK)
-    with pytest.raises(PredictionError, match="every member must have predicted the images, got none of d"):
+    with pytest.raises(PredictionError, match=f"{tmp_path}: .*member d"):
         list(read_predictions(tmp_path, ["a", "d"]))
     _, added = prepare_prediction_sets(tmp_path, "digest", ["a", "b", "c"], num_shards=2)
     write_shard(shard_path(added.directory, 0), detections([11, 99], ("c",), MARK), np.array([11, 99]))
     write_shard(shard_path(added.directory, 1), detections([13], ("c",), MARK), np.array([13]))
-    with pytest.raises(PredictionError, match="all passes must cover the same images in shard 0"):
+    with pytest.raises(PredictionError, match=f"{tmp_path}: .*shard 0"):
         list(read_predictions(tmp_path, ["a", "b", "c"]))
     shard_path(added.directory, 0).unlink()
-    with pytest.raises(PredictionError, match="a shard must be"):
+    with pytest.raises(PredictionError, match="shard-00000.parquet: "):
         list(read_predictions(tmp_path, ["a", "b", "c"]))
     write_shard(shard_path(added.directory, 0), detections(IMAGES[0], ("c", "d"), MARK), np.array(IMAGES[0]))
-    with pytest.raises(PredictionError, match="answers of the 1 members of its pass, got member 1"):
+    with pytest.raises(PredictionError, match=r"shard-00000.parquet: .*got 1, .*1 members"):
         list(read_predictions(tmp_path, ["a", "b", "c"]))
     (tmp_path / "members.json").unlink()
-    with pytest.raises(PredictionError, match="predictions must name their members"):
+    with pytest.raises(PredictionError, match="members.json: "):
         read_members(tmp_path)
 
 
 @pytest.mark.parametrize("description", [None, b'{"digest"', b"[]", b'{"digest": "another"}'])
-def test_a_folder_of_answers_is_emptied_unless_it_is_of_the_same(tmp_path, description):
+def test_prepare_folder_empties_folder_of_other_digest(tmp_path, description):
     folder = tmp_path / "predict"
     prepare_folder(folder, "digest")
-    shard_path(folder, 0).write_bytes(b"an answer")
+    shard_path(folder, 0).write_bytes(b"predictions")
     prepare_folder(folder, "digest")
     assert shard_path(folder, 0).exists()
     (folder / "set.json").unlink()
