@@ -1,4 +1,4 @@
-"""Where the work of a stage is done: in processes of this machine, or on a Ray cluster, to the same bytes."""
+"""Engines run the work of a stage: in processes of this machine or on a Ray cluster, with identical output bytes."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from detcurate.config import CurateSettings
-from detcurate.engines.local import LocalEngine
 from detcurate.engines.ray_engine import RayEngine
+from detcurate.io.workers import Progress, run_jobs, stream_jobs
 
-Progress = Callable[[int], None]
+Work = Callable[[Any, Progress], Any]
 
 
 class Engine(Protocol):
-    """What the pipeline asks of an engine.
+    """The interface of an engine.
 
-    ``function(job, progress)`` is picklable, as are its jobs and results; it may be called again for the same job when
-    a machine is lost, and must then give the same. ``num_processes`` is for this machine's own; a cluster's size is
-    its own affair. With ``on_gpu`` a worker needs a GPU, or a part of one.
+    ``function(job, progress)`` must be picklable, and so must its jobs and results. It may be called again for the same
+    job when a machine is lost, and must then return the same. ``num_processes`` counts processes of this machine; a
+    cluster has its own settings. With ``on_gpu`` each worker gets a GPU, or a part of one.
     """
 
-    hands_out_blocks: bool
-    """Whether each worker is given blocks of its own; else processes share a folder and claim what they make."""
+    assigns_blocks: bool
+    """Whether each worker is assigned blocks of shards; otherwise the workers lease shards in a shared folder."""
 
     def run(
         self,
-        function: Callable[[Any, Progress], Any],
+        function: Work,
         jobs: Sequence[Any],
         *,
         num_processes: int,
@@ -37,19 +37,41 @@ class Engine(Protocol):
         """Return the results of all jobs, in their order; the first failure ends all."""
 
     def stream(
+        self, function: Work, jobs: Iterable[Any], *, num_processes: int, total: int, desc: str, unit: str
+    ) -> Iterator[Any]:
+        """Yield the results in the order of the jobs, with few jobs and results in memory at a time."""
+
+    def close(self) -> None:
+        """Release what the engine has started."""
+
+
+class LocalEngine:
+    """Worker processes of this machine. It has no state, so that all runs share one instance."""
+
+    assigns_blocks = False
+
+    def run(
         self,
-        function: Callable[[Any, Progress], Any],
-        jobs: Iterable[Any],
+        function: Work,
+        jobs: Sequence[Any],
         *,
         num_processes: int,
         total: int,
         desc: str,
         unit: str,
+        on_gpu: bool = False,
+    ) -> list[Any]:
+        """See :func:`detcurate.io.workers.run_jobs`; a job that needs a GPU names it."""
+        return run_jobs(function, jobs, num_processes=num_processes, total=total, desc=desc, unit=unit)
+
+    def stream(
+        self, function: Work, jobs: Iterable[Any], *, num_processes: int, total: int, desc: str, unit: str
     ) -> Iterator[Any]:
-        """Yield the results in the order of the jobs; few of either are in memory at a time."""
+        """See :func:`detcurate.io.workers.stream_jobs`."""
+        return stream_jobs(function, jobs, num_processes=num_processes, total=total, desc=desc, unit=unit)
 
     def close(self) -> None:
-        """Let go of what the engine has started."""
+        """Do nothing: workers end with their jobs."""
 
 
 LOCAL = LocalEngine()
@@ -71,10 +93,10 @@ def open_engine(name: str, settings: CurateSettings, *, address: str | None = No
 
     Args:
         name: One of ``ENGINES``.
-        settings: Those under ``CURATE``.
-        address: Of the Ray cluster; ``None`` for that of ``RAY_ADDRESS``, or else one that is started here.
+        settings: Settings under ``CURATE``.
+        address: Address of the Ray cluster; ``None`` for ``RAY_ADDRESS``, or else a cluster that is started here.
 
     Raises:
-        ConfigError: Ray is not installed, or there is no cluster at the address.
+        ConfigError: Ray is not installed, or no cluster runs at the address.
     """
     return ENGINES[name](settings, address)

@@ -1,8 +1,8 @@
-"""The process that is connected to Ray, on the engine's behalf.
+"""The process that connects to Ray for the engine.
 
-Ray's compiled code takes over SIGTERM, turns what a handler raises into errors of its own, and now and then crashes
-when it is left (seen with 2.60, as in https://github.com/ray-project/ray/pull/61863). In a process of its own all that
-stays without effect on the run, and what was started for it ends with its session.
+Ray's compiled code takes over SIGTERM, turns exceptions of signal handlers into its own errors, and sometimes crashes
+at its end (seen with 2.60, see https://github.com/ray-project/ray/pull/61863). In a separate process none of this
+affects the run, and all that Ray starts ends with the session of that process.
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ import ray
 from ray.exceptions import RayError
 
 from detcurate.config import RaySettings
-from detcurate.engines.ray_messages import DONE, FAILURE, NEXT, READY, RESULT, UNITS, WARNING, WorkRequest, no_cluster
+from detcurate.engines.ray_engine import DONE, FAILURE, NEXT, READY, RESULT, UNITS, WARNING, WorkRequest, no_cluster
 from detcurate.engines.ray_pool import BlockPool, PoolPlan
 from detcurate.errors import ConfigError
 
-_OBJECT_STORE_BYTES = 512 * 2**20  # of a cluster that is started here; what does not fit is spilled to disk
+_OBJECT_STORE_BYTES = 512 * 2**20  # of a cluster that is started here; Ray writes what exceeds it to disk
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class _HungUpError(Exception):
+class _DisconnectedError(Exception):
     """The engine has closed its end, or is dead."""
 
 
 def serve(engine: Connection, settings: RaySettings, address: str | None, num_cpus: int) -> None:
-    """Connect to Ray, and hand out what is asked for until the engine hangs up.
+    """Connect to Ray, and distribute work until the engine disconnects.
 
-    What Ray reads of the environment when it is imported has to be there before this process is.
+    The variables that Ray reads when it is imported must be set before this process starts.
 
     Args:
-        engine: Where :class:`Asked` and jobs come from, and where pairs of a word and a value go.
-        settings: How many workers, and what each needs.
-        address: Of the cluster; ``None`` for one that is started here and ends with this process.
-        num_cpus: Of that one.
+        engine: Source of :class:`WorkRequest` and jobs, and target of pairs of a message kind and a value.
+        settings: Number of workers and the resources of each.
+        address: Address of the cluster; ``None`` for one that is started here and ends with this process.
+        num_cpus: Number of CPUs of that one.
     """
-    os.setsid()  # whatever Ray starts here is of this session
+    os.setsid()  # all that Ray starts belongs to this session
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    logging.getLogger("detcurate").addHandler(_Telling(engine))
+    logging.getLogger("detcurate").addHandler(_LogHandler(engine))
     try:
         try:
             _connect(address, num_cpus)
         except ConfigError as error:
-            _say(engine, FAILURE, error)
+            _send(engine, FAILURE, error)
             return
-        _say(engine, READY)
+        _send(engine, READY)
         while True:
-            _hand_out(engine, _hear(engine), settings)
-    except _HungUpError:
+            _distribute(engine, _receive(engine), settings)
+    except _DisconnectedError:
         pass
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # a crash from here on concerns nobody
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # a crash of Ray from here on has no effect
     ray.shutdown()
 
 
@@ -75,52 +75,52 @@ def _connect(address: str | None, num_cpus: int) -> None:
         raise no_cluster(options["address"], error) from None
 
 
-def _hand_out(engine: Connection, requested: WorkRequest, settings: RaySettings) -> None:
+def _distribute(engine: Connection, request: WorkRequest, settings: RaySettings) -> None:
     try:
-        plan = _plan(requested, settings)
-        with closing(BlockPool(requested.function, plan, _Bar(engine, requested.desc, requested.total))) as pool:
+        plan = _plan(request, settings)
+        with closing(BlockPool(request.function, plan, _ProgressBar(engine, request.desc, request.total))) as pool:
             for result in pool.results(_jobs(engine)):
-                _say(engine, RESULT, result)
-    except _HungUpError:
+                _send(engine, RESULT, result)
+    except _DisconnectedError:
         raise
     except Exception as error:
-        _say(engine, FAILURE, _portable(error))
+        _send(engine, FAILURE, _portable(error))
     else:
-        _say(engine, DONE)
+        _send(engine, DONE)
 
 
 def _jobs(engine: Connection) -> Iterator[Any]:
     while True:
-        _say(engine, NEXT)
-        is_one, job = _hear(engine)
-        if not is_one:
+        _send(engine, NEXT)
+        has_job, job = _receive(engine)
+        if not has_job:
             return
         yield job
 
 
-def _plan(requested: WorkRequest, settings: RaySettings) -> PoolPlan:
-    """Return how many workers the cluster has room for, unless the settings say how many."""
+def _plan(request: WorkRequest, settings: RaySettings) -> PoolPlan:
+    """Return the plan: as many workers as the settings say, or as the cluster has room for."""
     found = ray.cluster_resources()
     resources = {
         "num_cpus": settings.cpus_per_worker,
-        "num_gpus": settings.gpus_per_worker if requested.on_gpu else 0.0,
+        "num_gpus": settings.gpus_per_worker if request.on_gpu else 0.0,
     }
     room = found.get("CPU", 0.0) / settings.cpus_per_worker
-    if requested.on_gpu:
+    if request.on_gpu:
         if not found.get("GPU"):
             raise ConfigError(
-                "MODEL.DEVICE must be one that the Ray cluster has, got cuda and no GPU in "
-                f"{len(ray.nodes())} nodes; add MODEL.DEVICE cpu, or nodes with GPUs"
+                f"MODEL.DEVICE: the Ray cluster has no GPU (got cuda, {len(ray.nodes())} nodes). Set MODEL.DEVICE cpu, "
+                "or add nodes with GPUs."
             )
         room = min(room, found["GPU"] / settings.gpus_per_worker)
-    most = sys.maxsize if requested.num_jobs is None else requested.num_jobs
+    most = sys.maxsize if request.num_jobs is None else request.num_jobs
     num_workers = max(1, min(settings.num_workers or int(room), most))
-    ahead = None if requested.ahead is None else requested.ahead * num_workers
+    ahead = None if request.ahead is None else request.ahead * num_workers
     return PoolPlan(num_workers, resources, settings.max_deaths, ahead)
 
 
 def _portable(error: Exception) -> Exception:
-    """Return an error that the engine's process can read, in words where it could not be."""
+    """Return an error that can be pickled: the same, or one with its message."""
     if not isinstance(error, RayError):
         try:
             pickle.loads(pickle.dumps(error))
@@ -130,37 +130,37 @@ def _portable(error: Exception) -> Exception:
     return RuntimeError(str(error))
 
 
-def _say(engine: Connection, word: str, value: Any = None) -> None:
+def _send(engine: Connection, kind: str, value: Any = None) -> None:
     try:
-        engine.send((word, value))
+        engine.send((kind, value))
     except ConnectionError:
-        raise _HungUpError from None
+        raise _DisconnectedError from None
 
 
-def _hear(engine: Connection) -> Any:
+def _receive(engine: Connection) -> Any:
     try:
         return engine.recv()
     except (EOFError, ConnectionError):
-        raise _HungUpError from None
+        raise _DisconnectedError from None
 
 
-class _Bar:
-    """The engine's progress bar, as far as the pool needs one."""
+class _ProgressBar:
+    """Forward progress to the bar of the engine."""
 
     def __init__(self, engine: Connection, desc: str, total: int) -> None:
         self._engine, self.desc, self.total, self.n = engine, desc, total, 0
 
     def update(self, amount: int) -> None:
         self.n += amount
-        _say(self._engine, UNITS, amount)
+        _send(self._engine, UNITS, amount)
 
 
-class _Telling(logging.Handler):
-    """Sends what is logged to the engine."""
+class _LogHandler(logging.Handler):
+    """Send log records to the engine."""
 
     def __init__(self, engine: Connection) -> None:
         super().__init__(logging.WARNING)
         self._engine = engine
 
     def emit(self, record: logging.LogRecord) -> None:
-        _say(self._engine, WARNING, record.getMessage())
+        _send(self._engine, WARNING, record.getMessage())

@@ -1,4 +1,4 @@
-"""The engine of a Ray cluster: one that is there, or one of this machine alone that is started and ended here."""
+"""The engine of a Ray cluster: an existing one, or one of this machine alone that is started and ended here."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -18,35 +19,58 @@ from typing import Any
 from tqdm import tqdm
 
 from detcurate.config import RaySettings
-from detcurate.engines.ray_messages import DONE, FAILURE, NEXT, RESULT, UNITS, WARNING, WorkRequest, no_cluster
 from detcurate.errors import ConfigError, DetcurateError
-from detcurate.io.workers import Progress, environment, kill_with_session, signals_for_the_parent_alone
+from detcurate.io.workers import Progress, block_stop_signals, environment, kill_with_session
 
-_KNOCK_SECONDS = 5.0
-_LEAVE_SECONDS = 10.0  # what leaving a cluster, or ending one that was started here, may take
-_AHEAD = 2  # blocks a worker whose results wait for their turn
+READY, NEXT, UNITS, RESULT, WARNING, FAILURE, DONE = "ready", "next", "units", "result", "warning", "failure", "done"
+"""Kinds of the driver's messages, each with a value. ``NEXT`` requests ``(True, job)`` or ``(False, None)``."""
+
+_CONNECT_SECONDS = 5.0
+_CLOSE_SECONDS = 10.0  # longest time to leave a cluster, or to end one that was started here
+_AHEAD = 2  # blocks a worker that are started or whose results wait for their turn
 _NONE = object()
 _BAR: dict[str, Any] = {"dynamic_ncols": True, "mininterval": 0.5}
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-# Ray listens on all interfaces, unless told that there is no cluster; and who knows no token is sent away.
+# Ray listens on all interfaces unless clusters are disabled; the token refuses other users of this machine.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 
 _logger = logging.getLogger("detcurate")
 
 
-class RayEngine:
-    """Workers on a Ray cluster, to which a process of its own is connected, see ``ray_driver``.
+@dataclass(frozen=True)
+class WorkRequest:
+    """Work that the driver distributes.
 
     Args:
-        settings: How many workers, and what each needs.
-        address: Of the cluster; ``None`` for ``RAY_ADDRESS``, or else one that is started here when it is needed.
-        num_cpus: Of a cluster that is started here.
-
-    Raises:
-        ConfigError: Ray is not installed, or there is no cluster at the address.
+        function: Picklable; see :class:`~detcurate.engines.ray_pool.BlockWorker`.
+        total: Units of work of all jobs.
+        desc: Description in the progress bar.
+        on_gpu: Whether a worker needs a GPU.
+        num_jobs: Number of jobs, where it is known.
+        ahead: Jobs a worker that are taken and have no result yet; ``None`` for all of them.
     """
 
-    hands_out_blocks = True
+    function: Callable[[Any, Callable[[int], None]], Any]
+    total: int
+    desc: str
+    on_gpu: bool
+    num_jobs: int | None
+    ahead: int | None
+
+
+class RayEngine:
+    """Workers on a Ray cluster; a separate process connects to it, see ``ray_driver``.
+
+    Args:
+        settings: Number of workers and the resources of each.
+        address: Address of the cluster; ``None`` for ``RAY_ADDRESS``, or else a cluster that is started when needed.
+        num_cpus: Number of CPUs of a cluster that is started here.
+
+    Raises:
+        ConfigError: Ray is not installed, or no cluster runs at the address.
+    """
+
+    assigns_blocks = True
 
     def __init__(self, settings: RaySettings, *, address: str | None = None, num_cpus: int = 1) -> None:
         self._settings, self._num_cpus = settings, num_cpus
@@ -55,7 +79,7 @@ class RayEngine:
         require_ray()
         if self._address is not None:
             _require_member(self._address)
-            self._connected()  # to be known now, not after hours of training
+            self._connected()  # a wrong address must fail now, not after hours of training
 
     def run(
         self,
@@ -69,8 +93,8 @@ class RayEngine:
         on_gpu: bool = False,
     ) -> list[Any]:
         """See :class:`~detcurate.engines.Engine`; the results are small."""
-        requested = WorkRequest(function, total, desc, on_gpu=on_gpu, num_jobs=len(jobs), ahead=None)
-        return list(self._hand_out(requested, jobs, unit))
+        request = WorkRequest(function, total, desc, on_gpu=on_gpu, num_jobs=len(jobs), ahead=None)
+        return list(self._distribute(request, jobs, unit))
 
     def stream(
         self,
@@ -82,38 +106,38 @@ class RayEngine:
         desc: str,
         unit: str,
     ) -> Iterator[Any]:
-        """See :class:`~detcurate.engines.Engine`; two blocks a worker are begun or wait for their turn."""
-        requested = WorkRequest(function, total, desc, on_gpu=False, num_jobs=None, ahead=_AHEAD)
-        return self._hand_out(requested, jobs, unit)
+        """See :class:`~detcurate.engines.Engine`; two blocks a worker are started or wait for their turn."""
+        request = WorkRequest(function, total, desc, on_gpu=False, num_jobs=None, ahead=_AHEAD)
+        return self._distribute(request, jobs, unit)
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
         if self._driver is not None:
             process, driver = self._driver
             driver.close()
-            process.join(_LEAVE_SECONDS)
-            self._abandon()
+            process.join(_CLOSE_SECONDS)
+            self._kill_driver()
 
-    def _abandon(self) -> None:
-        """End the driver and what it has started, whatever it is at; a cluster notices, and ends its workers."""
+    def _kill_driver(self) -> None:
+        """Kill the driver and all that it has started; an existing cluster then ends its workers itself."""
         if self._driver is not None:
             (process, driver), self._driver = self._driver, None
             kill_with_session(process)
             process.join()
             driver.close()
 
-    def _hand_out(self, requested: WorkRequest, jobs: Iterable[Any], unit: str) -> Iterator[Any]:
-        is_over, waiting = False, iter(jobs)
+    def _distribute(self, request: WorkRequest, jobs: Iterable[Any], unit: str) -> Iterator[Any]:
+        is_over, remaining = False, iter(jobs)
         try:
-            with tqdm(total=requested.total, desc=requested.desc, unit=unit, file=sys.stderr, **_BAR) as bar:
+            with tqdm(total=request.total, desc=request.desc, unit=unit, file=sys.stderr, **_BAR) as bar:
                 driver = self._connected()
-                _tell(driver, requested)
+                _send(driver, request)
                 while not is_over:
-                    kind, value = _hear(driver)
+                    kind, value = _receive(driver)
                     is_over = kind in (DONE, FAILURE)
                     if kind == NEXT:
-                        job = next(waiting, _NONE)
-                        _tell(driver, (False, None) if job is _NONE else (True, job))
+                        job = next(remaining, _NONE)
+                        _send(driver, (False, None) if job is _NONE else (True, job))
                     elif kind == UNITS:
                         bar.update(value)
                     elif kind == WARNING:
@@ -124,10 +148,10 @@ class RayEngine:
                         raise value
         finally:
             if not is_over:
-                self._abandon()
+                self._kill_driver()
 
     def _connected(self) -> Connection:
-        """Return the way to the driver, which is started where there is none."""
+        """Return the connection to the driver, and start the driver first where there is none."""
         if self._driver is None:
             from detcurate.engines.ray_driver import serve
 
@@ -135,44 +159,44 @@ class RayEngine:
             here, there = context.Pipe()
             arguments = (there, self._settings, self._address, self._num_cpus)
             process = context.Process(target=serve, args=arguments, name="ray-driver", daemon=True)
-            with environment(_environment(is_own=self._address is None)), signals_for_the_parent_alone():
+            with environment(_environment(is_own=self._address is None)), block_stop_signals():
                 process.start()
             there.close()
             self._driver = process, here
             try:
-                kind, value = _hear(here)
+                kind, value = _receive(here)
                 if kind == FAILURE:
                     raise value
             except BaseException:
-                self._abandon()
+                self._kill_driver()
                 raise
         return self._driver[1]
 
 
-def _tell(driver: Connection, what: Any) -> None:
-    with _told_of_its_end():
-        driver.send(what)
+def _send(driver: Connection, message: Any) -> None:
+    with _name_end_of_driver():
+        driver.send(message)
 
 
-def _hear(driver: Connection) -> tuple[str, Any]:
-    with _told_of_its_end():
+def _receive(driver: Connection) -> tuple[str, Any]:
+    with _name_end_of_driver():
         kind, value = driver.recv()
     return kind, value
 
 
 @contextmanager
-def _told_of_its_end() -> Iterator[None]:
+def _name_end_of_driver() -> Iterator[None]:
     try:
         yield
     except (EOFError, ConnectionError) as error:
         raise DetcurateError(
-            "the process that is connected to Ray must live until all is done, got its end; give the same command "
-            "again: finished work is kept"
+            "--engine ray: the process that is connected to Ray has ended early. Run the same command again to "
+            "continue: finished work is kept."
         ) from error
 
 
 def _environment(is_own: bool) -> dict[str, str]:
-    """Return what Ray is to find in its environment, which it reads when it is imported."""
+    """Return the variables that Ray reads when it is imported."""
     found = {name: os.environ.get(name, value) for name, value in _QUIET.items()}
     return found | {**_LOOPBACK, "RAY_AUTH_TOKEN": secrets.token_hex(32)} if is_own else found
 
@@ -180,18 +204,25 @@ def _environment(is_own: bool) -> dict[str, str]:
 def require_ray() -> None:
     """Raise ``ConfigError`` unless Ray is installed."""
     if importlib.util.find_spec("ray") is None:
-        raise ConfigError("Ray must be installed for --engine ray, got none; pip install 'detcurate[ray]'")
+        raise ConfigError("--engine ray: Ray is not installed. Run pip install 'detcurate[ray]'.")
+
+
+def no_cluster(address: str, error: BaseException) -> ConfigError:
+    """Return the error for an address without a cluster."""
+    return ConfigError(
+        f"--ray-address: no Ray cluster runs at {address} (got {error}). Check it with `ray status` on its head."
+    )
 
 
 def _require_member(address: str) -> None:
     if address.startswith("ray://"):
         raise ConfigError(
-            f"--ray-address must be of a cluster that this machine is a node of, as host:port or auto, got {address}; "
-            "start the command on a node, such as the head"
+            f"--ray-address: Ray Client addresses are not supported (got {address}). Start the command on a node of "
+            "the cluster, such as its head, and give host:port or auto."
         )
     host, _, port = address.rpartition(":")
-    if host and port.isdecimal():  # Ray itself goes on trying for minutes
+    if host and port.isdecimal():  # Ray itself retries for minutes
         try:
-            socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
+            socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
         except (OSError, OverflowError) as error:
             raise no_cluster(address, error) from error

@@ -1,7 +1,7 @@
-"""Blocks of work handed to Ray actors, one each; the block of an actor that dies is given to another.
+"""Distribute blocks of work to Ray actors, one block at a time each; another actor repeats the block of a dead one.
 
-Nothing is left to Ray's own retries: here it is known which block a worker died at, so that one that kills every
-worker is named and does not go round for ever. A block may be done twice, and must then come out the same.
+Ray's own retries are off, so that a block that kills every worker is named instead of repeated for ever. A block may
+run twice, and must then give the same output.
 """
 
 from __future__ import annotations
@@ -9,21 +9,25 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from detcurate.engines.ray_worker import RESULT, UNITS, BlockWorker
+from detcurate.engines.ray_engine import FAILURE, RESULT, UNITS
 from detcurate.errors import ConfigError, DetcurateError
 from detcurate.version import __version__
 
-_POLL_SECONDS = 0.5  # between two looks for workers that find no place
+_POLL_SECONDS = 0.5
+_REPORT_SECONDS = 0.5  # between two reports of a worker's progress
 _REMIND_SECONDS, _PLACE_SECONDS = 30.0, 600.0
 
 _logger = logging.getLogger("detcurate")
@@ -31,12 +35,12 @@ _logger = logging.getLogger("detcurate")
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """How many workers there are, and what each needs.
+    """Number of workers and the resources of each.
 
     Args:
-        num_workers: At most so many blocks are worked on at a time.
-        resources: Of one worker, in the words of ``ray.remote``: ``num_cpus``, ``num_gpus``.
-        max_deaths: Of workers at one block, before the run is given up.
+        num_workers: Largest number of blocks in work at a time.
+        resources: Resources of one worker as ``ray.remote`` takes them: ``num_cpus``, ``num_gpus``.
+        max_deaths: Number of workers that may die at one block before the run fails.
         ahead: Blocks that are taken and whose results are not yet yielded; ``None`` for all of them.
     """
 
@@ -64,11 +68,11 @@ class _Worker:
 
 
 class BlockPool:
-    """Actors, and who is at what.
+    """The actors of a cluster and the blocks that they work on.
 
     Args:
-        function: See :class:`~detcurate.engines.ray_worker.BlockWorker`.
-        plan: How many, and what each needs.
+        function: See :class:`BlockWorker`.
+        plan: Number of workers and the resources of each.
         bar: The progress bar.
     """
 
@@ -90,7 +94,7 @@ class BlockPool:
 
         Raises:
             ConfigError: A node has another version of detcurate.
-            DetcurateError: What a job raised; or workers died at one block again and again, or found no place.
+            DetcurateError: A job raised it; or too many workers died at one block, or no worker could be placed.
         """
         waiting: Iterator[_Block] = (_Block(number, job) for number, job in enumerate(jobs))
         first = next(waiting, None)
@@ -99,15 +103,15 @@ class BlockPool:
         waiting = itertools.chain([first], waiting)
         for _ in range(self._plan.num_workers):
             self._start()
-        next_number, is_all_given = 0, False
+        next_number, is_all_assigned = 0, False
         while True:
             while next_number in self._done:
                 yield self._done.pop(next_number)
                 next_number += 1
-            is_all_given = self._give(waiting, next_number) or is_all_given
-            if is_all_given and not (self._busy or self._again or self._done):
+            is_all_assigned = self._assign(waiting, next_number) or is_all_assigned
+            if is_all_assigned and not (self._busy or self._again or self._done):
                 return
-            self._listen()
+            self._process_message()
 
     def close(self) -> None:
         """End all workers."""
@@ -115,8 +119,8 @@ class BlockPool:
         for worker in workers:
             _end(worker)
 
-    def _give(self, waiting: Iterator[_Block], next_number: int) -> bool:
-        """Give blocks to the idle, those that were given before first; return whether none is left to be taken."""
+    def _assign(self, waiting: Iterator[_Block], next_number: int) -> bool:
+        """Assign blocks to idle workers, those of dead workers first; return whether no block is left."""
         while self._idle:
             block = self._again.popleft() if self._again else None
             if block is None and self._has_room():
@@ -133,47 +137,46 @@ class BlockPool:
         taken = len(self._busy) + len(self._again) + len(self._done)
         return self._plan.ahead is None or taken < self._plan.ahead
 
-    def _listen(self) -> None:
+    def _process_message(self) -> None:
         ready, _ = ray.wait([*self._starting, *self._busy], num_returns=1, timeout=_POLL_SECONDS)
         for found in ready:
             if found in self._starting:
                 self._started(found)
             else:
-                self._heard(found)
+                self._receive(found)
         if not (self._busy or self._idle):
-            self._require_place()
+            self._require_placement()
 
-    def _heard(self, stream: Any) -> None:
+    def _receive(self, stream: Any) -> None:
         worker, block = self._busy[stream]
         try:
             kind, value = ray.get(next(stream))
         except RayTaskError as error:
             if not _is_out_of_memory(error.cause):
                 raise _failure_of(error) from None
-            self._lost(stream, "out of memory")
+            self._replace_worker(stream, "out of memory")
         except (RayError, StopIteration) as error:
-            self._lost(stream, _reason(error))
+            self._replace_worker(stream, _reason(error))
         else:
             if kind == UNITS:
-                # A block that is done again may tell the same units twice.
+                # A block that runs again reports the same units twice.
                 self._bar.update(min(value, self._bar.total - self._bar.n))
             if kind == RESULT:
                 del self._busy[stream]
                 self._idle.append(worker)
                 self._done[block.number] = value
 
-    def _lost(self, stream: Any, reason: str) -> None:
+    def _replace_worker(self, stream: Any, reason: str) -> None:
         worker, block = self._busy.pop(stream)
         _end(worker)
         block.deaths += 1
         if block.deaths >= self._plan.max_deaths:
             raise DetcurateError(
-                f"a block of '{self._bar.desc}' must not end its worker, got {block.deaths} workers that died at "
-                f"{block.name}, the last so: {reason}; see whether its images are like the others, lower "
-                "CURATE.PREDICT.BATCH_SIZE or the workers a node, or raise CURATE.RAY.MAX_DEATHS, and run the same "
-                "command again: finished work is kept"
+                f"{self._bar.desc}: {block.deaths} workers died at {block.name} (got {reason}). Check the images of "
+                "this block, lower CURATE.PREDICT.BATCH_SIZE or the number of workers a node, or raise "
+                "CURATE.RAY.MAX_DEATHS, and run the same command again: finished work is kept."
             )
-        _logger.warning("a worker of '%s' died at %s (%s); another takes over", self._bar.desc, block.name, reason)
+        _logger.warning("%s: a worker died at %s (%s); another repeats it", self._bar.desc, block.name, reason)
         self._again.append(block)
         self._start()
 
@@ -190,40 +193,81 @@ class BlockPool:
             _end(worker)
             if self._failed_starts >= self._plan.max_deaths * self._plan.num_workers:
                 raise DetcurateError(
-                    f"a worker of '{self._bar.desc}' must start, got {_reason(error)}; every node needs the same "
-                    "Python, detcurate and Detectron2 as this one, and memory for the members"
+                    f"{self._bar.desc}: no worker can start (got {_reason(error)}). Install the same Python, detcurate "
+                    "and Detectron2 on every node, and make sure that its memory holds the members."
                 ) from error
             self._start()
             return
         if version != __version__:
             _end(worker)
-            raise ConfigError(f"every node must have detcurate {__version__}, got {version}; install the same on all")
+            raise ConfigError(f"detcurate: a node has another version (got {version}). Install {__version__} on all.")
         self._failed_starts = 0
         self._idle.append(worker)
 
-    def _require_place(self) -> None:
-        """Say that no worker finds a place, and give up after a while."""
+    def _require_placement(self) -> None:
+        """Warn when no worker can be placed, and fail after ten minutes."""
         waited = time.monotonic() - max(worker.since for worker in self._starting.values())
         if waited < _REMIND_SECONDS:
             return
         needs = ", ".join(f"{name} {value:g}" for name, value in self._plan.resources.items())
         if waited > _PLACE_SECONDS:
             raise DetcurateError(
-                f"a worker of '{self._bar.desc}' must find a place on the cluster and start, got none within "
-                f"{_PLACE_SECONDS:.0f} s (it needs {needs}); add nodes, or lower what CURATE.RAY asks for"
+                f"{self._bar.desc}: no worker has started on the cluster (got none in {_PLACE_SECONDS:.0f} s, each "
+                f"needs {needs}). Add nodes, or lower the resources under CURATE.RAY."
             )
         if time.monotonic() - self._reminded > _REMIND_SECONDS:
             self._reminded = time.monotonic()
-            _logger.warning("no worker of '%s' has started yet (each needs %s); waiting", self._bar.desc, needs)
+            _logger.warning("%s: no worker has started yet (each needs %s); waiting", self._bar.desc, needs)
+
+
+class BlockWorker:
+    """A Ray actor that calls one function for one block after another.
+
+    Args:
+        function: Called as ``function(job, progress)``; it may keep state between blocks.
+        folder: The driver's current folder, for relative paths.
+    """
+
+    def __init__(self, function: Callable[[Any, Callable[[int], None]], Any], folder: Path) -> None:
+        self._function = function
+        if folder.is_dir():  # a node without it fails when it opens a relative path
+            os.chdir(folder)
+
+    def describe(self) -> tuple[str, str]:
+        """Return the node's id and its version of detcurate."""
+        return str(ray.get_runtime_context().get_node_id()), __version__
+
+    def work(self, job: Any) -> Iterator[tuple[str, Any]]:
+        """Yield finished units of work twice a second, and the result at the end."""
+        messages: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+        threading.Thread(target=self._run, args=(job, messages), daemon=True).start()
+        units, since = 0, time.monotonic()
+        while True:
+            kind, value = messages.get()
+            units += value if kind == UNITS else 0
+            if units and (kind != UNITS or time.monotonic() - since >= _REPORT_SECONDS):
+                yield UNITS, units
+                units, since = 0, time.monotonic()
+            if kind == FAILURE:
+                raise value
+            if kind == RESULT:
+                yield RESULT, value
+                return
+
+    def _run(self, job: Any, messages: SimpleQueue[tuple[str, Any]]) -> None:
+        try:
+            messages.put((RESULT, self._function(job, lambda amount: messages.put((UNITS, amount)))))
+        except BaseException as error:
+            messages.put((FAILURE, error))
 
 
 def _failure_of(error: RayTaskError) -> BaseException:
-    """Return what a user can mend as it was raised; a defect with the worker's traceback."""
+    """Return an error that a user can fix as it was raised; any other with the worker's traceback."""
     return error.cause if isinstance(error.cause, DetcurateError | OSError) else error
 
 
 def _is_out_of_memory(cause: BaseException) -> bool:
-    """Tell whether a worker had no memory left; torch on a CPU says so in words alone."""
+    """Tell whether a worker ran out of memory; torch on a CPU has no class for it, only a message."""
     return isinstance(cause, MemoryError) or "can't allocate memory" in str(cause)
 
 
@@ -231,7 +275,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OutOfMemoryError):
         return "out of memory"
     lines = [line.strip() for line in str(error).split("Worker exit detail")[0].splitlines() if line.strip()]
-    # The first line says that something was raised, the last one what.
+    # The first line says where the error was raised, the last one which error.
     return " … ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))[:400] or type(error).__name__
 
 

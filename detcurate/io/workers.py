@@ -1,4 +1,4 @@
-"""Worker processes for CPU work: one thread each, one progress bar for all, no orphan left behind."""
+"""Worker processes for CPU work: one thread each, one progress bar for all, no orphans."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ Progress = Callable[[int], None]
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 _QUIET_TRACKER = "ignore::UserWarning:multiprocessing.resource_tracker"
 _POLL_SECONDS = 0.2
-_NOTICE_SECONDS = 1.5  # what a worker's job is given to notice that it is to end: it notices at its next report
-_KILL_SECONDS = 2.0  # after which a worker that is still there is killed
+_GRACE_SECONDS = 1.5  # time for a worker's job to notice the end, at its next report
+_KILL_SECONDS = 2.0  # after this time a remaining worker is killed
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _UNITS = struct.Struct("<q")
-_AHEAD = 2  # jobs a worker that are begun or done before their result is asked for
+_AHEAD = 2  # jobs a worker that are started or finished before their result is needed
 
 
 class _Cancelled(Exception):
@@ -58,20 +58,20 @@ def run_jobs(
 ) -> list[Result]:
     """Run ``function(job, progress)`` for every job and return the results in the order of the jobs.
 
-    With one process the jobs run here, one after another; else in spawned workers that have one thread each.
-    The first failure cancels the rest (a worker notices at its next ``progress`` call) and is raised. Workers end
-    by themselves when this process is killed.
+    With one process the jobs run in this one, otherwise in spawned workers with one thread each. The first failure
+    is raised and cancels the rest, which notice at their next ``progress`` call. Workers end when this process is
+    killed.
 
     Args:
         function: A picklable function; it calls ``progress(n)`` after each ``n`` units of work.
-        jobs: Picklable descriptions of the work; none gives no result.
-        num_processes: How many workers at most, at least 1.
+        jobs: Picklable descriptions of the work; may be empty.
+        num_processes: Largest number of workers, at least 1.
         total: Units of work of all jobs, for the progress bar.
-        desc: What the bar says.
+        desc: Description in the progress bar.
         unit: The unit of the bar's rate, such as ``"image"``.
 
     Raises:
-        DetcurateError: A worker died without an exception (killed, out of memory).
+        DetcurateError: A worker died without an exception, for instance out of memory.
     """
     with tqdm(total=total, desc=desc, unit=unit, dynamic_ncols=True, file=sys.stderr, mininterval=0.5) as bar:
         if min(num_processes, len(jobs)) <= 1:
@@ -88,9 +88,9 @@ def stream_jobs(
     desc: str,
     unit: str,
 ) -> Iterator[Result]:
-    """Do as :func:`run_jobs`, and yield each result in its turn; arguments and errors are those of that function.
+    """Run jobs like :func:`run_jobs`, and yield the results in order.
 
-    Jobs are taken from the iterable as they are needed, so that neither they nor the results are in memory at once.
+    Jobs are taken from the iterable as they are needed, so that few jobs and results are in memory at a time.
     """
     with tqdm(total=total, desc=desc, unit=unit, dynamic_ncols=True, file=sys.stderr, mininterval=0.5) as bar:
         if num_processes <= 1:
@@ -100,7 +100,7 @@ def stream_jobs(
 
 
 def assign_gpus(num_jobs: int, num_gpus: int) -> tuple[int, ...]:
-    """Return the GPU of each job that needs one alone: the jobs take turns.
+    """Return the GPU of each job: the jobs are assigned in turn.
 
     Example:
         >>> assign_gpus(5, 2)
@@ -113,18 +113,18 @@ def _run_in_workers(
     function: Callable[[Job, Progress], Result], jobs: Iterable[Job], num_processes: int, bar: Any, *, ahead: int
 ) -> Iterator[Result]:
     context = multiprocessing.get_context("spawn")
-    # Bare pipes, no queue or event: those have locks, which a worker that is killed may hold for ever.
-    (units, report), (told, tell) = context.Pipe(duplex=False), context.Pipe(duplex=False)
+    # Bare pipes instead of a queue or event: a killed worker may hold the locks of those for ever.
+    (units, report), (ended, end) = context.Pipe(duplex=False), context.Pipe(duplex=False)
     others = set(multiprocessing.active_children())
     with contextlib.ExitStack() as stack, _environment_of_workers():
-        # Not as a context: that would shut it down a second time beside the first when a signal comes at the end.
-        pool = ProcessPoolExecutor(num_processes, context, initializer=_start_worker, initargs=(report, told))
-        for end in (units, report, told, tell):
-            stack.callback(end.close)
+        # No `with` block: a signal at the end would start a second shutdown beside the first.
+        pool = ProcessPoolExecutor(num_processes, context, initializer=_start_worker, initargs=(report, ended))
+        for pipe in (units, report, ended, end):
+            stack.callback(pipe.close)
         futures: deque[Future[Result]] = deque()
         waiting = iter(jobs)
         try:
-            with signals_for_the_parent_alone():  # the first job starts the workers
+            with block_stop_signals():  # the first job starts the workers
                 futures.extend(pool.submit(_run_one, function, job) for job in itertools.islice(waiting, ahead))
             while futures:
                 _wait_for_first(futures, units, bar)
@@ -133,25 +133,25 @@ def _run_in_workers(
                 yield result
         except BrokenProcessPool as error:
             raise DetcurateError(
-                f"a worker process of '{bar.desc}' was killed, perhaps for want of memory; lower "
-                "CURATE.NUM_PROCESSES or the batch size and run the same command again: finished work is kept"
+                f"{bar.desc}: a worker process was killed, possibly because memory ran out. Lower "
+                "CURATE.NUM_PROCESSES or the batch size and run the same command again: finished work is kept."
             ) from error
         finally:
-            tell.close()
+            end.close()
             killer = threading.Timer(_KILL_SECONDS, _kill, (set(multiprocessing.active_children()) - others,))
             stack.callback(killer.cancel)
             killer.start()
-            # The pool itself cancels: it breaks over a job that others have cancelled when a worker dies.
+            # The pool must cancel its jobs itself: it fails when a worker dies and another has cancelled them.
             ending = threading.Thread(target=pool.shutdown, kwargs={"cancel_futures": True})
             ending.start()
             stack.callback(ending.join)
-            while ending.is_alive():  # a worker must be able to report in order to notice
+            while ending.is_alive():  # a worker notices the end at a report, which needs a reader
                 ending.join(_POLL_SECONDS)
                 _drain(units, bar)
 
 
 def kill_with_session(process: BaseProcess) -> None:
-    """Kill a child at once and, where it leads a session of its own, what is left of that."""
+    """Kill a child and, where it leads a session, all processes of that session."""
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if os.getsid(int(path.name)) == process.pid:
@@ -165,7 +165,7 @@ def _kill(workers: Iterable[BaseProcess]) -> None:
 
 
 def _wait_for_first(futures: Sequence[Future[Result]] | deque[Future[Result]], units: Connection, bar: Any) -> None:
-    """Wait until the first of the jobs has ended; raise the failure of any of them at once."""
+    """Wait until the first job has ended; raise the failure of any job at once."""
     while True:
         pending = [future for future in futures if not future.done()]
         for future in futures:
@@ -184,24 +184,24 @@ def _drain(units: Connection, bar: Any) -> None:
         bar.update(amount)
 
 
-def _start_worker(report: Connection, told: Connection) -> None:
-    """Prepare a worker: the parent alone answers signals; its word, and its death, end the worker."""
+def _start_worker(report: Connection, ended: Connection) -> None:
+    """Prepare a worker: ignore stop signals, and end with the parent or when it closes its pipe."""
     for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    _worker.update(report=report, told=told)
+    _worker.update(report=report, ended=ended)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """Wait for the parent's word to end, or its death; give the job a moment to notice, then end."""
+    """Wait until the parent closes its pipe or dies; give the job time to notice, then end."""
     parent = multiprocessing.parent_process()
-    ended = [_worker["told"], *([parent.sentinel] if parent is not None else [])]
-    found = multiprocessing.connection.wait(ended)
-    if found == [_worker["told"]]:
-        _worker["is_told"] = True
-        multiprocessing.connection.wait(ended[1:], timeout=_NOTICE_SECONDS)
+    ends = [_worker["ended"], *([parent.sentinel] if parent is not None else [])]
+    found = multiprocessing.connection.wait(ends)
+    if found == [_worker["ended"]]:
+        _worker["is_ending"] = True
+        multiprocessing.connection.wait(ends[1:], timeout=_GRACE_SECONDS)
     discard_temporaries()
-    _kill(multiprocessing.active_children())  # a loader's
+    _kill(multiprocessing.active_children())  # of a data loader
     os._exit(1)
 
 
@@ -210,14 +210,14 @@ def _run_one(function: Callable[[Job, Progress], Result], job: Job) -> Result:
 
 
 def _report(amount: int) -> None:
-    if "is_told" in _worker:
+    if "is_ending" in _worker:
         raise _Cancelled
-    os.write(_worker["report"].fileno(), _UNITS.pack(amount))  # so few bytes are written as one
+    os.write(_worker["report"].fileno(), _UNITS.pack(amount))  # a write of so few bytes is atomic
 
 
 @contextmanager
-def signals_for_the_parent_alone() -> Iterator[None]:
-    """Let the workers that are started here be born deaf to what stops a run, which a terminal tells all at once."""
+def block_stop_signals() -> Iterator[None]:
+    """Block SIGINT and SIGTERM while spawning, so that only the parent handles them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -229,19 +229,19 @@ def signals_for_the_parent_alone() -> Iterator[None]:
 
 
 def _environment_of_workers() -> AbstractContextManager[None]:
-    """Let the spawned processes inherit one thread each: two busy pools of OpenMP threads are far slower than one.
+    """Set the variables of spawned processes: one thread each, since two busy OpenMP pools are far slower than one.
 
-    And let multiprocessing's tracker, which removes the locks of a process that was ended, do so without a warning.
+    Also silence the warning of multiprocessing's resource tracker when it removes the locks of a killed process.
     """
     quiet = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), _QUIET_TRACKER)))
     return environment({**dict.fromkeys(_THREAD_VARIABLES, "1"), "PYTHONWARNINGS": quiet})
 
 
 @contextmanager
-def environment(wanted: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for the processes that are started here."""
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for processes that start inside the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:

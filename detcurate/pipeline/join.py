@@ -31,7 +31,7 @@ Found = TypeVar("Found")
 
 def require_joinable(run: Run) -> None:
     """Raise ``ConfigError`` if a run has no single prediction of the pool that others can help with."""
-    if run.engine.hands_out_blocks:
+    if run.engine.assigns_blocks:
         raise ConfigError("--engine: must be local with --join (got ray). Add nodes to the Ray cluster instead.")
     if run.settings.predict.results:
         raise ConfigError(f"CURATE.PREDICT.RESULTS: must be empty with --join (got {run.settings.predict.results!r}).")

@@ -124,7 +124,7 @@ def make_missing_shards(
     if not missing:
         return
     total = sum(len(job.rows(number)) for number in missing)
-    if run.engine.hands_out_blocks:
+    if run.engine.assigns_blocks:
         # Of several GPUs a worker sees its own alone, as the first.
         job = replace(job, device="cuda") if job.device.startswith("cuda") else job
         _hand_out(run, work, [wrap(job.block(shards)) for shards in _neighbours(run, missing)], desc, total)

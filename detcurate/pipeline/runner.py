@@ -264,7 +264,7 @@ def _validate(run: Run, names: list[str]) -> None:
 
         hint = ", before which --until manifest stops," if run.settings.predict.results else ""
         require_detectron2(f"the stage '{needing[0]}'{hint}")
-        if not run.engine.hands_out_blocks or set(needing) - {"predict", "evaluate"}:
+        if not run.engine.assigns_blocks or set(needing) - {"predict", "evaluate"}:
             require_device(run)
         require_solver(run)
         require_model(run)

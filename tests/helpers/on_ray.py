@@ -1,6 +1,6 @@
-"""A small Ray cluster on this machine, on loopback alone and with a token; and what runs on it.
+"""A small Ray cluster on loopback with a token, and functions that its workers run.
 
-Ray reads these settings when it is imported, so this module comes first.
+Ray reads these variables when it is imported, so import this module first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ os.environ |= {
 
 @contextlib.contextmanager
 def cluster_of(*num_cpus: int, **head: Any) -> Iterator[Any]:
-    """Give a cluster of a node for each number of CPUs; further arguments are the first one's."""
+    """Give a cluster with a node for each number of CPUs; further arguments configure the first node."""
     from ray.cluster_utils import Cluster
 
     options = {"object_store_memory": STORE_BYTES, "include_dashboard": False}
@@ -43,7 +43,7 @@ def cluster_of(*num_cpus: int, **head: Any) -> Iterator[Any]:
 
 
 def worker_pids() -> list[int]:
-    """Return the processes of this user that are at a block just now, by the title that Ray gives them."""
+    """Return the processes that work on a block, by the title that Ray gives them."""
     pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -53,7 +53,7 @@ def worker_pids() -> list[int]:
 
 
 def kill_a_worker() -> int:
-    """Kill a process that is at a block, once there is one; return its number."""
+    """Wait for a process that works on a block, kill it and return its number."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         for pid in worker_pids():
@@ -61,14 +61,14 @@ def kill_a_worker() -> int:
                 os.kill(pid, signal.SIGKILL)
                 return pid
         time.sleep(0.02)
-    raise TimeoutError("no worker was at a block within 60 s")
+    raise TimeoutError("no worker has started a block within 60 s")
 
 
-# What workers are given: functions of this module, which they import.
+# Workers import the functions below by name.
 
 
 def square(job: int, progress: Any) -> int:
-    """Return the square, later jobs before earlier ones."""
+    """Return the square; some later jobs end before earlier ones."""
     time.sleep(0.05 * (job % 3))
     progress(1)
     progress(1)
@@ -76,7 +76,7 @@ def square(job: int, progress: Any) -> int:
 
 
 def _meet(folder: Path, number: int) -> None:
-    """Wait until so many workers are at a job, however slowly they start."""
+    """Wait until ``number`` workers have started a job."""
     (folder / f"worker-{os.getpid()}").touch()
     end = time.monotonic() + 120
     while len(list(folder.glob("worker-*"))) < number and time.monotonic() < end:
@@ -84,7 +84,7 @@ def _meet(folder: Path, number: int) -> None:
 
 
 def timed(job: tuple[Path, int], progress: Any) -> tuple[float, float]:
-    """Return when the job began and ended; the first ones wait until so many workers are there."""
+    """Return when the job began and ended, once enough workers have started."""
     begun = time.time()
     _meet(*job)
     time.sleep(0.1)
@@ -93,20 +93,20 @@ def timed(job: tuple[Path, int], progress: Any) -> tuple[float, float]:
 
 
 def where(job: tuple[Path, int], progress: Any) -> tuple[int, str, str]:
-    """Return the process, its GPUs and its folder, once so many workers are there."""
+    """Return the process, its GPUs and its folder, once enough workers have started."""
     _meet(*job)
     return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES", ""), str(Path.cwd())
 
 
 def large(job: int, progress: Any) -> Any:
-    """Return 16 MB of the job's number."""
+    """Return an array of 16 MB that repeats the job's number."""
     import numpy as np
 
     return np.full(2_000_000, job)
 
 
 def refuse_three(job: int, progress: Any) -> int:
-    """Raise what a user can mend at job 3."""
+    """Raise an error that a user can fix at job 3."""
     from detcurate.errors import DatasetError
 
     if job == 3:
@@ -116,21 +116,21 @@ def refuse_three(job: int, progress: Any) -> int:
 
 
 def divide_by_zero(job: int, progress: Any) -> float:
-    """Have a defect."""
+    """Raise an error that is a defect."""
     return job / 0
 
 
 def die_at_two(job: int, progress: Any) -> int:
-    """Die at job 2, whoever is given it."""
+    """Kill the own process at job 2."""
     if job == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return job
 
 
-def suffer_once(job: tuple[int, Path, str], progress: Any) -> tuple[int, int]:
-    """Die, run out of memory or leave at job 2, the first time; return the job's number and the process."""
+def fail_once(job: tuple[int, Path, str], progress: Any) -> tuple[int, int]:
+    """Kill the process, exit or exhaust memory at job 2, the first time; return the job's number and the process."""
     number, folder, how = job
-    mark = folder / "suffered"
+    mark = folder / "failed"
     if number == 2 and not mark.exists():
         mark.write_text(str(os.getpid()))
         if how == "memory":
@@ -151,30 +151,30 @@ def suffer_once(job: tuple[int, Path, str], progress: Any) -> tuple[int, int]:
 
 
 class ShortOfMemory:
-    """``predict_cluster``, but once, after the first shard of a block, a worker asks for more memory than there is.
+    """Run ``predict_cluster``, but exhaust a worker's memory once, after the first shard of a block.
 
     Args:
-        mark: The file that says that it has happened.
-        limit: Whether the process is given a limit of its own; else it takes what the machine has, up to 8 GB.
+        mark: File that is created when it has happened.
+        limit: Whether to limit the process; otherwise it takes up to 8 GB of the machine.
     """
 
     def __init__(self, mark: Path, *, limit: bool) -> None:
         self.mark, self.limit = mark, limit
 
     def __call__(self, job: Any, progress: Any, keeper: Any) -> None:
-        """Make the block's shards."""
+        """Predict the shards of a block."""
         from detcurate.d2.infer.cluster import predict_cluster
 
-        def told(amount: int) -> None:
+        def report(amount: int) -> None:
             progress(amount)
             with contextlib.suppress(FileExistsError):
                 self.mark.touch(exist_ok=False)
                 self.exhaust()
 
-        predict_cluster(job, told, keeper)
+        predict_cluster(job, report, keeper)
 
     def exhaust(self) -> None:
-        """Ask for memory until there is none."""
+        """Allocate memory until none is left."""
         import resource
 
         import numpy as np

@@ -1,5 +1,5 @@
-# ruff: noqa: E402  Ray and Detectron2 may be absent, and are asked for first
-"""The Ray engine on one small cluster: order, bounds, failures, and the bytes of the local engine."""
+# ruff: noqa: E402  Ray and Detectron2 may be absent and are imported first
+"""The Ray engine on one small cluster: order, bounds, failures, and output equal to the local engine's."""
 
 import importlib.util
 import multiprocessing
@@ -17,10 +17,10 @@ from helpers.on_ray import (
     cluster_of,
     die_at_two,
     divide_by_zero,
+    fail_once,
     large,
     refuse_three,
     square,
-    suffer_once,
     timed,
     where,
 )
@@ -39,7 +39,7 @@ NUM_CPUS, NUM_GPUS = 2, 3
 
 @pytest.fixture(scope="module")
 def cluster():
-    """One node of 2 CPUs that says it has 3 GPUs."""
+    """One node of 2 CPUs that claims 3 GPUs."""
     with cluster_of(NUM_CPUS, num_gpus=NUM_GPUS) as started:
         yield started
 
@@ -59,7 +59,7 @@ def stream(engine, function, jobs, total=100):
     return engine.stream(function, jobs, num_processes=1, total=total, desc="count", unit="step")
 
 
-def test_results_have_the_order_of_the_jobs_and_the_bar_counts_every_unit(engine, capsys):
+def test_results_are_in_order_and_bar_counts_all_units(engine, capsys):
     jobs = [5, 1, 9, 2, 8, 3, 7]
     assert run(engine, square, jobs) == [job**2 for job in jobs]
     assert "14/14" in capsys.readouterr().err
@@ -67,13 +67,13 @@ def test_results_have_the_order_of_the_jobs_and_the_bar_counts_every_unit(engine
     assert run(engine, square, []) == list(stream(engine, square, [])) == []
 
 
-def test_never_more_blocks_are_worked_on_than_there_are_workers(engine, tmp_path):
+def test_blocks_in_work_never_exceed_workers(engine, tmp_path):
     found = run(engine, timed, [(tmp_path, NUM_CPUS)] * 11)
     most = max(sum(begun <= moment < end for begun, end in found) for moment, _ in found)
     assert most == NUM_CPUS
 
 
-def test_a_stream_takes_two_jobs_a_worker_ahead_and_no_more(engine):
+def test_stream_takes_two_jobs_a_worker_ahead(engine):
     taken = []
 
     def jobs():
@@ -88,25 +88,27 @@ def test_a_stream_takes_two_jobs_a_worker_ahead_and_no_more(engine):
     assert taken == list(range(17))
 
 
-def test_results_that_together_exceed_the_object_store_all_arrive(engine):
+def test_results_larger_than_object_store_arrive(engine):
     kept = list(stream(engine, large, range(11)))  # 176 MB in a store of 80 MB
     assert [int(array[0]) for array in kept] == list(range(11))
     assert all((array == number).all() for number, array in enumerate(kept))
 
 
-def test_a_failure_is_raised_as_it_is_and_ends_the_workers(engine):
+def test_failure_is_raised_unchanged_and_ends_workers(engine):
     begun = time.monotonic()
     with pytest.raises(DatasetError) as raised:
         run(engine, refuse_three, [1, 3, 4])
     assert type(raised.value) is DatasetError
     assert str(raised.value) == "boxes must be finite, got nan (x.json, image_id 7)"
     assert time.monotonic() - begun < 120
-    with pytest.raises(RuntimeError, match=r"(?s)divide_by_zero.*ZeroDivisionError"):  # a defect, with its traceback
+    with pytest.raises(
+        RuntimeError, match=r"(?s)divide_by_zero.*ZeroDivisionError"
+    ):  # a defect: with the worker's traceback
         run(engine, divide_by_zero, [1])
-    assert run(engine, square, [3, 4]) == [9, 16]  # the cluster was not left for it
+    assert run(engine, square, [3, 4]) == [9, 16]  # the engine is still connected
 
 
-def test_what_the_handler_of_a_signal_raises_ends_the_run(engine):
+def test_exception_of_signal_handler_ends_run(engine):
     class Stopped(BaseException):
         pass
 
@@ -114,7 +116,7 @@ def test_what_the_handler_of_a_signal_raises_ends_the_run(engine):
         raise Stopped
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, 3.0)
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
     try:
         with pytest.raises(Stopped):
             run(engine, refuse_three, [1, 4])
@@ -123,22 +125,20 @@ def test_what_the_handler_of_a_signal_raises_ends_the_run(engine):
         signal.signal(signal.SIGALRM, before)
 
 
-def test_a_block_that_ends_every_worker_is_named(engine):
-    with pytest.raises(
-        DetcurateError, match=r"a block of 'count' must not end its worker, got 3 workers that died at job 1, .*MAX_DEA"
-    ):
+def test_block_that_kills_every_worker_is_named(engine):
+    with pytest.raises(DetcurateError, match="count: 3 workers .* job 1 .*CURATE.RAY.MAX_DEATHS"):
         run(engine, die_at_two, [1, 2, 3])
 
 
 @pytest.mark.parametrize("how", ["kill", "exit", "memory"])
-def test_the_block_of_a_worker_that_dies_or_runs_out_of_memory_is_given_to_another(engine, tmp_path, how):
-    found = run(engine, suffer_once, [(number, tmp_path, how) for number in range(7)])
+def test_block_of_dead_worker_is_repeated_by_another(engine, tmp_path, how):
+    found = run(engine, fail_once, [(number, tmp_path, how) for number in range(7)])
     assert [number for number, _ in found] == list(range(7))
-    dead = int((tmp_path / "suffered").read_text())
+    dead = int((tmp_path / "failed").read_text())
     assert found[2][1] != dead
 
 
-def test_a_worker_takes_a_part_of_a_gpu_and_sees_no_other(cluster, tmp_path):
+def test_worker_with_half_gpu_sees_only_that_gpu(cluster, tmp_path):
     engine = RayEngine(RaySettings(gpus_per_worker=0.5, cpus_per_worker=0.25), address=cluster.address)
     try:
         found = run(engine, where, [(tmp_path, 2 * NUM_GPUS)] * 12, on_gpu=True)
@@ -150,7 +150,7 @@ def test_a_worker_takes_a_part_of_a_gpu_and_sees_no_other(cluster, tmp_path):
     assert {folder for _, _, folder in found} == {str(Path.cwd())}
 
 
-def test_without_ray_the_extra_is_named(monkeypatch, refused, write_tiny_config, tmp_path):
+def test_missing_ray_names_extra(monkeypatch, refused, write_tiny_config, tmp_path):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else find(name, *rest))
     config, _ = write_tiny_config(tmp_path)
@@ -159,9 +159,9 @@ def test_without_ray_the_extra_is_named(monkeypatch, refused, write_tiny_config,
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "ray://127.0.0.1:10001"])
-def test_an_address_without_a_cluster_is_refused_at_once(address):
+def test_address_without_cluster_is_refused_at_once(address):
     begun = time.monotonic()
-    with pytest.raises(ConfigError, match=rf"--ray-address must be of a.* cluster that .*, got {address}"):
+    with pytest.raises(ConfigError, match=rf"^--ray-address: .*{address}"):
         RayEngine(RaySettings(), address=address)
     assert time.monotonic() - begun < 10
 
@@ -192,8 +192,8 @@ if __name__ == "__main__":
 """
 
 
-def test_a_cluster_that_is_started_here_listens_on_loopback_alone(tmp_path):
-    """Loopback is 127.0.0.1, as the kernel's tables have it, also within IPv6."""
+def test_own_cluster_listens_on_loopback_only(tmp_path):
+    """The kernel's tables show 127.0.0.1 in hexadecimal, also within IPv6."""
     (tmp_path / "abs_of.py").write_text(
         "import os\n"
         "def abs_of(job, progress):\n    return abs(job)\n"
@@ -215,18 +215,18 @@ def test_a_cluster_that_is_started_here_listens_on_loopback_alone(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(train_tiny):
-    """A two-stage detector's run."""
+    """A run of a two-stage detector."""
     return train_tiny()
 
 
 @pytest.fixture(scope="module")
 def trained_densely(train_tiny):
-    """A one-stage detector's run."""
+    """A run of a one-stage detector."""
     return train_tiny(*RETINANET)
 
 
 def files_of(folder):
-    """Return the bytes of every file but the log and the config, which names the folder."""
+    """Return the bytes of every file except the log and the config, which contain the folder."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
@@ -235,7 +235,7 @@ def files_of(folder):
 
 
 @pytest.mark.parametrize("mode", ["cluster", "reference", "dense"])
-def test_predictions_and_scores_are_the_bytes_of_the_local_engine(request, cluster, tmp_path, mode):
+def test_predictions_and_scores_equal_local_engine(request, cluster, tmp_path, mode):
     config, output, words = request.getfixturevalue("trained_densely" if mode == "dense" else "trained")
     found = {}
     for engine in ("local", "ray"):
@@ -251,8 +251,8 @@ def test_predictions_and_scores_are_the_bytes_of_the_local_engine(request, clust
     assert sum(name.startswith(shards) for name in found["ray"]) == 6
 
 
-def test_only_missing_shards_are_handed_out(trained, cluster, tmp_path):
-    """A shard that is there stays; of the others, a block holds neighbours alone."""
+def test_only_missing_shards_are_predicted(trained, cluster, tmp_path):
+    """Existing shards stay; a block holds only adjacent shards."""
     config, output, words = trained
     shutil.copytree(output, tmp_path / "x")
     command = ["--config-file", str(config), "--until", "predict", *words, "OUTPUT_DIR", str(tmp_path / "x")]
@@ -268,7 +268,7 @@ def test_only_missing_shards_are_handed_out(trained, cluster, tmp_path):
     assert [int(name[8:11]) for name in sorted(times) if times[name] != again[name]] == [1, 2, 4]
 
 
-def test_a_gpu_is_asked_of_the_cluster_and_not_of_this_machine(trained, tmp_path, refused):
+def test_cuda_requires_gpu_of_cluster(trained, tmp_path, refused):
     config, output, words = trained
     shutil.copytree(output, tmp_path / "x")
     with cluster_of(1, num_gpus=0) as without:
@@ -276,12 +276,13 @@ def test_a_gpu_is_asked_of_the_cluster_and_not_of_this_machine(trained, tmp_path
             *("--config-file", config, "--only", "predict", "--engine", "ray", "--ray-address", without.address),
             *(*words, "OUTPUT_DIR", tmp_path / "x", "MODEL.DEVICE", "cuda"),
         )
-    assert "MODEL.DEVICE must be one that the Ray cluster has, got cuda and no GPU in 1 nodes" in message
+    assert "MODEL.DEVICE" in message
+    assert "1 nodes" in message
     assert not list((tmp_path / "x" / "predict").rglob("shard-*"))
 
 
-def test_a_signal_ends_the_command_and_not_the_cluster(trained, cluster, tmp_path):
-    """SIGTERM, which Ray's compiled code would have for itself."""
+def test_sigterm_ends_command_and_keeps_cluster(trained, cluster, tmp_path):
+    """Ray's compiled code takes over SIGTERM in processes that are connected to it."""
     config, output, words = trained
     shutil.copytree(output, tmp_path / "x")
     command = [sys.executable, REPOSITORY / "tools" / "curate.py", "--config-file", config]
@@ -299,10 +300,10 @@ def test_a_signal_ends_the_command_and_not_the_cluster(trained, cluster, tmp_pat
     assert len(list((tmp_path / "x" / "predict").rglob("shard-*"))) == 6
 
 
-def test_a_driver_that_dies_is_told_and_another_takes_its_place(engine):
+def test_dead_driver_is_reported_and_replaced(engine):
     run(engine, square, [1])
     (driver,) = (child for child in multiprocessing.active_children() if child.name == "ray-driver")
     os.kill(driver.pid, signal.SIGKILL)
-    with pytest.raises(DetcurateError, match="the process that is connected to Ray must live until all is done"):
+    with pytest.raises(DetcurateError, match="^--engine ray: "):
         run(engine, square, [2])
     assert run(engine, square, [3]) == [9]
