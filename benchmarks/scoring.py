@@ -208,7 +208,7 @@ def score_store(folder: Path) -> tuple[float, float]:
     """Score a store as the stage does; return seconds, the annotation file already read, and peak memory in GB."""
     from detcurate.coco.dataset import read_coco
     from detcurate.config import ScoreSettings
-    from detcurate.pipeline.stages.score import score_predictions
+    from detcurate.pipeline.pool_scoring import score_predictions
     from detcurate.pipeline.tables import ImagesTable
     from detcurate.predictions.store import open_predictions, read_members
     from detcurate.score.scoring import combine_images

@@ -34,9 +34,9 @@ from detcurate.evaluate.coco_eval import evaluate_coco
 from detcurate.io.files import sha256_json
 from detcurate.pipeline import Run, run_pipeline
 from detcurate.pipeline.image_similarity import read_pool_embeddings
+from detcurate.pipeline.pool_scoring import score_predictions
 from detcurate.pipeline.prediction_jobs import count_shards, make_missing_shards, prediction_job, predictions_digest
 from detcurate.pipeline.search import search_rounds
-from detcurate.pipeline.stages.score import score_predictions
 from detcurate.pipeline.tables import read_scores, read_selection
 from detcurate.pipeline.training_jobs import train_jobs, training_job
 from detcurate.predictions.store import open_predictions, prepare_prediction_sets, read_members, read_predictions

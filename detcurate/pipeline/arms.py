@@ -14,8 +14,8 @@ from detcurate.io.files import sha256_json
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.image_similarity import pool_hashes, read_pool_embeddings, vector_inputs
 from detcurate.pipeline.pool_columns import boxes_per_class
+from detcurate.pipeline.pool_scoring import score_predictions
 from detcurate.pipeline.stage import output_digest
-from detcurate.pipeline.stages.score import score_predictions
 from detcurate.pipeline.tables import read_scores, read_selection
 from detcurate.predictions.store import open_predictions, read_members
 from detcurate.score.scoring import combine_images

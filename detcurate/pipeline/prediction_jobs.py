@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from detcurate.io.storage import Location, image_files
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.stage import output_digest
 from detcurate.pipeline.training_jobs import require_device, training_config, training_settings
-from detcurate.predictions.store import PredictionSet, prepare_folder, prepare_prediction_sets
+from detcurate.predictions.shards import shard_path
+from detcurate.predictions.store import MEMBERS, PredictionSet, prepare_folder, prepare_prediction_sets
 
 EMBEDDINGS = "embeddings"
 
@@ -101,6 +102,44 @@ def prediction_job(
         num_decoders=run.cfg.DATALOADER.NUM_WORKERS,
         embeddings=embeddings,
     )
+
+
+def predict_detections(
+    run: Run,
+    part: str,
+    directory: Location,
+    weights: Mapping[str, tuple[Path, str]],
+    image_ids: np.ndarray,
+    preparation: Preparation,
+    *,
+    desc: str,
+) -> list[Location]:
+    """Predict detections with the members that have none yet, and return the files of all members' predictions.
+
+    Args:
+        run: The run.
+        part: ``"pool"`` or ``"evaluation"``.
+        directory: Holds the prediction sets.
+        weights: A member's name -> its file and digest.
+        image_ids: (I,) int64.
+        preparation: Creates the folders of the prediction sets.
+        desc: Label of the progress bar.
+    """
+    from detcurate.d2.infer.cluster import predict_cluster
+
+    num_shards = count_shards(run, image_ids)
+    prediction_sets = preparation.prediction_sets(
+        directory, predictions_digest(run, image_ids), list(weights), num_shards=num_shards
+    )
+    embeddings = directory / EMBEDDINGS if run.settings.predict.embeddings and part == "pool" else None
+    for found in prediction_sets:
+        members = [weights[name] for name in found.members if name in weights]
+        of_first = embeddings if found is prediction_sets[0] else None
+        job = prediction_job(run, part, found.directory, members, image_ids, of_first)
+        make_missing_shards(run, predict_cluster, job, desc=desc)
+    folders = [found.directory for found in prediction_sets] + ([embeddings] if embeddings else [])
+    shards = [shard_path(folder, number) for folder in folders for number in range(num_shards)]
+    return [directory / MEMBERS, *(found.description for found in prediction_sets), *shards]
 
 
 def make_missing_shards(

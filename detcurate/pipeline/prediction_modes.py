@@ -1,155 +1,377 @@
-"""``CURATE.PREDICT.MODE``: what the stage ``predict`` asks beside, or instead of, each member's detections.
+"""``CURATE.PREDICT.MODE``: how the members' predictions on the pool are made and scored, one class a mode.
 
-The answers about reference boxes are below ``predict/reference``, beside the passes; the rows of the dense mode
-are below ``predict/dense``, instead of passes. What another mode has left stays where it is, and is good again when
-that mode is.
+=============  ======================================  ==================================================
+mode           predictions, below ``predict/``         scored per image
+=============  ======================================  ==================================================
+``cluster``    ``set-NN/``: detections of each member  clusters of detections
+``reference``  the same, and ``reference/``: class     labelled boxes and the ensemble's consensus boxes
+               and box of each member for given boxes
+``dense``      ``dense/``: disagreement at every       anchors and classes; there are no objects
+               anchor and class
+=============  ======================================  ==================================================
+
+The predictions of another mode are left in place, and are used again when that mode is.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from detcurate.config import CurateSettings, ScoreSettings
+from detcurate.ensemble.index import MEMBER_INDEX, read_index
 from detcurate.errors import ConfigError, PredictionError
 from detcurate.io.files import atomic_path, sha256_json
 from detcurate.io.storage import Location
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.object_table import reference_table
+from detcurate.pipeline.pool_scoring import score_predictions, trajectories
 from detcurate.pipeline.prediction_jobs import (
     EMBEDDINGS,
     Preparation,
     count_shards,
     make_missing_shards,
+    predict_detections,
     prediction_job,
     predictions_digest,
 )
 from detcurate.pipeline.training_jobs import training_config
 from detcurate.predictions.shards import DENSE_AGGREGATIONS, read_dense, read_references, shard_path
+from detcurate.predictions.store import open_predictions, read_members
 from detcurate.score.aggregate import class_weights, combine
 from detcurate.score.measures import LABEL_MEASURES, MEASURES, available_measures
 from detcurate.score.reference_boxes import score_references
-from detcurate.score.scoring import image_components, score_box_correlation
+from detcurate.score.scoring import combine_images, image_components, score_box_correlation, validate_measures
 from detcurate.structures import ImageScores
-
-REFERENCE, DENSE = "reference", "dense"
-"""The folders below ``predict/``, by mode."""
 
 Weights = Mapping[str, tuple[Path, str]]
 """A member's name -> its file and digest, in the order of the members' numbers."""
 
 _KEY, _THRESHOLD_KEY = "CURATE.PREDICT.MODE", "CURATE.SCORE.IOU_THRESHOLD"
-_DENSE_MEASURE = "mutual_information"
-
-_UNREAD = {
-    "cluster": (),
-    "reference": ("association", "per_class", "missing", "calibration_images"),
-    "dense": ("association", "per_class", "missing", "calibration_images", "top_k", "without_objects"),
-}
-"""The settings of the scores that have no meaning in a mode."""
+_CROWD_BIAS = 0.7
 
 
-def mode_settings(settings: CurateSettings) -> dict[str, Any]:
-    """Return the settings of the stage ``predict`` that the mode adds; the default mode leaves no trace."""
-    mode = settings.predict.mode
-    added: dict[str, Any] = {} if mode == "cluster" else {_KEY: mode}
-    if mode == "reference":
-        added[_THRESHOLD_KEY] = settings.score.iou_threshold  # it decides which boxes are asked about
-    return added
+@dataclass(frozen=True)
+class PoolScores:
+    """The scores of a pool.
 
-
-def predicted_mode(run: Run) -> str:
-    """Return the mode that the pool was predicted in, whatever the config says by now."""
-    return str(run.stage_metadata("predict")["settings"].get(_KEY, "cluster"))
-
-
-def require_mode(run: Run) -> None:
-    """Find what does not go with the mode, before anything is trained or predicted.
-
-    Raises:
-        EnsembleError: The config's detector cannot be asked in this mode.
-        ConfigError: ``CURATE.SCORE`` asks for what the mode does not give.
+    Args:
+        images: The images' scores and their components.
+        summary: A line for the log.
+        facts: Values that later stages read from the stage metadata.
     """
-    mode = run.settings.predict.mode
-    if mode == "cluster":
-        return
-    from detcurate.d2.infer.modes import require_detector
 
-    require_detector(training_config(run), mode)
-    score_settings(run.settings, mode)
+    images: ImageScores
+    summary: str
+    facts: dict[str, Any]
 
 
-def score_settings(settings: CurateSettings, mode: str) -> ScoreSettings:
-    """Return the settings that a pool predicted in a mode is scored with: ``CURATE.SCORE``, as far as the mode goes.
+class PredictionMode(ABC):
+    """A way to predict with an ensemble and to score its predictions; see :func:`prediction_mode`."""
 
-    The dense mode has one measure, mutual information. The default measures are cut down to it; others are refused,
-    and so are settings that a mode would leave unread.
+    name: ClassVar[str]
+    """The value of ``CURATE.PREDICT.MODE``."""
 
-    Raises:
-        ConfigError: The mode does not give the measures or the aggregation asked for.
+    scored: ClassVar[str]
+    """Plural noun of the elements that the score of an image aggregates."""
+
+    has_objects: ClassVar[bool] = True
+    """Whether :meth:`score` writes a table of objects."""
+
+    passes: ClassVar[str] = ""
+    """Forward passes besides one a member and image, as the plan of a run names them."""
+
+    ignored: ClassVar[tuple[str, ...]] = ()
+    """The fields of ``CURATE.SCORE`` that the mode does not read."""
+
+    def settings(self, settings: CurateSettings) -> dict[str, Any]:
+        """Return the settings that the mode adds to those of the stage ``predict``; none for the default mode."""
+        return {_KEY: self.name}
+
+    def score_settings(self, settings: CurateSettings) -> ScoreSettings:
+        """Return ``CURATE.SCORE`` as far as it applies to the mode.
+
+        Raises:
+            ConfigError: A measure or an aggregation is not available in the mode, or a setting that the mode does not
+                read differs from its default.
+        """
+        for name in self.ignored:
+            value, default = getattr(settings.score, name), getattr(ScoreSettings(), name)
+            if value != default:
+                raise ConfigError(
+                    f"CURATE.SCORE.{name.upper()}: the mode {self.name} does not read it (got {value}, default "
+                    f"{default}). Leave it out, or set {_KEY} cluster."
+                )
+        return settings.score.model_copy(update={"weights": tuple(settings.score.measure_weights.values())})
+
+    def validate(self, run: Run) -> None:
+        """Check the detector and ``CURATE.SCORE`` before anything is trained or predicted.
+
+        Raises:
+            EnsembleError: The config's detector does not have the head that the mode needs.
+            ConfigError: See :meth:`score_settings`.
+        """
+        self.score_settings(run.settings)
+
+    def validate_members(self, settings: CurateSettings, num_members: int) -> None:
+        """Raise ``ConfigError`` if the measures or the mode need more members."""
+        measures = self.score_settings(settings).measures
+        validate_measures(measures, num_members, known=(*MEASURES, *LABEL_MEASURES))
+
+    @abstractmethod
+    def predict(self, run: Run, weights: Weights, preparation: Preparation) -> list[Location]:
+        """Make the predictions on the pool that are missing; return the files of all of them.
+
+        Args:
+            run: The run.
+            weights: The members.
+            preparation: Creates the folders of the predictions.
+        """
+
+    @abstractmethod
+    def score(self, run: Run, objects_path: Location) -> PoolScores:
+        """Score the pool from its predictions.
+
+        Args:
+            run: The run.
+            objects_path: Destination of the table of objects, if the mode has one.
+
+        Raises:
+            ConfigError: The measures need more members than there are.
+            PredictionError: A shard is missing or damaged, or the shards do not cover the pool.
+        """
+
+
+class ClusterMode(PredictionMode):
+    """Detections of all members, associated to clusters; for any detector."""
+
+    name = "cluster"
+    scored = "objects"
+
+    def settings(self, settings: CurateSettings) -> dict[str, Any]:
+        """Return no setting, so that runs that never named a mode stay up to date."""
+        return {}
+
+    def predict(self, run: Run, weights: Weights, preparation: Preparation) -> list[Location]:
+        """Predict with the members that have no detections yet."""
+        directory, image_ids = run.directory("predict"), run.usable_image_ids
+        return predict_detections(run, "pool", directory, weights, image_ids, preparation, desc="predict pool")
+
+    def score(self, run: Run, objects_path: Location) -> PoolScores:
+        """Associate the detections, and score clusters and labels."""
+        members = self._predicted_members(run)
+        components, calibration = score_predictions(
+            open_predictions(run.directory("predict"), members),
+            run.pool,
+            run.usable_image_ids,
+            settings=run.settings.score,
+            shard_size=run.settings.predict.shard_size,
+            trajectories=trajectories(read_index(run.directory("train") / MEMBER_INDEX), members),
+            objects_path=objects_path,
+            num_processes=run.settings.worker_processes,
+            engine=run.engine,
+        )
+        found = _combine_objects(run, components)
+        if calibration is None:
+            return found
+        before, after = calibration.error_before.mean(), calibration.error_after.mean()
+        columns = {name: column.tolist() for name, column in vars(calibration).items()}
+        return replace(
+            found,
+            summary=f"{found.summary}; calibration error {before:.3f} -> {after:.3f}",
+            facts={**found.facts, "calibration": columns},
+        )
+
+    def _predicted_members(self, run: Run) -> list[str]:
+        """Return the names of the members; raises ``ConfigError`` if they are too few for the measures."""
+        members = read_members(run.directory("predict"))
+        self.validate_members(run.settings, len(members))
+        return members
+
+
+class ReferenceMode(ClusterMode):
+    """Class and box of every member for the labelled boxes and the consensus boxes; for two-stage detectors.
+
+    The consensus boxes are clusters of the members' detections, so the predictions of the mode ``cluster`` come first.
     """
-    requested = settings.score
-    for name in _UNREAD[mode]:
-        value, default = getattr(requested, name), getattr(ScoreSettings(), name)
-        if value != default:
+
+    name = "reference"
+    scored = "reference boxes"
+    passes = ", and as many about given boxes"
+    ignored = ("association", "per_class", "missing", "calibration_images")
+
+    def settings(self, settings: CurateSettings) -> dict[str, Any]:
+        """Return the mode, and the IoU threshold that determines the consensus boxes."""
+        return {_KEY: self.name, _THRESHOLD_KEY: settings.score.iou_threshold}
+
+    def score_settings(self, settings: CurateSettings) -> ScoreSettings:
+        """Return ``CURATE.SCORE``; measures that compare detections with labels are not available."""
+        found = super().score_settings(settings)
+        with_labels = [name for name in found.measures if name in LABEL_MEASURES]
+        if with_labels:
             raise ConfigError(
-                f"CURATE.SCORE.{name.upper()} must be {default} with CURATE.PREDICT.MODE {mode}, got {value}: the mode "
-                "does not read it; leave it out, or set the mode cluster"
+                f"CURATE.SCORE.MEASURES: measures of labels are not available with {_KEY} {self.name} (got "
+                f"{', '.join(with_labels)}). Use {', '.join(MEASURES)}, or set {_KEY} cluster."
             )
-    with_labels = [name for name in requested.measures if name in LABEL_MEASURES]
-    if mode == "reference" and with_labels:
-        raise ConfigError(
-            f"CURATE.SCORE.MEASURES must be among {', '.join(MEASURES)} with CURATE.PREDICT.MODE reference, got "
-            f"{', '.join(with_labels)}; what compares detections with labels needs the mode cluster"
+        return found
+
+    def validate(self, run: Run) -> None:
+        """Check that the detector has a softmax box head, and the score settings."""
+        from detcurate.d2.checkpoints import model_of
+        from detcurate.d2.infer.reference import require_two_stage
+
+        require_two_stage(model_of(training_config(run)))
+        super().validate(run)
+
+    def predict(self, run: Run, weights: Weights, preparation: Preparation) -> list[Location]:
+        """Predict detections, then class and box of all members for the reference boxes.
+
+        The consensus boxes depend on all members: with another ensemble, all reference boxes are predicted again.
+        """
+        from detcurate.d2.infer.reference import ReferenceJob, predict_references
+
+        written = super().predict(run, weights, preparation)
+        image_ids, directory = run.usable_image_ids, run.directory("predict")
+        folder, iou_threshold = directory / self.name, run.settings.score.iou_threshold
+        depends = {
+            "answers": predictions_digest(run, image_ids),  # the key is part of the digest of existing predictions
+            "members": list(weights),
+            "iou_threshold": iou_threshold,
+        }
+        preparation.folder(folder, sha256_json(depends))
+        truth_boxes, truth_bounds = _truth(run, image_ids)
+
+        def wrap(images: Any) -> ReferenceJob:
+            first = images.first_shard * images.shard_size
+            bounds = truth_bounds[first : first + len(images.image_ids)]
+            start, end = bounds[0, 0], bounds[-1, 1]  # a worker receives the labels of its own block only
+            return ReferenceJob(
+                images, directory, tuple(weights), truth_boxes[start:end], bounds - start, iou_threshold
+            )
+
+        job = prediction_job(run, "pool", folder, list(weights.values()), image_ids)
+        make_missing_shards(run, predict_references, job, desc="predict boxes", wrap=wrap)
+        return [*written, *(shard_path(folder, number) for number in range(count_shards(run, image_ids)))]
+
+    def score(self, run: Run, objects_path: Location) -> PoolScores:
+        """Score the disagreement on each reference box; write one object a box."""
+        self._predicted_members(run)
+        settings, names = run.settings.score, run.class_names
+        weights = class_weights(run.pool.class_counts())
+        parts, writer = [], None
+        with atomic_path(objects_path) as temporary:
+            for found, image_ids in _shards(run, run.directory("predict") / self.name, read_references):
+                measures = [name for name in available_measures(found.class_probs.shape[1]) if name in MEASURES]
+                objects = score_references(found.image_ids, found.boxes, found.class_probs, measures=measures)
+                table = reference_table(objects, found.is_truth, names)
+                writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
+                writer.write_table(table)
+                parts.append(
+                    image_components(
+                        image_ids, objects, aggregation=settings.aggregation, k=settings.top_k, class_weights=weights
+                    )
+                )
+            if writer is not None:
+                writer.close()
+        return _combine_objects(run, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+
+class DenseMode(PredictionMode):
+    """Mutual information of all members at every anchor and class; for RetinaNet and FCOS."""
+
+    name = "dense"
+    scored = "anchors and classes"
+    has_objects = False
+    ignored = ("association", "per_class", "missing", "calibration_images", "top_k", "without_objects")
+    measure = "mutual_information"
+
+    def score_settings(self, settings: CurateSettings) -> ScoreSettings:
+        """Return ``CURATE.SCORE`` with mutual information as the one measure.
+
+        The default measures are reduced to it; any other choice is an error.
+        """
+        found = super().score_settings(settings)
+        if found.aggregation not in DENSE_AGGREGATIONS:
+            raise ConfigError(
+                f"CURATE.SCORE.AGGREGATION: not available with {_KEY} {self.name} (got {found.aggregation}). Use "
+                f"{', '.join(DENSE_AGGREGATIONS)}: the scores are aggregated over anchors and classes."
+            )
+        if found.measures not in ((self.measure,), ScoreSettings().measures):
+            raise ConfigError(
+                f"CURATE.SCORE.MEASURES: {self.measure} is the only measure with {_KEY} {self.name} (got "
+                f"{', '.join(found.measures)}). Set CURATE.SCORE.MEASURES \"('{self.measure}',)\", or set {_KEY} "
+                "cluster."
+            )
+        return found.model_copy(update={"measures": (self.measure,), "weights": (1.0,)})
+
+    def validate(self, run: Run) -> None:
+        """Check that the detector is a RetinaNet or FCOS, and the score settings."""
+        from detcurate.d2.checkpoints import model_of
+        from detcurate.d2.infer.dense import require_dense
+
+        require_dense(model_of(training_config(run)))
+        super().validate(run)
+
+    def validate_members(self, settings: CurateSettings, num_members: int) -> None:
+        """Raise ``ConfigError`` if there are fewer than two members."""
+        if num_members < 2:
+            raise ConfigError(
+                f"{_KEY}: {self.name} compares members and needs at least 2 members (got {num_members}). Train more."
+            )
+
+    def predict(self, run: Run, weights: Weights, preparation: Preparation) -> list[Location]:
+        """Compare the members at every anchor of every image.
+
+        The running sums are over all members: with another ensemble, all images are predicted again.
+        """
+        from detcurate.d2.infer.dense import predict_dense
+
+        self.validate_members(run.settings, len(weights))
+        image_ids, folder = run.usable_image_ids, run.directory("predict") / self.name
+        depends = {"answers": predictions_digest(run, image_ids), "members": list(weights)}
+        preparation.folder(folder, sha256_json(depends))
+        embeddings = folder / EMBEDDINGS if run.settings.predict.embeddings else None
+        job = prediction_job(run, "pool", folder, list(weights.values()), image_ids, embeddings)
+        make_missing_shards(run, predict_dense, job, desc="compare anchors")
+        folders = [folder, *([embeddings] if embeddings else [])]
+        return [shard_path(one, number) for one in folders for number in range(count_shards(run, image_ids))]
+
+    def score(self, run: Run, objects_path: Location) -> PoolScores:
+        """Read the images' mutual information; the component ``num_objects`` counts labels without crowd regions."""
+        settings = self.score_settings(run.settings)
+        rows = [scores for scores, _ in _shards(run, run.directory("predict") / self.name, _read_dense_scores)]
+        values = np.concatenate([scores[settings.aggregation] for scores in rows])
+        weights = dict(zip(settings.measures, settings.weights, strict=True))
+        image_score = combine({self.measure: values}, weights, normalization=settings.normalization)
+        num_boxes = np.bincount(run.pool.image_index[~run.pool.iscrowd], minlength=len(run.pool)).astype(np.int64)
+        components = {self.measure: values, "num_objects": num_boxes[run.pool.subset_rows(run.usable_image_ids)]}
+        scores = ImageScores(run.usable_image_ids, image_score, components)
+        correlation = score_box_correlation(scores)
+        summary = (
+            f"{len(scores):,} images by {self.measure} at every anchor, {settings.aggregation}; "
+            f"rank correlation of score and number of labelled boxes {correlation:+.2f}"
         )
-    if mode != "dense":
-        return requested.model_copy(update={"weights": tuple(requested.measure_weights.values())})
-    if requested.aggregation not in DENSE_AGGREGATIONS:
-        raise ConfigError(
-            f"CURATE.SCORE.AGGREGATION must be one of {', '.join(DENSE_AGGREGATIONS)} with CURATE.PREDICT.MODE dense, "
-            f"got {requested.aggregation}; there are no objects to count: it is over anchors and classes"
-        )
-    if requested.measures not in ((_DENSE_MEASURE,), ScoreSettings().measures):
-        raise ConfigError(
-            f"CURATE.SCORE.MEASURES must be {_DENSE_MEASURE} alone with CURATE.PREDICT.MODE dense, got "
-            f"{', '.join(requested.measures)}; other measures compare boxes, of which it has none: set "
-            f"CURATE.SCORE.MEASURES \"('{_DENSE_MEASURE}',)\", or the mode cluster"
-        )
-    return requested.model_copy(update={"measures": (_DENSE_MEASURE,), "weights": (1.0,)})
+        return PoolScores(scores, summary, {"score_box_correlation": correlation})
 
 
-def predict_pool_references(run: Run, weights: Weights, preparation: Preparation) -> list[Location]:
-    """Ask all members about the reference boxes of the pool, once their passes are there; return the files.
+MODES: Mapping[str, PredictionMode] = {mode.name: mode for mode in (ClusterMode(), ReferenceMode(), DenseMode())}
 
-    What a member says of a box depends on all members, for their consensus is among the boxes: another ensemble is
-    asked anew, about everything.
-    """
-    from detcurate.d2.infer.reference import ReferenceJob, predict_references
 
-    image_ids, directory = run.usable_image_ids, run.directory("predict")
-    folder, iou_threshold = directory / REFERENCE, run.settings.score.iou_threshold
-    depends = {
-        "answers": predictions_digest(run, image_ids),
-        "members": list(weights),
-        "iou_threshold": iou_threshold,
-    }
-    preparation.folder(folder, sha256_json(depends))
-    truth_boxes, truth_bounds = _truth(run, image_ids)
+def prediction_mode(settings: CurateSettings) -> PredictionMode:
+    """Return the mode that the config names."""
+    return MODES[settings.predict.mode]
 
-    def wrap(images: Any) -> ReferenceJob:
-        first = images.first_shard * images.shard_size
-        bounds = truth_bounds[first : first + len(images.image_ids)]
-        start, end = bounds[0, 0], bounds[-1, 1]  # of a block, a worker is given its own alone
-        return ReferenceJob(images, directory, tuple(weights), truth_boxes[start:end], bounds - start, iou_threshold)
 
-    job = prediction_job(run, "pool", folder, list(weights.values()), image_ids)
-    make_missing_shards(run, predict_references, job, desc="ask about boxes", wrap=wrap)
-    return [shard_path(folder, number) for number in range(count_shards(run, image_ids))]
+def predicted_mode(run: Run) -> PredictionMode:
+    """Return the mode that the pool was predicted in, whatever the config names now."""
+    return MODES[run.stage_metadata("predict")["settings"].get(_KEY, ClusterMode.name)]
 
 
 def _truth(run: Run, image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -161,95 +383,39 @@ def _truth(run: Run, image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return pool.boxes[kept].astype(np.float32), bounds
 
 
-def predict_pool_densely(run: Run, weights: Weights, preparation: Preparation) -> list[Location]:
-    """Compare all members at every anchor of every image of the pool; return the files.
+def _combine_objects(run: Run, components: Mapping[str, np.ndarray]) -> PoolScores:
+    """Return the weighted score of each image, and a summary that warns of a bias to crowded images."""
+    settings = run.settings.score
+    scores = combine_images(
+        run.usable_image_ids,
+        components,
+        weights=settings.measure_weights,
+        normalization=settings.normalization,
+        without_objects=settings.without_objects,
+    )
+    correlation = score_box_correlation(scores)
+    empty = int((scores.components["num_objects"] == 0).sum())
+    summary = (
+        f"{int(scores.components['num_objects'].sum()):,} objects on {len(scores):,} images ({empty} without any); "
+        f"rank correlation of score and object count {correlation:+.2f}"
+    )
+    if correlation > _CROWD_BIAS:
+        summary += ": the score favours crowded images, consider CURATE.SCORE.AGGREGATION mean"
+    return PoolScores(scores, summary, {"score_box_correlation": correlation, "images_without_objects": empty})
 
-    The running sums are over all members, so another ensemble is asked anew.
 
-    Raises:
-        ConfigError: There are fewer than two members.
-    """
-    from detcurate.d2.infer.dense import predict_dense, require_several
-
-    require_several(len(weights))
-    image_ids, folder = run.usable_image_ids, run.directory("predict") / DENSE
-    preparation.folder(folder, sha256_json({"answers": predictions_digest(run, image_ids), "members": list(weights)}))
-    embeddings = folder / EMBEDDINGS if run.settings.predict.embeddings else None
-    job = prediction_job(run, "pool", folder, list(weights.values()), image_ids, embeddings)
-    make_missing_shards(run, predict_dense, job, desc="compare anchors")
-    folders = [folder] + ([embeddings] if embeddings else [])
-    return [shard_path(one, number) for one in folders for number in range(count_shards(run, image_ids))]
+def _read_dense_scores(path: Location) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    image_ids, scores = read_dense(path)
+    return scores, image_ids
 
 
 Content = TypeVar("Content")
 
 
-def score_references_of(run: Run, objects_path: Location) -> dict[str, np.ndarray]:
-    """Write the pool's reference boxes, an object each with the members' disagreement on it; return the components.
-
-    Raises:
-        ConfigError: A measure compares members and there is one member.
-        PredictionError: A shard is missing or damaged, or they do not cover the pool.
-    """
-    settings, names = run.settings.score, run.class_names
-    weights = class_weights(run.pool.class_counts())
-    parts, writer = [], None
-    with atomic_path(objects_path) as temporary:
-        for one, image_ids in _shards(run, run.directory("predict") / REFERENCE, _read_reference_shard):
-            measures = [name for name in available_measures(one.class_probs.shape[1]) if name in MEASURES]
-            objects = score_references(one.image_ids, one.boxes, one.class_probs, measures=measures)
-            table = reference_table(objects, one.is_truth, names)
-            writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
-            writer.write_table(table)
-            parts.append(
-                image_components(
-                    image_ids, objects, aggregation=settings.aggregation, k=settings.top_k, class_weights=weights
-                )
-            )
-        if writer is not None:
-            writer.close()
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def score_densely(run: Run) -> tuple[ImageScores, str, dict[str, Any]]:
-    """Return the images' scores from the dense mode's rows, a line for the terminal, and facts for later stages.
-
-    There are no objects, so the component ``num_objects`` is the number of labelled boxes, crowd regions left out.
-
-    Raises:
-        ConfigError: The mode does not give the measures or the aggregation asked for.
-        PredictionError: A shard is missing or damaged, or they do not cover the pool.
-    """
-    settings = score_settings(run.settings, "dense")
-    (measure,) = settings.measures
-    rows = [scores for scores, _ in _shards(run, run.directory("predict") / DENSE, _read_scores)]
-    values = np.concatenate([scores[settings.aggregation] for scores in rows])
-    weights = dict(zip(settings.measures, settings.weights, strict=True))
-    image_score = combine({measure: values}, weights, normalization=settings.normalization)
-    num_boxes = np.bincount(run.pool.image_index[~run.pool.iscrowd], minlength=len(run.pool)).astype(np.int64)
-    components = {measure: values, "num_objects": num_boxes[run.pool.subset_rows(run.usable_image_ids)]}
-    scores = ImageScores(run.usable_image_ids, image_score, components)
-    correlation = score_box_correlation(scores)
-    summary = (
-        f"{len(scores):,} images by {measure} at every anchor, {settings.aggregation}; "
-        f"rank correlation of score and number of labelled boxes {correlation:+.2f}"
-    )
-    return scores, summary, {"score_box_correlation": correlation}
-
-
-def _read_reference_shard(path: Location) -> tuple[Any, np.ndarray]:
-    return read_references(path)
-
-
-def _read_scores(path: Location) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    image_ids, scores = read_dense(path)
-    return scores, image_ids
-
-
 def _shards(
     run: Run, folder: Location, read: Callable[[Location], tuple[Content, np.ndarray]]
 ) -> Iterator[tuple[Content, np.ndarray]]:
-    """Read the shards of a folder in order; all of the pool's images must be in them, in order, once each."""
+    """Read the shards of a folder in order; together they must hold each image of the pool once, in order."""
     covered = [np.zeros(0, np.int64)]
     with tqdm(total=len(run.usable_image_ids), desc="score", unit="image", dynamic_ncols=True) as bar:
         for number in range(len(list(folder.glob("shard-*.parquet")))):
@@ -259,6 +425,6 @@ def _shards(
             yield content, image_ids
     if not np.array_equal(np.concatenate(covered), run.usable_image_ids):
         raise PredictionError(
-            f"the answers must cover the pool's {len(run.usable_image_ids)} images once each, in order, got "
-            f"{sum(map(len, covered))} ({folder}); delete that directory and run the same command again"
+            f"{folder}: the predictions must cover each of the pool's {len(run.usable_image_ids)} images once, in "
+            f"order (got {sum(map(len, covered))} images). Delete that directory and run the same command again."
         )

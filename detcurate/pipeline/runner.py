@@ -13,7 +13,7 @@ from detcurate.pipeline.context import LOG, Run
 from detcurate.pipeline.imported_members import imported_plans, require_imported
 from detcurate.pipeline.join import join_predict, require_joinable
 from detcurate.pipeline.pool_columns import planned_amount, require_selectable
-from detcurate.pipeline.prediction_modes import require_mode, score_settings
+from detcurate.pipeline.prediction_modes import prediction_mode
 from detcurate.pipeline.search import ROUND_STAGES, SEED_SET, builds_up, planned_rounds, require_search, search_rounds
 from detcurate.pipeline.stage import Stage, changes, run_stage, stage_state
 from detcurate.pipeline.stages.manifest import manifest_stage, subset_file
@@ -43,9 +43,6 @@ from detcurate.pipeline.workspace import (
     require_own_directory,
     require_own_root,
 )
-from detcurate.score.scoring import validate_measures
-
-_SCORED = {"cluster": "objects", "reference": "reference boxes", "dense": "anchors and classes"}
 
 
 def plan_stages(run: Run, names: Sequence[str]) -> dict[str, str]:
@@ -57,11 +54,11 @@ def plan_stages(run: Run, names: Sequence[str]) -> dict[str, str]:
     settings = run.settings
     num_images = settings.render.num_images if run.is_rendered else len(run.pool)
     num_evaluation = settings.render.num_evaluation_images if run.is_rendered else len(run.evaluation)
-    mode, amount = settings.predict.mode, planned_amount(settings.select, num_images)
-    score = score_settings(settings, mode)
+    mode, amount = prediction_mode(settings), planned_amount(settings.select, num_images)
+    score = mode.score_settings(settings)
     plans = {
         "pool": f"{'render' if run.is_rendered else 'read'} and decode {num_images:,} + {num_evaluation:,} images",
-        "score": f"{', '.join(score.measures)}; {score.aggregation} over the {_SCORED[mode]} of an image",
+        "score": f"{', '.join(score.measures)}; {score.aggregation} over the {mode.scored} of an image",
         "select": f"{amount} of {num_images:,} images by {settings.select.strategy}",
         "manifest": f"{subset_file(run)} and its provenance",
         "report": f"{run.directory('report') / 'index.html'}, results.json and summary.md",
@@ -84,8 +81,7 @@ def _ensemble_plans(run: Run, num_images: int) -> dict[str, str]:
     if added or not runs:
         trained = (f"{trained}, and " if runs else "") + f"{added} members that were added"
     requested = f"{members:,} members on {num_images:,} images: {members * num_images:,} forward passes"
-    if run.settings.predict.mode == "reference":
-        requested += ", and as many about given boxes"
+    requested += prediction_mode(run.settings).passes
     plans = {"train": trained, "predict": requested}
     if builds_up(run):
         sizes = " → ".join(planned_rounds(run, num_images))
@@ -272,8 +268,8 @@ def _validate(run: Run, names: list[str]) -> None:
         require_budget(run)
         if "train" in needing:
             require_members(run, added_members(run))
+        mode = prediction_mode(run.settings)
         if "predict" in needing:
-            require_mode(run)
-        if "train" in needing and "score" in names and run.settings.predict.mode != "dense":
-            measures = score_settings(run.settings, run.settings.predict.mode).measures
-            validate_measures(measures, planned_members(run), known=measures)  # before the one member is trained
+            mode.validate(run)
+        if "train" in needing and "score" in names:
+            mode.validate_members(run.settings, planned_members(run))  # before the first member is trained

@@ -181,8 +181,7 @@ def require_several(num_members: int) -> None:
     """Raise ``ConfigError`` when there are fewer than two members."""
     if num_members < 2:
         raise ConfigError(
-            f"the mode dense must have at least 2 members, got {num_members}; "
-            "one member has nobody to disagree with: train more members"
+            f"the mode dense compares members and needs at least 2 (got {num_members}). Train more members."
         )
 
 
@@ -190,8 +189,8 @@ def require_dense(model: nn.Module) -> None:
     """Raise ``EnsembleError`` unless a model is a RetinaNet or FCOS."""
     if not is_dense(model):
         raise EnsembleError(
-            f"the mode dense must have a one-stage detector, a RetinaNet or FCOS, got {type(model).__name__}; "
-            "set CURATE.PREDICT.MODE reference for Faster and Cascade R-CNN, or cluster for any detector"
+            "CURATE.PREDICT.MODE: dense needs a one-stage detector, RetinaNet or FCOS (got "
+            f"{type(model).__name__}). Set reference for Faster and Cascade R-CNN, or cluster for any detector."
         )
 
 

@@ -118,8 +118,8 @@ def require_two_stage(model: nn.Module) -> None:
     """Raise ``EnsembleError`` unless a model has a box head with a softmax."""
     if not is_two_stage(model):
         raise EnsembleError(
-            f"the mode reference must have a two-stage detector with a softmax box head, got {type(model).__name__}; "
-            "set CURATE.PREDICT.MODE dense for RetinaNet and FCOS, or cluster for any detector"
+            "CURATE.PREDICT.MODE: reference needs a two-stage detector with a softmax box head (got "
+            f"{type(model).__name__}). Set dense for RetinaNet and FCOS, or cluster for any detector."
         )
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,24 +12,19 @@ from detcurate.ensemble.index import MEMBER_INDEX, read_index
 from detcurate.evaluate.bootstrap import image_weights, weighted_figures
 from detcurate.evaluate.coco_eval import MatchTable, evaluate_coco
 from detcurate.io.files import write_json
-from detcurate.io.storage import Location
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.image_similarity import copy_settings, predict_copies
 from detcurate.pipeline.imported_members import imported_predict_stage
 from detcurate.pipeline.prediction_jobs import (
-    EMBEDDINGS,
     Preparation,
     count_shards,
     inference_settings,
-    make_missing_shards,
-    prediction_job,
-    predictions_digest,
+    predict_detections,
 )
-from detcurate.pipeline.prediction_modes import mode_settings, predict_pool_densely, predict_pool_references
+from detcurate.pipeline.prediction_modes import prediction_mode
 from detcurate.pipeline.stage import Stage, StageResult, output_digest
 from detcurate.pipeline.tables import ReplicatesTable
-from detcurate.predictions.shards import shard_path
-from detcurate.predictions.store import MEMBERS, read_predictions
+from detcurate.predictions.store import read_predictions
 from detcurate.structures import Detections
 
 FIGURES = "figures.json"
@@ -44,7 +38,7 @@ def predict_stage(run: Run) -> Stage:
         return imported_predict_stage(run)
     require_detectron2("the stage 'predict'")
     inputs = {name: output_digest(run.stage_metadata(name)) for name in ("pool", "train")}
-    settings = {**inference_settings(run), **mode_settings(run.settings), **copy_settings(run)}
+    settings = {**inference_settings(run), **prediction_mode(run.settings).settings(run.settings), **copy_settings(run)}
     return _stage(run, "predict", settings, inputs, lambda: predict_pool(run))
 
 
@@ -64,28 +58,23 @@ def _stage(
 
 
 def predict_pool(run: Run, preparation: Preparation = Preparation()) -> StageResult:  # noqa: B008  it is frozen
-    """Ask every member about the pool.
+    """Predict the pool with every member.
 
     Args:
         run: The run.
-        preparation: How the folders that the answers go to come to be.
+        preparation: Creates the folders of the predictions.
     """
-    ensemble, directory, mode = run.directory("train"), run.directory("predict"), run.settings.predict.mode
+    ensemble, mode = run.directory("train"), prediction_mode(run.settings)
     members = read_index(ensemble / MEMBER_INDEX)
     weights = {f"{member.file}@{member.sha256}": (ensemble / member.file, member.sha256) for member in members}
-    if mode == "dense":
-        written = predict_pool_densely(run, weights, preparation)
-    else:
-        written = _predict(run, "pool", directory, weights, run.usable_image_ids, preparation, desc="predict pool")
+    written = mode.predict(run, weights, preparation)
     summary = (
         f"{len(run.usable_image_ids):,} images by {len(members)} members in "
         f"{count_shards(run, run.usable_image_ids)} shards"
     )
-    if mode == "reference":
-        written += predict_pool_references(run, weights, preparation)
     written += predict_copies(run, weights, preparation)
-    if mode != "cluster":
-        summary += f", mode {mode}"
+    if mode.settings(run.settings):
+        summary += f", mode {mode.name}"
     return StageResult(written, summary, {"num_members": len(members)})
 
 
@@ -96,7 +85,7 @@ def _evaluate(run: Run) -> StageResult:
         f"{model['file']}@{model['sha256']}": (run.directory("retrain") / model["file"], model["sha256"])
         for model in models
     }
-    written = _predict(
+    written = predict_detections(
         run, "evaluation", directory, weights, run.evaluation.image_ids, Preparation(), desc="predict arms"
     )
     detections = Detections.concatenate([shard for shard, _ in read_predictions(directory, list(weights))])
@@ -121,31 +110,3 @@ def resampled_figures(matches: MatchTable, weights: np.ndarray, class_names: Seq
     return {f"figures/{name}": values for name, values in found.items()} | {
         f"per_class/{name}": values for name, values in classes
     }
-
-
-def _predict(
-    run: Run,
-    part: str,
-    directory: Location,
-    weights: Mapping[str, tuple[Path, str]],
-    image_ids: np.ndarray,
-    preparation: Preparation,
-    *,
-    desc: str,
-) -> list[Location]:
-    """Ask the members named about the images, those that have not answered yet; return the files with the answers."""
-    from detcurate.d2.infer.cluster import predict_cluster
-
-    num_shards = count_shards(run, image_ids)
-    prediction_sets = preparation.prediction_sets(
-        directory, predictions_digest(run, image_ids), list(weights), num_shards=num_shards
-    )
-    embeddings = directory / EMBEDDINGS if run.settings.predict.embeddings and part == "pool" else None
-    for found in prediction_sets:
-        requested = [weights[name] for name in found.members if name in weights]
-        of_first = embeddings if found is prediction_sets[0] else None
-        job = prediction_job(run, part, found.directory, requested, image_ids, of_first)
-        make_missing_shards(run, predict_cluster, job, desc=desc)
-    folders = [found.directory for found in prediction_sets] + ([embeddings] if embeddings else [])
-    shards = [shard_path(folder, number) for folder in folders for number in range(num_shards)]
-    return [directory / MEMBERS, *(found.description for found in prediction_sets), *shards]
