@@ -4,7 +4,6 @@
 import importlib.util
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +23,6 @@ from helpers.on_ray import (
     timed,
     where,
 )
-from helpers.one_stage import RETINANET
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'detcurate[ray]'")
 
@@ -213,16 +211,15 @@ def test_own_cluster_listens_on_loopback_only(tmp_path):
     assert done.stdout.splitlines()[-1] == "left []"
 
 
-@pytest.fixture(scope="module")
-def trained(train_tiny):
-    """A run of a two-stage detector."""
-    return train_tiny()
+@pytest.fixture
+def copied_to(tmp_path):
+    """Return a function that copies a trained ensemble into this test's folder; it returns arguments and the copy."""
 
+    def copied_to(name, run):
+        config, output = run.copy(tmp_path / name, until="train")
+        return ["--config-file", str(config), *run.words], output
 
-@pytest.fixture(scope="module")
-def trained_densely(train_tiny):
-    """A run of a one-stage detector."""
-    return train_tiny(*RETINANET)
+    return copied_to
 
 
 def files_of(folder):
@@ -235,29 +232,27 @@ def files_of(folder):
 
 
 @pytest.mark.parametrize("mode", ["cluster", "reference", "dense"])
-def test_predictions_and_scores_equal_local_engine(request, cluster, tmp_path, mode):
-    config, output, words = request.getfixturevalue("trained_densely" if mode == "dense" else "trained")
+def test_predictions_and_scores_equal_local_engine(request, cluster, copied_to, mode):
+    trained = request.getfixturevalue("one_stage_run" if mode == "dense" else "finished_run")
     found = {}
     for engine in ("local", "ray"):
-        shutil.copytree(output, tmp_path / engine)
-        where_to = ["OUTPUT_DIR", str(tmp_path / engine), "CURATE.PREDICT.MODE", mode]
+        words, output = copied_to(engine, trained)
         on = ["--engine", "ray", "--ray-address", cluster.address] if engine == "ray" else []
-        more = ["CURATE.PREDICT.EMBEDDINGS", "True", "CURATE.RAY.SHARDS_PER_BLOCK", "2"]
-        assert main(["--config-file", str(config), "--until", "score", *on, *words, *where_to, *more]) == 0
-        found[engine] = files_of(tmp_path / engine)
+        more = ["CURATE.PREDICT.MODE", mode, "CURATE.PREDICT.EMBEDDINGS", "True", "CURATE.RAY.SHARDS_PER_BLOCK", "2"]
+        assert main([*words, "--until", "score", *on, *more]) == 0
+        found[engine] = files_of(output)
     assert found["ray"].keys() == found["local"].keys()
     assert [name for name in found["local"] if found["local"][name] != found["ray"][name]] == []
     shards = f"predict/{'dense' if mode == 'dense' else 'set-00'}/shard-"
     assert sum(name.startswith(shards) for name in found["ray"]) == 6
 
 
-def test_only_missing_shards_are_predicted(trained, cluster, tmp_path):
+def test_only_missing_shards_are_predicted(finished_run, cluster, copied_to):
     """Existing shards stay; a block holds only adjacent shards."""
-    config, output, words = trained
-    shutil.copytree(output, tmp_path / "x")
-    command = ["--config-file", str(config), "--until", "predict", *words, "OUTPUT_DIR", str(tmp_path / "x")]
+    words, output = copied_to("x", finished_run)
+    command = [*words, "--until", "predict"]
     assert main(command) == 0
-    folder = tmp_path / "x" / "predict"
+    folder = output / "predict"
     whole = files_of(folder)
     times = {path.name: path.stat().st_mtime_ns for path in (folder / "set-00").glob("shard-*")}
     for number in (1, 2, 4):
@@ -268,26 +263,22 @@ def test_only_missing_shards_are_predicted(trained, cluster, tmp_path):
     assert [int(name[8:11]) for name in sorted(times) if times[name] != again[name]] == [1, 2, 4]
 
 
-def test_cuda_requires_gpu_of_cluster(trained, tmp_path, refused):
-    config, output, words = trained
-    shutil.copytree(output, tmp_path / "x")
+def test_cuda_requires_gpu_of_cluster(finished_run, copied_to, refused):
+    words, output = copied_to("x", finished_run)
     with cluster_of(1, num_gpus=0) as without:
         message = refused(
-            *("--config-file", config, "--only", "predict", "--engine", "ray", "--ray-address", without.address),
-            *(*words, "OUTPUT_DIR", tmp_path / "x", "MODEL.DEVICE", "cuda"),
+            *words, "--only", "predict", "--engine", "ray", "--ray-address", without.address, "MODEL.DEVICE", "cuda"
         )
     assert "MODEL.DEVICE" in message
     assert "1 nodes" in message
-    assert not list((tmp_path / "x" / "predict").rglob("shard-*"))
+    assert not list((output / "predict").rglob("shard-*"))
 
 
-def test_sigterm_ends_command_and_keeps_cluster(trained, cluster, tmp_path):
+def test_sigterm_ends_command_and_keeps_cluster(finished_run, cluster, copied_to):
     """Ray's compiled code takes over SIGTERM in processes that are connected to it."""
-    config, output, words = trained
-    shutil.copytree(output, tmp_path / "x")
-    command = [sys.executable, REPOSITORY / "tools" / "curate.py", "--config-file", config]
-    command += ["--engine", "ray", "--ray-address", cluster.address, "--until", "predict", *words]
-    command += ["OUTPUT_DIR", tmp_path / "x"]
+    words, output = copied_to("x", finished_run)
+    command = [sys.executable, REPOSITORY / "tools" / "curate.py", *words]
+    command += ["--engine", "ray", "--ray-address", cluster.address, "--until", "predict"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         while "predict pool" not in process.stdout.read(80):
             assert process.poll() is None
@@ -297,7 +288,7 @@ def test_sigterm_ends_command_and_keeps_cluster(trained, cluster, tmp_path):
     assert said.splitlines()[-1].endswith(INTERRUPTED)
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "x" / "predict").rglob("shard-*"))) == 6
+    assert len(list((output / "predict").rglob("shard-*"))) == 6
 
 
 def test_dead_driver_is_reported_and_replaced(engine):

@@ -1,8 +1,7 @@
 # ruff: noqa: E402  Detectron2 may be absent, and is asked for first
-"""Processes that help a run that predicts: ``--join``, on 26 rendered images in 6 shards by 2 members."""
+"""Processes that help a run that predicts: ``--join``, on 26 rendered images in 6 shards by 4 members."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed: `make setup` installs it")
 
-from helpers.one_stage import RETINANET
+from helpers.runs import SharedRun
 
 from detcurate.cli import main
 from detcurate.pipeline.join import _while_files_vanish
@@ -21,34 +20,21 @@ from detcurate.pipeline.join import _while_files_vanish
 NUM_SHARDS = 6
 
 
-@pytest.fixture(scope="module")
-def trained(train_tiny):
-    """A two-stage detector's run."""
-    return train_tiny()
-
-
-@pytest.fixture(scope="module")
-def trained_densely(train_tiny):
-    """A one-stage detector's run."""
-    return train_tiny(*RETINANET)
-
-
 @pytest.fixture
 def copied_to(tmp_path):
-    """Return a function that copies a run into this test's folder; it gives the words of its command, and the copy."""
+    """Return a function that copies a trained ensemble into this test's folder; it returns arguments and the copy."""
 
-    def copied_to(name: str, run: tuple):
-        config, output, words = run
-        shutil.copytree(output, tmp_path / name)
-        return ["--config-file", str(config), *words, "OUTPUT_DIR", str(tmp_path / name)], tmp_path / name
+    def copied_to(name: str, run: SharedRun):
+        config, output = run.copy(tmp_path / name, until="train")
+        return ["--config-file", str(config), *run.words], output
 
     return copied_to
 
 
 @pytest.fixture
-def copied(copied_to, trained):
-    """The words of a command on an OUTPUT_DIR of this test's own, and that directory."""
-    return copied_to("x", trained)
+def copied(copied_to, finished_run):
+    """The arguments of a command on an OUTPUT_DIR of this test's own, and that directory."""
+    return copied_to("x", finished_run)
 
 
 def start(words, *more: str):
@@ -73,7 +59,7 @@ def test_a_helper_does_what_the_run_does_not(request, copied_to, tmp_path, mode)
 
     The mode reference has two rounds: the helper waits for the second too.
     """
-    begun = request.getfixturevalue("trained_densely" if mode == "dense" else "trained")
+    begun = request.getfixturevalue("one_stage_run" if mode == "dense" else "finished_run")
     words, output = copied_to("x", begun)
     words = [*words, "CURATE.PREDICT.MODE", mode]
     folders = ("set-00", "reference") if mode == "reference" else ("dense",)

@@ -2,8 +2,8 @@
 """``CURATE.PREDICT.MODE`` through the pipeline: 26 rendered images in 6 shards, 4 members, 7 classes."""
 
 import json
-import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from detectron2.data import DatasetMapper
-from helpers.one_stage import RETINANET
+from helpers.runs import DENSE, RETINANET
 
 from detcurate.cli import main
 from detcurate.coco.dataset import read_coco
@@ -39,22 +39,16 @@ from detcurate.structures.boxes import box_iou
 
 NUM_SHARDS, C = 6, 7
 TWO = ["CURATE.NUM_PROCESSES", "2"]
-REFERENCE, DENSE = ["CURATE.PREDICT.MODE", "reference"], [*RETINANET, "CURATE.PREDICT.MODE", "dense"]
+REFERENCE = ["CURATE.PREDICT.MODE", "reference"]
 
 
 def run(config, until, *words: str):
-    """Run the stages in this process, unless told otherwise: a worker takes seconds to start."""
-    return main(["--config-file", str(config), "--until", until, "CURATE.NUM_PROCESSES", "1", *words])
-
-
-def copy_of(whole, write_tiny_config, folder):
-    config, output = write_tiny_config(folder)
-    shutil.copytree(whole, output)
-    return config, output
+    """Run the stages up to one, and return the exit status."""
+    return main(["--config-file", str(config), "--until", until, *words])
 
 
 def files(folder):
-    """Return what tells a file that was made again from one that was left: its time and its bytes."""
+    """Return the modification time and the digest of each shard: both differ if it was written again."""
     return {path.name: (path.stat().st_mtime_ns, sha256_file(path)) for path in sorted(folder.glob("shard-*.parquet"))}
 
 
@@ -69,33 +63,35 @@ def all_references(output):
 
 
 @pytest.fixture(scope="module")
-def clusters(tmp_path_factory, write_tiny_config):
-    """A pool that was scored in the default mode."""
-    config, output = write_tiny_config(tmp_path_factory.mktemp("cluster"))
-    assert run(config, "score") == 0
-    return output
+def clusters(finished_run):
+    """The OUTPUT_DIR of a pool that was scored in the default mode."""
+    return finished_run.output
 
 
 @pytest.fixture(scope="module")
-def references(clusters, tmp_path_factory, write_tiny_config):
-    """The same, then scored in the mode ``reference``."""
-    config, output = copy_of(clusters, write_tiny_config, tmp_path_factory.mktemp("reference"))
+def reference_run(finished_run, tmp_path_factory):
+    """A run that was predicted again in the mode ``reference``, up to the manifest."""
+    config, output = finished_run.copy(tmp_path_factory.mktemp("reference"), until="manifest")
     assert run(config, "manifest", *REFERENCE) == 0
-    return output
+    return replace(finished_run, config=config, output=output)
 
 
 @pytest.fixture(scope="module")
-def densely(tmp_path_factory, write_tiny_config):
-    """A pool that was scored in the mode ``dense``, with embeddings."""
-    config, output = write_tiny_config(tmp_path_factory.mktemp("dense"))
-    assert run(config, "manifest", *DENSE, "CURATE.PREDICT.EMBEDDINGS", "True") == 0
-    return output
+def references(reference_run):
+    """Its OUTPUT_DIR."""
+    return reference_run.output
+
+
+@pytest.fixture(scope="module")
+def densely(one_stage_run):
+    """The OUTPUT_DIR of a pool that was scored in the mode ``dense``, with embeddings."""
+    return one_stage_run.output
 
 
 # cluster
 
 
-def test_the_default_mode_leaves_no_trace(clusters):
+def test_cluster_adds_no_setting_to_the_stage(clusters):
     settings = json.loads((clusters / "predict" / "stage.json").read_text())["settings"]
     assert not [key for key in settings if "MODE" in key.split(".")]
     assert "mode" not in settings["CURATE.PREDICT"]
@@ -107,7 +103,7 @@ def test_the_default_mode_leaves_no_trace(clusters):
 # reference
 
 
-def test_every_label_is_an_object_and_every_member_has_answered(references):
+def test_reference_predicts_every_label_with_every_member(references):
     pool = read_coco(references / "pool" / "train.json")
     found, image_ids = all_references(references)
     assert image_ids.tolist() == pool.image_ids.tolist()
@@ -123,7 +119,7 @@ def test_every_label_is_an_object_and_every_member_has_answered(references):
     assert images["num_objects"].to_numpy().sum() == len(found)
 
 
-def test_consensus_boxes_are_those_of_the_clusters_that_no_label_covers(references):
+def test_reference_adds_clusters_that_no_label_covers(references):
     found, _ = all_references(references)
     pool, directory = read_coco(references / "pool" / "train.json"), references / "predict"
     members = read_members(directory)
@@ -139,7 +135,7 @@ def test_consensus_boxes_are_those_of_the_clusters_that_no_label_covers(referenc
     assert num_left_out > 0
 
 
-def test_the_answers_are_those_of_each_member_alone(references):
+def test_reference_rows_equal_each_member_alone(references):
     found, _ = all_references(references)
     pool = read_coco(references / "pool" / "train.json")
     cfg = load_config(references / "config.yaml", ["MODEL.ROI_HEADS.NUM_CLASSES", str(C)])
@@ -160,11 +156,9 @@ def test_the_answers_are_those_of_each_member_alone(references):
         np.testing.assert_allclose(found.boxes[rows, number], prediction.boxes, atol=1e-3)
 
 
-def test_the_passes_stay_and_back_in_the_default_mode_all_is_as_it_was(
-    clusters, references, write_tiny_config, tmp_path
-):
+def test_change_of_mode_keeps_the_predictions_of_the_other(clusters, references, reference_run, tmp_path):
     assert files(references / "predict" / "set-00") == files(clusters / "predict" / "set-00")
-    config, output = copy_of(references, write_tiny_config, tmp_path)
+    config, output = reference_run.copy(tmp_path, until="manifest")
     before = files(output / "predict" / "reference")
     assert run(config, "score") == 0
     for name in ("images.parquet", "objects.parquet"):
@@ -176,29 +170,29 @@ def test_the_passes_stay_and_back_in_the_default_mode_all_is_as_it_was(
         assert (output / "score" / name).read_bytes() != (clusters / "score" / name).read_bytes()
 
 
-def test_a_shard_that_is_gone_is_asked_again_alone_with_the_same_bytes(references, write_tiny_config, tmp_path, capsys):
-    config, output = copy_of(references, write_tiny_config, tmp_path)
+def test_reference_predicts_a_missing_shard_alone_with_equal_bytes(references, reference_run, tmp_path, capsys):
+    config, output = reference_run.copy(tmp_path, until="manifest")
     folder = output / "predict" / "reference"
     before = files(folder)
     shard_path(folder, 2).unlink()
     assert run(config, "manifest", *REFERENCE) == 0
     text = capsys.readouterr().out
-    assert "predict: continues after an interruption" in text
+    assert "predict   continues where it stopped" in text
     assert text.count("up to date") == 5
     after = files(folder)
     assert [name for name in after if after[name] != before[name]] == ["shard-00002.parquet"]
     assert digests(folder) == digests(references / "predict" / "reference")
 
 
-def test_two_processes_and_members_in_groups_give_the_same_bytes(references, write_tiny_config, tmp_path):
-    config, output = copy_of(references, write_tiny_config, tmp_path)
+def test_reference_with_two_processes_and_members_in_groups_gives_equal_bytes(references, reference_run, tmp_path):
+    config, output = reference_run.copy(tmp_path, until="manifest")
     shutil.rmtree(output / "predict" / "reference")
     assert run(config, "predict", *REFERENCE, "CURATE.PREDICT.MEMORY_GB", "1e-9", *TWO) == 0
     assert digests(output / "predict" / "reference") == digests(references / "predict" / "reference")
 
 
-def test_a_run_that_is_added_is_asked_alone_and_then_all_about_the_boxes(references, write_tiny_config, tmp_path):
-    config, output = copy_of(references, write_tiny_config, tmp_path)
+def test_reference_with_an_added_run_predicts_all_boxes_again(references, reference_run, tmp_path):
+    config, output = reference_run.copy(tmp_path, until="manifest")
     before = files(output / "predict" / "set-00")
     assert run(config, "score", *REFERENCE, "CURATE.ENSEMBLE.NUM_RUNS", "3") == 0
     assert files(output / "predict" / "set-00") == before
@@ -209,15 +203,15 @@ def test_a_run_that_is_added_is_asked_alone_and_then_all_about_the_boxes(referen
     np.testing.assert_allclose(truth[0][:, :4], truth[1], atol=1e-6)
 
 
-def test_another_threshold_of_the_association_asks_again(references, write_tiny_config, tmp_path):
-    config, output = copy_of(references, write_tiny_config, tmp_path)
+def test_reference_with_another_iou_threshold_predicts_again(references, reference_run, tmp_path):
+    config, output = reference_run.copy(tmp_path, until="manifest")
     assert run(config, "predict", *REFERENCE, "CURATE.SCORE.IOU_THRESHOLD", "0.9") == 0
     found, _ = all_references(output)
     assert len(found) > len(all_references(references)[0])
     assert files(output / "predict" / "set-00") == files(references / "predict" / "set-00")
 
 
-def test_members_that_are_the_same_disagree_on_nothing(write_tiny_config, tmp_path):
+def test_reference_of_equal_members_has_no_disagreement(write_tiny_config, tmp_path):
     """A rate of 0 and frozen statistics leave all checkpoints of a run as they began."""
     config, output = write_tiny_config(tmp_path)
     same = [
@@ -232,8 +226,8 @@ def test_members_that_are_the_same_disagree_on_nothing(write_tiny_config, tmp_pa
         np.testing.assert_allclose(table[name].to_numpy(), 0, atol=1e-9)
 
 
-def test_a_damaged_shard_is_named(references, write_tiny_config, tmp_path, capsys):
-    config, output = copy_of(references, write_tiny_config, tmp_path)
+def test_score_names_a_damaged_reference_shard(reference_run, tmp_path, capsys):
+    config, output = reference_run.copy(tmp_path, until="manifest")
     path = shard_path(output / "predict" / "reference", 4)
     path.write_bytes(path.read_bytes()[:-9])
     words = ["--config-file", str(config), "--only", "score", *REFERENCE, "CURATE.SCORE.AGGREGATION", "max"]
@@ -241,18 +235,18 @@ def test_a_damaged_shard_is_named(references, write_tiny_config, tmp_path, capsy
     assert "predict/reference/shard-00004.parquet is damaged" in capsys.readouterr().err
     shutil.rmtree(path.parent)
     assert main(words) == 2
-    assert "predict/reference/shard-00000.parquet is missing" in capsys.readouterr().err
+    assert "predict/reference/shard-00000.parquet is not there any more" in capsys.readouterr().err
 
 
 # dense
 
 
-def test_an_image_without_objects_is_explained(densely, done):
+def test_explain_dense_image_has_no_objects(densely, done):
     assert "it was scored without objects (CURATE.PREDICT.MODE dense)" in done("explain", 3, densely)
     assert json.loads(done("explain", 3, densely, "--json"))["objects"] is None
 
 
-def test_dense_rows_against_all_members_at_once(densely):
+def test_dense_rows_equal_float64_oracle(densely):
     """One image, its members' maps stacked in float64."""
     pool = read_coco(densely / "pool" / "train.json")
     cfg = load_config(densely / "config.yaml", ["MODEL.RETINANET.NUM_CLASSES", str(C)])
@@ -281,7 +275,7 @@ def test_dense_rows_against_all_members_at_once(densely):
         np.testing.assert_allclose(scores[name][3], expected[name], rtol=1e-3, atol=1e-6)
 
 
-def test_dense_rows_become_the_images_scores_and_the_manifest(densely, capsys):
+def test_dense_rows_become_image_scores(densely, capsys):
     pool = read_coco(densely / "pool" / "train.json")
     table = pq.read_table(densely / "score" / "images.parquet")
     assert table.column_names == ["image_id", "image_score", "mutual_information", "num_objects"]
@@ -297,7 +291,7 @@ def test_dense_rows_become_the_images_scores_and_the_manifest(densely, capsys):
     assert main(["manifest", "verify", str(densely / "manifest")]) == 0
 
 
-def test_dense_embeddings_lie_beside_the_rows(densely):
+def test_dense_writes_embeddings_of_all_images(densely):
     parts = [
         read_embeddings(shard_path(densely / "predict" / "dense" / "embeddings", number))
         for number in range(NUM_SHARDS)
@@ -305,16 +299,16 @@ def test_dense_embeddings_lie_beside_the_rows(densely):
     assert np.concatenate([image_ids for image_ids, _ in parts]).tolist() == list(range(1, 27))
 
 
-def test_dense_embeddings_are_selected_by(densely, write_tiny_config, tmp_path):
-    config, output = copy_of(densely, write_tiny_config, tmp_path)
+def test_select_uses_dense_embeddings(one_stage_run, tmp_path):
+    config, output = one_stage_run.copy(tmp_path, until="manifest")
     words = [*DENSE, "CURATE.PREDICT.EMBEDDINGS", "True", "CURATE.SELECT.STRATEGY", "k_center"]
     assert run(config, "select", *words) == 0
     reasons = pq.read_table(output / "select" / "selection.parquet")["reason"].to_pylist()
     assert set(reasons) == {"k_center"}
 
 
-def test_another_aggregation_asks_nobody_and_a_lost_shard_is_made_again(densely, write_tiny_config, tmp_path):
-    config, output = copy_of(densely, write_tiny_config, tmp_path)
+def test_dense_predicts_a_missing_shard_and_nothing_for_another_aggregation(densely, one_stage_run, tmp_path):
+    config, output = one_stage_run.copy(tmp_path, until="manifest")
     words = [*DENSE, "CURATE.PREDICT.EMBEDDINGS", "True"]
     folder = output / "predict" / "dense"
     before = files(folder)
@@ -330,8 +324,8 @@ def test_another_aggregation_asks_nobody_and_a_lost_shard_is_made_again(densely,
     assert digests(folder) == digests(densely / "predict" / "dense")
 
 
-def test_a_member_that_is_added_has_all_asked_again(densely, write_tiny_config, tmp_path):
-    config, output = copy_of(densely, write_tiny_config, tmp_path)
+def test_dense_with_an_added_run_predicts_all_again(one_stage_run, tmp_path):
+    config, output = one_stage_run.copy(tmp_path, until="manifest")
     before = files(output / "predict" / "dense")
     assert run(config, "predict", *DENSE, "CURATE.PREDICT.EMBEDDINGS", "True", "CURATE.ENSEMBLE.NUM_RUNS", "3") == 0
     after = files(output / "predict" / "dense")
@@ -339,71 +333,56 @@ def test_a_member_that_is_added_has_all_asked_again(densely, write_tiny_config, 
     assert not [name for name in after if after[name][1] == before[name][1]]
 
 
-# What does not go together
+# Validation
+
+
+ONE_MEMBER = ["CURATE.ENSEMBLE.NUM_RUNS", "1", "CURATE.ENSEMBLE.MEMBERS_PER_RUN", "1"]
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "parts"),
     [
+        ([*RETINANET, *REFERENCE], ("CURATE.PREDICT.MODE", "reference", "RetinaNet")),
+        (["CURATE.PREDICT.MODE", "dense"], ("CURATE.PREDICT.MODE", "dense", "GeneralizedRCNN")),
+        ([*DENSE, "CURATE.SCORE.AGGREGATION", "mean"], ("CURATE.SCORE.AGGREGATION", "got mean", "top_k_mean")),
         (
-            [*RETINANET, *REFERENCE],
-            "mode reference must have a two-stage detector .* got RetinaNet; set CURATE.PREDICT",
-        ),
-        (
-            ["CURATE.PREDICT.MODE", "dense"],
-            "mode dense must have a one-stage detector, .* got GeneralizedRCNN; set CUR",
-        ),
-        (
-            [*DENSE, "CURATE.SCORE.AGGREGATION", "mean"],
-            "AGGREGATION must be one of max, top_k_mean, sum .* got mean",
-        ),
-        (
-            [*DENSE, "CURATE.SCORE.MEASURES", "('entropy',)"],
-            "CURATE.SCORE.MEASURES must be mutual_information alone with CURATE.PREDICT.MODE dense, got entropy; .*set",
+            [*DENSE, "CURATE.SCORE.MEASURES", "('entropy',)", "CURATE.SCORE.WEIGHTS", "(1.0,)"],
+            ("CURATE.SCORE.MEASURES", "got entropy", "mutual_information"),
         ),
         (
             [*REFERENCE, "CURATE.SCORE.CALIBRATION_IMAGES", "9"],
-            "CURATE.SCORE.CALIBRATION_IMAGES must be 0 with CURATE.PREDICT.MODE reference, got 9: the mode does",
+            ("CURATE.SCORE.CALIBRATION_IMAGES", "reference", "got 9"),
         ),
-        ([*DENSE, "CURATE.SCORE.TOP_K", "2"], "CURATE.SCORE.TOP_K must be 3 with CURATE.PREDICT.MODE dense, got 2"),
+        ([*DENSE, "CURATE.SCORE.TOP_K", "2"], ("CURATE.SCORE.TOP_K", "dense", "got 2")),
         (
-            [*REFERENCE, "CURATE.SCORE.MEASURES", "('el2n',)"],
-            "MEASURES must be among mutual_information, .* with CURATE.PREDICT.MODE reference, got el2n; what compares",
+            [*REFERENCE, "CURATE.SCORE.MEASURES", "('el2n',)", "CURATE.SCORE.WEIGHTS", "(1.0,)"],
+            ("CURATE.SCORE.MEASURES", "got el2n", "mutual_information"),
         ),
-        (
-            ["CURATE.PREDICT.MODE", "sparse"],
-            "CURATE.PREDICT.MODE: must be 'cluster', 'reference' or 'dense' .got 'sparse'",
-        ),
+        (["CURATE.PREDICT.MODE", "sparse"], ("CURATE.PREDICT.MODE", "'sparse'", "'cluster', 'reference' or 'dense'")),
+        ([*DENSE, *ONE_MEMBER], ("CURATE.PREDICT.MODE", "at least 2 members", "got 1")),
+        ([*REFERENCE, *ONE_MEMBER], ("one member", "entropy")),
     ],
 )
-def test_what_does_not_go_with_the_mode_is_said_before_anything_is_done(
-    write_tiny_config, tmp_path, capsys, words, message
-):
-    config, output = write_tiny_config(tmp_path)
-    assert run(config, "report", *words) == 2
-    assert re.search(message, capsys.readouterr().err)
+def test_validate_names_a_setting_that_the_mode_excludes(tiny_config, refused, words, parts):
+    config, output = tiny_config()
+    message = refused("--config-file", config, *words)
+    assert [part for part in parts if part not in message] == []
     assert not output.exists()
 
 
-def test_one_member_has_nobody_to_disagree_with(write_tiny_config, tmp_path, capsys):
-    config, output = write_tiny_config(tmp_path)
-    one = ["CURATE.ENSEMBLE.NUM_RUNS", "1", "CURATE.ENSEMBLE.MEMBERS_PER_RUN", "1"]
-    assert run(config, "score", *DENSE, *one) == 2
-    assert "the mode dense must have at least 2 members, got 1" in capsys.readouterr().err
-    assert not (output / "predict" / "dense").exists()
-    entropy = ["CURATE.SCORE.MEASURES", "('entropy',)"]
-    assert run(config, "score", *REFERENCE, *one, *entropy) == 0
+def test_reference_scores_one_member_by_entropy(finished_run, tmp_path):
+    config, output = finished_run.copy(tmp_path, until="train")
+    entropy = ["CURATE.SCORE.MEASURES", "('entropy',)", "CURATE.SCORE.WEIGHTS", "(1.0,)"]
+    assert run(config, "score", *REFERENCE, *ONE_MEMBER, *entropy) == 0
+    assert len(read_members(output / "predict")) == 1
     assert pq.read_table(output / "score" / "objects.parquet")["entropy"].to_numpy().max() > 0
-    assert run(config, "score", *REFERENCE, *one) == 2
-    assert "measures of an ensemble of one member must be among entropy" in capsys.readouterr().err
 
 
-def test_the_plan_says_what_the_mode_does(write_tiny_config, tmp_path, capsys):
-    config, output = write_tiny_config(tmp_path)
-    assert run(config, "score", "--dry-run", *REFERENCE) == 0
-    text = capsys.readouterr().out
+def test_dry_run_names_passes_and_scored_elements_of_the_mode(tiny_config, done):
+    config, output = tiny_config()
+    words = ("--config-file", config, "--until", "score", "--dry-run")
+    text = done(*words, *REFERENCE)
     assert "104 forward passes, and as many about given boxes" in text
     assert "over the reference boxes of an image" in text
-    assert run(config, "score", "--dry-run", *DENSE) == 0
-    assert "mutual_information; top_k_mean over the anchors and classes of an image" in capsys.readouterr().out
+    assert "mutual_information; top_k_mean over the anchors and classes of an image" in done(*words, *DENSE)
     assert not output.exists()

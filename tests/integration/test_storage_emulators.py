@@ -222,8 +222,8 @@ def run(config, *arguments: object):
     return main(["--config-file", str(config), "--until", "manifest", *map(str, arguments)])
 
 
-def test_run_on_storage_equals_run_on_disk(job_here, storage, tmp_path):
-    config, output, data, words = job_here
+def test_run_on_storage_equals_run_on_disk(own_data_run, storage, tmp_path):
+    config, output, data, words = own_data_run
     scheme, faults = storage
     faults.first(0, "")
     for path in data.rglob("*.*"):

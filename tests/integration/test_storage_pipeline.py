@@ -29,8 +29,8 @@ def run(config, *arguments: object, environment=None):
 
 
 @pytest.fixture(scope="module")
-def here(job_here):
-    return job_here
+def here(own_data_run):
+    return own_data_run
 
 
 @pytest.fixture(scope="module")
