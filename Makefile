@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup demo test faults lint docs lock audit stats clean
+.PHONY: help setup demo test test-unit faults lint docs lock audit stats clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
@@ -20,11 +20,19 @@ setup: $(READY)  ## create the virtual environment .venv
 demo: $(READY)  ## run all stages on a rendered driving pool, on a CPU
 	$(BIN)/python tools/curate.py --config-file configs/quickstart.yaml
 
-test: $(READY)  ## the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# One thread a process: the processes of pytest-xdist share the cores. A module stays on one of them, with its fixtures.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PARALLEL := -n 2 --dist loadfile
 
-faults: $(READY)  ## the whole fault suite: kills, signals, damage, full disks (an hour; root mounts small disks)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/robustness/faults --faults -s
+test: $(READY)  ## run all tests in two processes
+	$(PYTEST) $(PARALLEL)
+
+test-unit: $(READY)  ## run the unit tests, which train nothing
+	$(PYTEST) $(PARALLEL) tests/unit
+
+faults: $(READY)  ## run the long fault suite and more random examples (an hour; as root it mounts small disks)
+	$(PYTEST) tests/robustness/faults --faults -s
+	DETCURATE_EXAMPLES=10 $(PYTEST) $(PARALLEL) tests/unit
 
 lint: $(READY)  ## run ruff and mypy
 	$(BIN)/ruff check .

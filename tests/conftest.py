@@ -13,9 +13,10 @@ from helpers.runs import SharedRun
 
 from detcurate.cli import main
 
+TIMES = int(os.environ.get("DETCURATE_EXAMPLES", "1"))
 hypothesis.settings.register_profile("default", max_examples=30, deadline=None)
-hypothesis.settings.register_profile("thorough", max_examples=300, deadline=None)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+hypothesis.settings.register_profile("thorough", max_examples=30 * TIMES, deadline=None)
+hypothesis.settings.load_profile("default" if TIMES == 1 else "thorough")
 
 
 def require_detectron2() -> None:

@@ -1,9 +1,9 @@
-"""Detectron2: the only package of detcurate that imports it."""
+"""Training and inference with Detectron2; no other package imports it."""
 
 import logging
 import warnings
 
-# What Detectron2 of 2024 does to newer torch and setuptools is theirs to mend; saying it in every worker helps nobody.
+# Detectron2 of 2024 triggers these warnings of newer torch and setuptools in every worker, and only it can fix them.
 for _pattern in (
     r".*torch\.jit\.script.*",
     r".*pkg_resources is deprecated.*",

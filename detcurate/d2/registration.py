@@ -1,4 +1,4 @@
-"""A backbone small enough to train on a CPU within minutes, registered with Detectron2."""
+"""Extensions registered with Detectron2: a backbone that trains on a CPU in minutes, and images in object storage."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from detcurate.io.storage import RemoteImage, StorageOptions
 def build_tiny_resnet_fpn_backbone(cfg: object, input_shape: ShapeSpec) -> FPN:
     """Build a ResNet of one basic block a stage with an FPN on top.
 
-    ``build_resnet_backbone`` insists on 64 channels for its smallest depths; here ``MODEL.TINY_RESNET`` gives the
+    ``build_resnet_backbone`` requires 64 channels for its smallest depths; here ``MODEL.TINY_RESNET`` sets the
     widths (``STEM_OUT_CHANNELS``, then one of ``WIDTHS`` a stage, res2 onwards at strides 4, 8, 16, …).
-    ``MODEL.RESNETS.NORM``, ``MODEL.FPN.*`` and ``MODEL.BACKBONE.FREEZE_AT`` mean what they mean in Detectron2.
+    ``MODEL.RESNETS.NORM``, ``MODEL.FPN.*`` and ``MODEL.BACKBONE.FREEZE_AT`` have the same meaning as in Detectron2.
     """
     tiny, norm = cfg.MODEL.TINY_RESNET, cfg.MODEL.RESNETS.NORM
     stem = BasicStem(in_channels=input_shape.channels, out_channels=tiny.STEM_OUT_CHANNELS, norm=norm)
@@ -53,10 +53,10 @@ _SCHEMES = ("s3://", "gs://", "az://")
 
 
 class RemoteImageHandler(PathHandler):
-    """Opens images in object storage for reading, through the local copies.
+    """Opens images in object storage for reading, through the cache of local copies.
 
     Args:
-        options: How the storage is asked.
+        options: Retries, time-outs and cache of the storage.
     """
 
     def __init__(self, options: StorageOptions) -> None:
@@ -68,15 +68,15 @@ class RemoteImageHandler(PathHandler):
 
     def _open(self, path: str, mode: str = "rb", buffering: int = -1, **_: Any) -> Any:
         if mode not in ("r", "rb"):
-            raise ValueError(f"an object in storage is opened for reading, got {mode!r}")
+            raise ValueError(f"{path}: images in object storage are read-only (got mode {mode!r})")
         return RemoteImage.parse(path, self.options).open()
 
 
 def open_remote_images(cfg: Any) -> None:
-    """Let Detectron2 open images in object storage in this process, as ``CURATE.STORAGE`` says."""
+    """Register object storage with Detectron2's file manager, with the options of ``CURATE.STORAGE``."""
     PathManager.register_handler(RemoteImageHandler(storage_options(cfg)), allow_override=True)
 
 
 def storage_options(cfg: Any) -> StorageOptions:
-    """Return what ``CURATE.STORAGE`` says of how object storage is asked."""
+    """Return the options of ``CURATE.STORAGE``."""
     return curate_settings(cfg.CURATE).storage.options

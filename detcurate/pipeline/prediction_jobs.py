@@ -1,4 +1,4 @@
-"""What the stages that ask detectors have in common: the settings that touch an answer, jobs, worker processes."""
+"""Jobs of the stages that predict: the settings that predictions depend on, shards, devices and workers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ EMBEDDINGS = "embeddings"
 
 @dataclass(frozen=True)
 class Preparation:
-    """How the folders that answers go to come to be: by this process, or by another that is waited for.
+    """Creates the folders of predictions; a process that joins a run waits for them instead.
 
     Args:
-        prediction_sets: As ``prepare_prediction_sets``.
-        folder: As ``prepare_folder``.
+        prediction_sets: Replaces ``prepare_prediction_sets``.
+        folder: Replaces ``prepare_folder``.
     """
 
     prediction_sets: Callable[..., list[PredictionSet]] = prepare_prediction_sets
@@ -34,7 +34,7 @@ class Preparation:
 
 
 def inference_settings(run: Run) -> dict[str, Any]:
-    """Return the settings that touch what a trained detector answers."""
+    """Return the settings that the predictions of a trained detector depend on."""
     cfg = run.cfg
     return {
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
@@ -47,14 +47,14 @@ def inference_settings(run: Run) -> dict[str, Any]:
         "INPUT.MIN_SIZE_TEST": cfg.INPUT.MIN_SIZE_TEST,
         "INPUT.MAX_SIZE_TEST": cfg.INPUT.MAX_SIZE_TEST,
         "TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE,
-        # Not the mode: the passes of cluster and reference are the same, and the arms are asked in none.
+        # Without the mode: the detections of the modes cluster and reference are equal, and arms have no mode.
         "CURATE.PREDICT": run.settings.predict.model_dump(mode="json", exclude={"memory_gb", "mode", "results"}),
     }
 
 
 def predictions_digest(run: Run, image_ids: np.ndarray) -> str:
-    """Return a digest of what the detections on some images depend on, but for the members."""
-    # Not the whole config: another number of runs, or of processes, leaves the answers that are there good.
+    """Return a digest of all that detections on images depend on, except for the members."""
+    # Not the whole config: predictions stay valid with another number of runs or processes.
     model = {key: value for key, value in training_settings(run).items() if key.startswith(("MODEL.", "INPUT."))}
     return sha256_json(
         {
@@ -68,7 +68,7 @@ def predictions_digest(run: Run, image_ids: np.ndarray) -> str:
 
 
 def count_shards(run: Run, image_ids: np.ndarray) -> int:
-    """Return into how many shards the images go."""
+    """Return the number of shards of the images."""
     return -(-len(image_ids) // run.settings.predict.shard_size)
 
 
@@ -80,7 +80,7 @@ def prediction_job(
     image_ids: np.ndarray,
     embeddings: Location | None = None,
 ) -> Any:
-    """Return the job of asking members about images of the ``"pool"`` or the ``"evaluation"``."""
+    """Return the job of running members on images of the ``"pool"`` or the ``"evaluation"``."""
     from detcurate.d2.infer.worker import PredictionJob
 
     settings, dataset = run.settings.predict, getattr(run, part)
@@ -150,21 +150,21 @@ def make_missing_shards(
     desc: str,
     wrap: Callable[[Any], Any] = lambda job: job,
 ) -> None:
-    """Make the shards of a job that are not there: in a process a device, or handed out in blocks by the engine.
+    """Predict the missing shards of a job: with one process a device, or in blocks that the engine distributes.
 
     Args:
         run: The run.
-        work: What a process does with ``wrap(job)`` of its device, or of a block.
+        work: Called in a process with ``wrap(job)`` of its device or of a block.
         job: From :func:`prediction_job`.
-        desc: What the progress bar says.
-        wrap: Makes of the job what ``work`` takes.
+        desc: Label of the progress bar.
+        wrap: Converts the job to the argument of ``work``.
     """
     missing = job.missing()
     if not missing:
         return
     total = sum(len(job.rows(number)) for number in missing)
     if run.engine.assigns_blocks:
-        # Of several GPUs a worker sees its own alone, as the first.
+        # A worker sees its own GPU only, as the first.
         job = replace(job, device="cuda") if job.device.startswith("cuda") else job
         _hand_out(run, work, [wrap(job.block(shards)) for shards in _neighbours(run, missing)], desc, total)
         remove_temporaries(job.directory)  # of workers that died
@@ -189,7 +189,7 @@ def _hand_out(run: Run, work: Callable[..., None], blocks: list[Any], desc: str,
 
 
 def _neighbours(run: Run, missing: Sequence[int]) -> Iterator[range]:
-    """Yield the numbers of shards that a worker is given at a time, which follow each other."""
+    """Yield the consecutive shard numbers of one task of a worker."""
     first = 0
     for place in range(1, len(missing) + 1):
         is_end = place == len(missing) or missing[place] != missing[place - 1] + 1

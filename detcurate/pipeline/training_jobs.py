@@ -1,4 +1,4 @@
-"""How a detector is trained, be it for the ensemble or for an arm: settings, config, jobs, devices."""
+"""Jobs of the stages that train, for the ensemble and for arms: settings, config, checks, devices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detcurate.io.storage import is_url
 from detcurate.io.workers import assign_gpus, run_jobs
 from detcurate.pipeline.context import Run
 
-COSINE_CYCLES = "WarmupCosineCyclesLR"  # of detcurate.d2.train.solver, which is imported only where Detectron2 is
+COSINE_CYCLES = "WarmupCosineCyclesLR"  # of detcurate.d2.train.solver, which needs Detectron2 to import
 _LEAST = {
     "SOLVER.MAX_ITER": 1,
     "SOLVER.IMS_PER_BATCH": 1,
@@ -22,15 +22,15 @@ _LEAST = {
     "SOLVER.WARMUP_ITERS": 0,
     "DATALOADER.NUM_WORKERS": 0,
 }
-_FORMATS = ("BGR", "RGB", "L", "YUV-BT.601")  # what Detectron2 reads images as
-_HEURISTICS = "?matching_heuristics=True"  # what Detectron2's checkpointer takes behind a name
+_FORMATS = ("BGR", "RGB", "L", "YUV-BT.601")  # the image formats of Detectron2
+_HEURISTICS = "?matching_heuristics=True"  # an option that Detectron2's checkpointer reads from the name
 
-# Only inference reads these, so they do not touch what was trained.
+# Trained weights do not depend on these.
 _INFERENCE_KEYS = ("MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD")
 
 
 def training_settings(run: Run) -> dict[str, Any]:
-    """Return the settings that touch what a training gives, as flat JSON values."""
+    """Return the settings that trained weights depend on, as flat JSON values."""
     kept = {}
     for tree in ("MODEL", "INPUT", "SOLVER", "DATALOADER"):
         for key, value in _flat(run.cfg[tree], tree).items():
@@ -52,7 +52,7 @@ def training_job(
     *,
     max_iter: int | None = None,
 ) -> Any:
-    """Return a job that trains on the whole pool, for ``max_iter`` iterations where the config's are not meant."""
+    """Return a job that trains on the whole pool, for ``max_iter`` iterations instead of the config's if given."""
     from detcurate.d2.train.job import Distributed, ImageSet, TrainingJob
 
     return TrainingJob(
@@ -78,7 +78,7 @@ def training_config(run: Run, augmentation: Mapping[str, Any] | None = None, *, 
     Args:
         run: The run.
         augmentation: Keys of ``INPUT`` and their values.
-        max_iter: The length of the training where it is not the config's; steps of the learning rate move with it.
+        max_iter: Length of the training instead of the config's; steps of the learning rate scale with it.
     """
     cfg = run.cfg.clone()
     cfg.defrost()
@@ -93,68 +93,67 @@ def training_config(run: Run, augmentation: Mapping[str, Any] | None = None, *, 
 
 
 def require_solver(run: Run) -> None:
-    """Raise ``ConfigError`` when a training would stop at a value of ``SOLVER``, ``DATALOADER`` or ``INPUT``."""
+    """Raise ``ConfigError`` if a training would fail at a value of ``SOLVER``, ``DATALOADER`` or ``INPUT``."""
     from detcurate.d2.train.solver import require_lr_schedule
 
     for key, least in _LEAST.items():
         tree, name = key.split(".")
         if run.cfg[tree][name] < least:
-            raise ConfigError(f"{key} must be at least {least}, got {run.cfg[tree][name]}")
+            raise ConfigError(f"{key}: must be at least {least} (got {run.cfg[tree][name]}).")
     if run.cfg.INPUT.FORMAT not in _FORMATS:
-        raise ConfigError(f"INPUT.FORMAT must be one of {', '.join(_FORMATS)}, got {run.cfg.INPUT.FORMAT!r}")
+        raise ConfigError(f"INPUT.FORMAT: must be one of {', '.join(_FORMATS)} (got {run.cfg.INPUT.FORMAT!r}).")
     if not run.cfg.INPUT.MIN_SIZE_TRAIN:
-        raise ConfigError("INPUT.MIN_SIZE_TRAIN must hold one or more sizes, got none")
+        raise ConfigError("INPUT.MIN_SIZE_TRAIN: must hold at least one size (got none).")
     require_lr_schedule(run.cfg)
 
 
 def require_model(run: Run) -> None:
-    """Raise ``ConfigError`` when ``MODEL`` describes no detector, or ``MODEL.WEIGHTS`` is a URL with a secret in it."""
+    """Raise ``ConfigError`` if ``MODEL`` cannot be built, or ``MODEL.WEIGHTS`` is a URL with a secret."""
     weights = str(run.cfg.MODEL.WEIGHTS).removesuffix(_HEURISTICS)
     rest = weights.partition("://")[2]
     if is_url(weights) and ("@" in rest.partition("/")[0] or "?" in rest):
         raise ConfigError(
-            f"MODEL.WEIGHTS must be a URL without credentials or a query, got one of {weights.partition(':')[0]}:// "
-            "with some, which config.yaml would hold; download the file and name its path"
+            f"MODEL.WEIGHTS: a URL must not have credentials or a query, which config.yaml would store (got one of "
+            f"{weights.partition(':')[0]}://). Download the file and set its path."
         )
     weight_bytes(run)
 
 
 def require_weights(run: Run) -> None:
-    """Raise ``ConfigError`` when the file that a training starts from is not there."""
+    """Raise ``ConfigError`` if the file of the initial weights does not exist."""
     weights = str(run.cfg.MODEL.WEIGHTS).removesuffix(_HEURISTICS)
     if weights and not is_url(weights) and not Path(weights).is_file():
         raise ConfigError(
-            f"MODEL.WEIGHTS must name an existing file, got {weights}; mend the path, or leave it empty to train from "
-            "scratch"
+            f"MODEL.WEIGHTS: no such file (got {weights}). Fix the path, or leave it empty to train from scratch."
         )
 
 
 def require_device(run: Run) -> None:
-    """Raise ``ConfigError`` when ``MODEL.DEVICE`` or ``--num-gpus`` asks for what this machine does not have."""
+    """Raise ``ConfigError`` if this machine does not have the devices of ``MODEL.DEVICE`` or ``--num-gpus``."""
     import torch
 
     device, num_gpus = str(run.cfg.MODEL.DEVICE), run.distributed.get("num_gpus", 0)
     try:
         kind = torch.device(device).type
     except RuntimeError:
-        raise ConfigError(f"MODEL.DEVICE must be cpu or cuda, got {device!r}; add MODEL.DEVICE cpu") from None
+        raise ConfigError(f"MODEL.DEVICE: must be cpu or cuda (got {device!r}). Set MODEL.DEVICE cpu.") from None
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"MODEL.DEVICE must be one that this machine has, got {device}; add MODEL.DEVICE cpu")
+        raise ConfigError(f"MODEL.DEVICE: not available on this machine (got {device}). Set MODEL.DEVICE cpu.")
     if num_gpus > torch.cuda.device_count():
-        raise ConfigError(f"--num-gpus must be at most the {torch.cuda.device_count()} here, got {num_gpus}")
+        raise ConfigError(f"--num-gpus: this machine has {torch.cuda.device_count()} (got {num_gpus}).")
     if run.settings.train.gpus_per_run and run.distributed.get("num_machines", 1) > 1:
-        raise ConfigError("CURATE.TRAIN.GPUS_PER_RUN must be 0 with --num-machines above 1, got 1")
+        raise ConfigError("CURATE.TRAIN.GPUS_PER_RUN: must be 0 with --num-machines above 1 (got 1).")
 
 
 def weight_bytes(run: Run) -> int:
-    """Return the size of one member's weights in bytes, by building the model once."""
+    """Return the size of one member's weights in bytes."""
     from detcurate.d2.checkpoints import model_bytes
 
     return int(model_bytes(training_config(run)))
 
 
 def train_jobs(run: Run, jobs: list[Any], *, desc: str) -> None:
-    """Train the jobs: side by side on CPU cores, or on GPUs of one each; else one after the other."""
+    """Train the jobs: in parallel on CPU cores or on one GPU each, otherwise one after the other."""
     from detcurate.d2.train.job import Distributed
     from detcurate.d2.train.trainer import train_run
 
@@ -180,7 +179,7 @@ def _disk_bytes(run: Run, job: Any) -> int:
     members: int = (len(job.iterations) + len(job.windows)) * (whole if job.dtype == "fp32" else whole // 2)
     if job.max_bytes:
         members = min(members, job.max_bytes)
-    copies = 3 + int(job.keep_last) + bool(job.windows)  # 3: to resume, weights and AdamW's moments
+    copies = 3 + int(job.keep_last) + bool(job.windows)  # 3: the state to resume from has weights and AdamW's moments
     return members + whole * copies
 
 
@@ -195,5 +194,5 @@ def _flat(node: Any, prefix: str) -> dict[str, Any]:
 
 
 def _json(value: Any) -> Any:
-    """Return a value as JSON has it, at every depth: what a marker says is compared with it."""
+    """Return a value with lists instead of tuples at every depth, as read back from stage metadata."""
     return [_json(part) for part in value] if isinstance(value, list | tuple) else value

@@ -47,22 +47,22 @@ def test_dry_run_prints_every_stage_and_writes_nothing(tiny_config, capsys):
         (("CURATE.ENSEMBLE.ITERATIONS", "(1, 4)"), "from 0 to SOLVER.MAX_ITER - 1 = 3, got [1, 4]"),
         (("CURATE.ENSEMBLE.MEMBERS_PER_RUN", "3"), "at most the 2 iterations of the last fraction, got 3"),
         (("SEED", "-1"), "SEED must be at least 0"),
-        (("MODEL.DEVICE", "cuda"), "MODEL.DEVICE must be one that this machine has"),
-        (("MODEL.DEVICE", "toaster"), "MODEL.DEVICE must be cpu or cuda, got 'toaster'"),
+        (("MODEL.DEVICE", "cuda"), "MODEL.DEVICE: "),
+        (("MODEL.DEVICE", "toaster"), "(got 'toaster')"),
         (
             ("MODEL.META_ARCHITECTURE", "YOLO"),
-            "MODEL must describe a detector that Detectron2 builds, got YOLO on build_",
+            "(got YOLO with build_",
         ),
         (
             ("MODEL.BACKBONE.NAME", "vit"),
-            "got GeneralizedRCNN on vit: No object named 'vit' found in 'BACKBONE' registry!",
+            "(got GeneralizedRCNN with vit): No object named 'vit' found in 'BACKBONE' registry!",
         ),
-        (("SOLVER.MAX_ITER", "0"), "SOLVER.MAX_ITER must be at least 1, got 0"),
-        (("SOLVER.IMS_PER_BATCH", "-1"), "SOLVER.IMS_PER_BATCH must be at least 1, got -1"),
-        (("SOLVER.BASE_LR", "-0.1"), "SOLVER.BASE_LR must be at least 0, got -0.1"),
-        (("DATALOADER.NUM_WORKERS", "-1"), "DATALOADER.NUM_WORKERS must be at least 0, got -1"),
-        (("INPUT.FORMAT", "bgr"), "INPUT.FORMAT must be one of BGR, RGB, L, YUV-BT.601, got 'bgr'"),
-        (("INPUT.MIN_SIZE_TRAIN", "()"), "INPUT.MIN_SIZE_TRAIN must hold one or more sizes, got none"),
+        (("SOLVER.MAX_ITER", "0"), "SOLVER.MAX_ITER: must be at least 1 (got 0)"),
+        (("SOLVER.IMS_PER_BATCH", "-1"), "SOLVER.IMS_PER_BATCH: must be at least 1 (got -1)"),
+        (("SOLVER.BASE_LR", "-0.1"), "SOLVER.BASE_LR: must be at least 0 (got -0.1)"),
+        (("DATALOADER.NUM_WORKERS", "-1"), "DATALOADER.NUM_WORKERS: must be at least 0 (got -1)"),
+        (("INPUT.FORMAT", "bgr"), "INPUT.FORMAT: must be one of BGR, RGB, L, YUV-BT.601 (got 'bgr')"),
+        (("INPUT.MIN_SIZE_TRAIN", "()"), "INPUT.MIN_SIZE_TRAIN: "),
         (
             ("CURATE.ENSEMBLE.NUM_RUNS", "0"),
             "CURATE.ENSEMBLE.NUM_RUNS",
@@ -84,7 +84,8 @@ def test_run_invalid_setting_is_named(tiny_config, refused, overrides, message):
 def test_run_weights_url_with_a_secret_is_rejected_without_repeating_it(tiny_config, refused, secret):
     config, output = tiny_config()
     message = refused("--config-file", config, "MODEL.WEIGHTS", secret)
-    assert "MODEL.WEIGHTS must be a URL without credentials or a query, got one of https://" in message
+    assert "MODEL.WEIGHTS: " in message
+    assert "https://" in message
     assert "hunter2" not in message
     assert not output.exists()
 
@@ -93,7 +94,7 @@ def test_run_missing_weights_are_reported_before_training(tiny_config, refused, 
     config, _ = tiny_config()
     for words in (["--dry-run"], ["--until", "train"]):
         message = refused("--config-file", config, *words, "MODEL.WEIGHTS", tmp_path / "none.pkl")
-        assert f"MODEL.WEIGHTS must name an existing file, got {tmp_path / 'none.pkl'}; mend the path" in message
+        assert f"MODEL.WEIGHTS: no such file (got {tmp_path / 'none.pkl'})" in message
 
 
 def test_run_prints_results_of_this_call_and_dry_run_with_fresh_plans_all(tiny_config, done):

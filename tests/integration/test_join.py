@@ -1,4 +1,4 @@
-# ruff: noqa: E402  Detectron2 may be absent, and is asked for first
+# ruff: noqa: E402  Detectron2 may be absent, and is imported first
 """Processes that help a run that predicts: ``--join``, on 26 rendered images in 6 shards by 4 members."""
 
 import os

@@ -1,4 +1,4 @@
-# ruff: noqa: E402  Detectron2 may be absent, and is asked for first
+# ruff: noqa: E402  Detectron2 may be absent, and is imported first
 """``CURATE.PREDICT.MODE`` through the pipeline: 26 rendered images in 6 shards, 4 members, 7 classes."""
 
 import json
@@ -177,7 +177,7 @@ def test_reference_predicts_a_missing_shard_alone_with_equal_bytes(references, r
     shard_path(folder, 2).unlink()
     assert run(config, "manifest", *REFERENCE) == 0
     text = capsys.readouterr().out
-    assert "predict   continues where it stopped" in text
+    assert "predict: continues after an interruption" in text
     assert text.count("up to date") == 5
     after = files(folder)
     assert [name for name in after if after[name] != before[name]] == ["shard-00002.parquet"]
@@ -235,7 +235,7 @@ def test_score_names_a_damaged_reference_shard(reference_run, tmp_path, capsys):
     assert "predict/reference/shard-00004.parquet is damaged" in capsys.readouterr().err
     shutil.rmtree(path.parent)
     assert main(words) == 2
-    assert "predict/reference/shard-00000.parquet is not there any more" in capsys.readouterr().err
+    assert "predict/reference/shard-00000.parquet is missing" in capsys.readouterr().err
 
 
 # dense

@@ -1,4 +1,4 @@
-"""The mode ``cluster``: where each member sees objects, an image decoded and resized once for all of them."""
+"""Inference of the mode ``cluster``: detections of all members, with one decoding and resizing of each image."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ def pool_features(
     level: str | None = None,
     normalize: bool = False,
 ) -> np.ndarray:
-    """Average a backbone's features over each image, the padding of the batch left out.
+    """Average a backbone's features over each image, without the padding of the batch.
 
-    No image gives no row. Equal images give equal rows, up to the rounding of a convolution over another batch.
+    Zero images give zero rows. Equal images have equal rows, up to the rounding of a convolution in different batches.
 
     Args:
-        features: Level -> (B, D_l, H, W), as ``model.backbone`` gives them.
-        images: What the backbone saw, B images.
+        features: Level -> (B, D_l, H, W), as returned by ``model.backbone``.
+        images: The input of the backbone, B images.
         level: A name in ``features``, such as ``"p5"``; None concatenates the averages of all, in their order.
-        normalize: Scale each row to length 1, so that distances are of directions. A row of zeros stays one.
+        normalize: Scale each row to length 1; a row of zeros is not changed.
 
     Returns:
         (B, D) float16, D the channels of the level, or of all together.
 
     Raises:
-        ConfigError: There is no level of the name.
+        ConfigError: ``level`` is not in ``features``.
         PredictionError: A value is NaN, infinite, or beyond float16 (65504).
     """
     if level is not None and level not in features:
-        raise ConfigError(f"the embedding's level must be one of {', '.join(features)}, got {level!r}")
+        raise ConfigError(f"level: must be one of {', '.join(features)} (got {level!r}).")
     chosen = list(features.values()) if level is None else [features[level]]
     rows = torch.cat([_average(maps, images) for maps in chosen], dim=1)
     if normalize:
@@ -61,8 +61,8 @@ def pool_features(
     if not np.isfinite(embeddings).all():
         broken = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
         raise PredictionError(
-            f"embeddings must be finite in float16, got NaN, infinity or beyond 65504 in {len(broken)} of "
-            f"{len(embeddings)} rows (image {broken[0]} of the batch); normalise them, or leave out the member"
+            f"embeddings: {len(broken)} of {len(embeddings)} rows are not finite in float16 (got NaN, infinity or "
+            f"beyond 65504, first in image {broken[0]} of the batch). Normalize them, or exclude the member."
         )
     return embeddings
 
@@ -72,7 +72,7 @@ def _average(maps: torch.Tensor, images: ImageList) -> torch.Tensor:
     height, width = maps.shape[-2:]
     padded_height, padded_width = images.tensor.shape[-2:]
     means = [
-        # Rounded up: a cell that lies half in the image is the image's, and the smallest image has one.
+        # Rounded up: a cell counts if it begins inside the image, so that the smallest image has one.
         one[:, : -(-h * height // padded_height), : -(-w * width // padded_width)].float().mean(dim=(1, 2))
         for one, (h, w) in zip(maps, images.image_sizes, strict=True)
     ]
@@ -82,23 +82,23 @@ def _average(maps: torch.Tensor, images: ImageList) -> torch.Tensor:
 def embed_images(
     batch: list[dict[str, Any]], images: ImageList, features: dict[str, torch.Tensor]
 ) -> dict[int, np.ndarray]:
-    """Return the embedding of each image of a batch, normalised, by ``image_id``; see :func:`pool_features`."""
+    """Return the normalized embedding of each image of a batch, by ``image_id``; see :func:`pool_features`."""
     rows = pool_features(features, images, normalize=True)
     return {sample["image_id"]: row for sample, row in zip(batch, rows, strict=True)}
 
 
 def predict_cluster(job: PredictionJob, progress: Callable[[int], None], keeper: ModelKeeper | None = None) -> None:
-    """Predict every shard that is not there yet and that no other process is at; return when all are there.
+    """Predict the missing shards that no other process holds a lease on; return when all shards exist.
 
     Args:
-        job: What to predict.
+        job: Members, images and destination.
         progress: Called with the number of images that this process has just predicted.
-        keeper: Of models that outlive this call.
+        keeper: Holds the models between calls.
 
     Raises:
         DatasetError: An image does not decode to the size of its record.
-        EnsembleError: A member cannot be used.
-        PredictionError: A member's answer is not finite, or the device's memory does not suffice for one image.
+        EnsembleError: A member's file is missing, changed, or does not fit the config.
+        PredictionError: A prediction is not finite, or the device's memory is too small for one image.
     """
     make_shards(job, functools.partial(_predict_shard, job, progress), keeper)
 
@@ -111,7 +111,7 @@ def _predict_shard(
     for found, rows in predict_groups(models, batches, functools.partial(_predict, job, models), job, progress):
         detections += found
         embeddings.update(rows)
-    if job.embeddings is not None:  # before the shard, which says that all is there
+    if job.embeddings is not None:  # before the shard, which marks the images as complete
         write_shard_embeddings(job, number, embeddings)
     write_shard(job.shards[number], Detections.concatenate(detections), job.image_ids[list(job.rows(number))])
 
@@ -119,7 +119,7 @@ def _predict_shard(
 def _predict(
     job: PredictionJob, models: MemberModels, group: Group, batch: Batch
 ) -> tuple[list[Detections], dict[int, np.ndarray]]:
-    """Return the detections of a group of members, and the embeddings when the first member is among them."""
+    """Return the detections of a group of members, and the embeddings if the first member is in the group."""
     found: list[Detections] = []
     embeddings: dict[int, np.ndarray] = {}
     with models.inference():
@@ -142,8 +142,7 @@ def _predict(
 def _require_features(model: Any, images: Any) -> tuple[Any, Any]:
     if images is None:
         raise PredictionError(
-            f"embeddings must come from a detector with a backbone, got a {type(model).__name__}; "
-            "set CURATE.PREDICT.EMBEDDINGS False"
+            f"CURATE.PREDICT.EMBEDDINGS: the detector has no backbone (got {type(model).__name__}). Set it to False."
         )
     return images, model.backbone(images.tensor)
 

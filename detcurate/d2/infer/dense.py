@@ -1,6 +1,6 @@
-"""Dense mode: the members are compared at every anchor and class, before any threshold or suppression.
+"""Inference of the mode ``dense``: mutual information at every anchor and class, before any threshold or NMS.
 
-Two running sums, of p and of its entropy, are all that is kept: the memory is that of one member's maps.
+Only two running sums are kept, of p and of its entropy, so the memory does not grow with the number of members.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DenseMaps:
-    """What the ensemble says of N images at every anchor and class, one tensor a level of the pyramid.
+    """The ensemble's predictions for N images at every anchor and class, one tensor a level of the pyramid.
 
     Args:
         mean_probs: (N, A_l, C) float32 each, in [0, 1], the mean over members.
@@ -55,26 +55,26 @@ class DenseMaps:
     mutual_information: tuple[torch.Tensor, ...]
 
     def image_scores(self, *, top_k: int = 1, inside: Sequence[torch.Tensor] | None = None) -> np.ndarray:
-        """Sum the ``top_k`` highest values of mutual information over anchors and classes; 1 is the maximum.
+        """Sum the ``top_k`` highest values of mutual information over anchors and classes; 1 gives the maximum.
 
-        0 where all members agree at every anchor. With fewer than ``top_k`` values the sum is of all.
+        0 if all members agree at every anchor. With fewer than ``top_k`` values, all are summed.
 
         Args:
-            top_k: How many values, at least 1.
-            inside: (N, A_l) bool each, from :func:`anchors_inside`; the others count as 0. None takes all.
+            top_k: Number of values, at least 1.
+            inside: (N, A_l) bool each, from :func:`anchors_inside`; other anchors count as 0. None uses all anchors.
 
         Returns:
-            (N,) float64, 0 or more, nats; higher = keep first.
+            (N,) float64, 0 or more, nats; higher = more informative.
 
         Raises:
             ConfigError: ``top_k`` is below 1.
 
         Source:
             Haussmann et al. 2020 (arXiv 2004.04699): mutual information at each position, maximum over classes and
-            positions; the sum over the highest few [ours] stands between that and a sum over all.
+            positions; the sum over the highest few [ours] lies between that and a sum over all.
         """
         if top_k < 1:
-            raise ConfigError(f"top_k must be at least 1, got {top_k}; 1 is the maximum")
+            raise ConfigError(f"top_k: must be at least 1 (got {top_k}); 1 gives the maximum.")
         highest = [flat.topk(min(top_k, flat.shape[1]), dim=1).values for flat in self._flat(inside)]
         joined = torch.cat(highest, dim=1)
         best = joined.topk(min(top_k, joined.shape[1]), dim=1).values
@@ -82,20 +82,20 @@ class DenseMaps:
         return scores
 
     def image_sums(self, *, inside: Sequence[torch.Tensor] | None = None) -> np.ndarray:
-        """Sum mutual information over all anchors and classes; 0 where all members agree at every anchor.
+        """Sum mutual information over all anchors and classes; 0 if all members agree at every anchor.
 
         Args:
             inside: As in :meth:`image_scores`.
 
         Returns:
-            (N,) float64, 0 or more, nats; higher = keep first.
+            (N,) float64, 0 or more, nats; higher = more informative.
         """
         levels = torch.stack([flat.sum(dim=1, dtype=torch.float64) for flat in self._flat(inside)])
         sums: np.ndarray = levels.sum(dim=0).cpu().numpy()
         return sums
 
     def _flat(self, inside: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
-        """(N, A_l * C) float32 mutual information a level, 0 outside."""
+        """(N, A_l * C) float32 mutual information a level, 0 outside the images."""
         kept = [
             values if inside is None else values * inside[level][..., None]
             for level, values in enumerate(self.mutual_information)
@@ -104,10 +104,10 @@ class DenseMaps:
 
 
 class DenseAccumulator:
-    """Takes the members' answers on the same images one after another, in any order, and keeps two running sums.
+    """Accumulates the members' outputs on the same images, in any order, in two running sums.
 
     Args:
-        num_members: E, at least 2: one member has nobody to disagree with.
+        num_members: E, at least 2.
 
     Raises:
         ConfigError: ``num_members`` is below 2.
@@ -119,7 +119,7 @@ class DenseAccumulator:
 
     Example:
         >>> accumulator = DenseAccumulator(num_members=2)
-        >>> for logit in (-50.0, 50.0):  # one anchor, one class: the members are certain of the contrary
+        >>> for logit in (-50.0, 50.0):  # one anchor and class: two certain members that contradict each other
         ...     accumulator.update([torch.full((1, 1, 1), logit)])
         >>> accumulator.result().image_scores().round(4).tolist()
         [0.6931]
@@ -132,25 +132,27 @@ class DenseAccumulator:
         self._entropies: list[torch.Tensor] = []
 
     def update(self, logits: Sequence[torch.Tensor], centerness: Sequence[torch.Tensor] | None = None) -> None:
-        """Add one member's answer, such as the ``logits`` and ``centerness`` of :func:`dense_outputs`.
+        """Add one member's outputs, such as ``logits`` and ``centerness`` of :func:`dense_outputs`.
 
         Args:
             logits: (N, A_l, C) each level, before the sigmoid.
             centerness: (N, A_l, 1) each level, before the sigmoid, for FCOS: p is its score, the root of the product.
 
         Raises:
-            PredictionError: More answers than members, or an answer of another shape than the first.
+            PredictionError: More calls than members, or shapes that differ from the first call's.
         """
         if self._num_seen == self._num_members:
-            raise PredictionError(f"the accumulator must be given {self._num_members} members, got one more")
+            raise PredictionError(
+                f"num_members: the accumulator is complete with {self._num_members} members (got one more)."
+            )
         if self._num_seen == 0:
             self._probs = [torch.zeros_like(level, dtype=torch.float32) for level in logits]
             self._entropies = [torch.zeros_like(level, dtype=torch.float32) for level in logits]
         shapes, expected = ([tuple(level.shape) for level in levels] for levels in (logits, self._probs))
         if shapes != expected:
             raise PredictionError(
-                f"members must answer at the same anchors and classes, got {shapes} after {expected}; "
-                "an ensemble is of detectors with one config, and sees the same input"
+                f"logits: all members must have the shapes {expected} (got {shapes}). Use members of one config on the "
+                "same input."
             )
         for level, values in enumerate(logits):
             probs = class_scores(
@@ -164,12 +166,14 @@ class DenseAccumulator:
         """Return the maps of the whole ensemble.
 
         Raises:
-            PredictionError: Fewer answers than members were added.
+            PredictionError: Outputs of a member are missing.
         """
         if self._num_seen != self._num_members:
-            raise PredictionError(f"the accumulator must be given {self._num_members} members, got {self._num_seen}")
+            raise PredictionError(
+                f"num_members: the accumulator needs {self._num_members} members (got {self._num_seen})."
+            )
         means = [total / self._num_members for total in self._probs]
-        # It is 0 or more by Jensen's inequality; the difference of two rounded sums need not be.
+        # Not negative by Jensen's inequality, but for the rounding of the two sums.
         information = [
             (_entropy(mean) - total / self._num_members).clamp_(min=0.0)
             for mean, total in zip(means, self._entropies, strict=True)
@@ -178,7 +182,7 @@ class DenseAccumulator:
 
 
 def require_several(num_members: int) -> None:
-    """Raise ``ConfigError`` when there are fewer than two members."""
+    """Raise ``ConfigError`` if there are fewer than two members."""
     if num_members < 2:
         raise ConfigError(
             f"the mode dense compares members and needs at least 2 (got {num_members}). Train more members."
@@ -195,12 +199,12 @@ def require_dense(model: nn.Module) -> None:
 
 
 def anchors_inside(model: DenseDetector, images: ImageList, features: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Tell which anchors have their centre in the image and not in the padding of the batch.
+    """Return which anchors have their centre inside the image and not in the padding of the batch.
 
     Args:
         model: One that ``is_dense``.
-        images: What its backbone saw, N images.
-        features: What its backbone answered.
+        images: The input of its backbone, N images.
+        features: The output of its backbone.
 
     Returns:
         (N, A_l) bool a level, in the order of the logits.
@@ -213,7 +217,7 @@ def anchors_inside(model: DenseDetector, images: ImageList, features: dict[str, 
 
 
 def _entropy(probs: torch.Tensor) -> torch.Tensor:
-    """Entropy of yes or no, in nats, of float32 probabilities."""
+    """Binary entropy in nats of float32 probabilities."""
     return torch.special.entr(probs) + torch.special.entr(1 - probs)
 
 
@@ -224,21 +228,21 @@ _Found = tuple[dict[int, dict[str, float]], dict[int, np.ndarray]]
 
 
 def predict_dense(job: PredictionJob, progress: Callable[[int], None], keeper: ModelKeeper | None = None) -> None:
-    """Score every shard that is not there yet and that no other process is at; return when all are there.
+    """Predict the missing shards that no other process holds a lease on; return when all shards exist.
 
-    The sums of a batch want all members before the next batch, so members that are not in memory together are loaded
-    anew for each batch: the memory is that of one batch's maps, whatever the shard and the ensemble.
+    A batch needs all members before the next batch begins, so members that do not fit in memory together are loaded
+    again for each batch: the memory is that of one batch's maps, whatever the size of shard and ensemble.
 
     Args:
-        job: What to score; ``directory`` takes dense scores.
-        progress: Called with the number of images that this process has just scored.
-        keeper: Of models that outlive this call.
+        job: Members, images and destination of the dense scores.
+        progress: Called with the number of images that this process has just predicted.
+        keeper: Holds the models between calls.
 
     Raises:
         ConfigError: There are fewer than two members.
         DatasetError: An image does not decode to the size of its record.
-        EnsembleError: A member cannot be used, or is no RetinaNet or FCOS.
-        PredictionError: A member's answer is not finite, or the device's memory does not suffice for one image.
+        EnsembleError: A member's file is missing, changed, or does not fit the config; or no RetinaNet or FCOS.
+        PredictionError: A prediction is not finite, or the device's memory is too small for one image.
     """
     make_shards(job, functools.partial(_score_shard, job, progress), keeper)
 
@@ -255,7 +259,7 @@ def _score_shard(
             embeddings.update(rows)
         progress(len(batch))
     image_ids = job.image_ids[list(job.rows(number))]
-    if job.embeddings is not None:  # before the shard, which says that all is there
+    if job.embeddings is not None:  # before the shard, which marks the images as complete
         write_shard_embeddings(job, number, embeddings)
     columns = {
         name: np.array([scores[image_id][name] for image_id in image_ids.tolist()]) for name in DENSE_AGGREGATIONS

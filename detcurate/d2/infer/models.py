@@ -1,4 +1,4 @@
-"""The members' models: all in memory up to a budget, else loaded in groups, shard by shard."""
+"""The members' models: all in memory up to a limit, otherwise loaded in groups."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _PREFIX = "backbone.bottom_up."
 
 
 def count_shared_blocks(model: nn.Module, members: Sequence[Path]) -> int:
-    """Return how many leading blocks of the backbone (stem, res2, …) hold the same tensors in all members.
+    """Return how many leading blocks of the backbone (stem, res2, …) have equal tensors in all members.
 
-    Below ``MODEL.BACKBONE.FREEZE_AT`` they do, when the runs start from the same weights; that is found out by
-    comparing the tensors, not by the setting. 0 for one member, and for a backbone that is not Detectron2's ResNet.
+    Blocks below ``MODEL.BACKBONE.FREEZE_AT`` are equal if the runs start from the same weights; the tensors themselves
+    are compared, not the setting. 0 for one member, and for a backbone that is not Detectron2's ResNet.
 
     Args:
         model: A model of the members' architecture.
@@ -42,11 +42,11 @@ def count_shared_blocks(model: nn.Module, members: Sequence[Path]) -> int:
 
 
 class SharedTrunk:
-    """Runs the leading blocks of one model, and remembers the result for the last input.
+    """Runs the leading blocks of one model, and keeps the outputs for the last input.
 
     Args:
-        model: Whose blocks are run.
-        num_blocks: How many, at least 1.
+        model: Provides the blocks.
+        num_blocks: Number of blocks, at least 1.
     """
 
     def __init__(self, model: nn.Module, num_blocks: int) -> None:
@@ -68,16 +68,16 @@ class SharedTrunk:
         return self._outputs
 
     def forget(self) -> None:
-        """Let go of the last input and its outputs."""
+        """Release the last input and its outputs."""
         self._input, self._outputs = None, []
 
     def attach(self, model: nn.Module) -> None:
-        """Make a model of the same architecture take the shared blocks' outputs from here; its own are dropped."""
+        """Replace the shared blocks of a model of the same architecture by the outputs of this trunk."""
         model.backbone.bottom_up = _Continuation(model.backbone.bottom_up, self)
 
 
 class _Continuation(nn.Module):
-    """A ResNet without its leading blocks; gives what the whole one gives."""
+    """A ResNet without its leading blocks; its outputs equal those of the whole ResNet."""
 
     def __init__(self, bottom_up: ResNet, trunk: SharedTrunk) -> None:
         super().__init__()
@@ -114,13 +114,13 @@ class MemberModels:
     """The models of an ensemble on one device.
 
     Args:
-        cfg: Detectron2's config; its ``MODEL.DEVICE`` is where they go.
+        cfg: Detectron2's config; the models are on its ``MODEL.DEVICE``.
         members: Weights and digests, in the order of the members' numbers.
-        memory_gb: What the resident weights may take; at least one model is always resident.
+        memory_gb: Limit of the resident weights; at least one model is always resident.
         precision: ``"fp32"``, or ``"bf16"`` for autocast.
 
     Raises:
-        EnsembleError: A file is missing, has another digest, or holds another architecture.
+        EnsembleError: A file is missing, differs from its digest, or does not fit the config's model.
     """
 
     def __init__(self, cfg: Any, members: Sequence[tuple[Path, str]], *, memory_gb: float, precision: str) -> None:
@@ -147,11 +147,11 @@ class MemberModels:
 
     @property
     def any_model(self) -> nn.Module:
-        """A model for what is the same in all members, such as the preprocessing of images."""
+        """One of the models, for steps that are equal in all members such as the preprocessing of images."""
         return self._slots[0]
 
     def preprocess(self, batch: list[dict[str, Any]]) -> ImageList | None:
-        """Return a batch as the backbones take it, once for all members; None where a detector has no such parts."""
+        """Return a batch as the input of all members' backbones; None for a detector without a backbone."""
         model = self.any_model
         if not (hasattr(model, "preprocess_image") and hasattr(model, "backbone")):
             return None
@@ -161,7 +161,7 @@ class MemberModels:
         return images
 
     def groups(self) -> Iterator[list[tuple[int, nn.Module]]]:
-        """Yield the members with their numbers, as many at a time as are resident; all at once when all fit."""
+        """Yield the members with their numbers in groups that fit the memory limit."""
         for start in range(0, len(self), self.num_resident):
             numbers = range(start, min(start + self.num_resident, len(self)))
             for slot, number in enumerate(numbers):
@@ -172,7 +172,7 @@ class MemberModels:
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:
-        """Run without gradients, in the precision asked for; the shared trunk's memory is let go of at the end."""
+        """Run without gradients, in the configured precision; release the shared trunk's memory at the end."""
         try:
             with torch.inference_mode(), self._autocast:
                 yield
@@ -188,9 +188,9 @@ class MemberModels:
 
 
 def _load(model: nn.Module, path: Path) -> None:
-    """Replace a model's weights by another member's; the shared blocks, which the model lacks, are left out."""
+    """Replace a model's weights by another member's, except for the shared blocks, which the model does not have."""
     state = load_file(path)
     try:
         model.load_state_dict({name: state[name] for name in model.state_dict()})
     except (KeyError, RuntimeError) as error:
-        raise EnsembleError(f"a member must hold the weights of the config's model ({path}): {error}") from error
+        raise EnsembleError(f"{path}: the member does not hold the weights of the config's model: {error}") from error

@@ -1,6 +1,6 @@
-"""The mode ``reference`` over a pool: every member asked about the labelled boxes and the ensemble's consensus boxes.
+"""Inference of the mode ``reference``: every member's box head on labelled boxes and the ensemble's consensus boxes.
 
-The consensus needs the detections of all members, so this is a second step: it reads the shards of the first.
+The consensus needs the detections of all members, so this second step reads the shards of the mode ``cluster``.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from detcurate.score.reference_boxes import choose_references
 
 @dataclass(frozen=True)
 class ReferencePredictions:
-    """What one member says of the R given boxes of one image, row r of box r.
+    """One member's predictions for the R given boxes of one image, row r for box r.
 
     Args:
         class_probs: (R, C + 1) float32, softmax rows that sum to 1, background last.
-        boxes: (R, 4) float32, xyxy in pixels of the original image and clipped to it: where the member would put the
-            box for the row's most probable class, the background left aside. Empty (x1 = x2 or y1 = y2) where it would
-            put it outside the image.
+        boxes: (R, 4) float32, xyxy in pixels of the original image and clipped to it: the box that the member predicts
+            for the row's most probable class other than background. Empty (x1 = x2 or y1 = y2) if it is outside the
+            image.
     """
 
     class_probs: np.ndarray
@@ -62,34 +62,34 @@ def reference_predictions(
 ) -> list[ReferencePredictions]:
     """Run a member's box head on given boxes, such as the ground truth or the ensemble's consensus.
 
-    The region proposals, the score threshold and the suppression have no part in it. A model asked about its own
-    proposals answers with the rows of its own inference. No box gives no row.
+    Region proposals, score threshold and NMS are not used. For a model's own proposals, the rows equal those of its own
+    inference. Zero boxes give zero rows.
 
     Args:
         model: A Faster or Cascade R-CNN in evaluation mode.
         batched_inputs: Detectron2's input dicts of N images; ``height`` and ``width`` are those of the original image
-            (of the network's input where they are absent), ``image_id`` is what errors name.
+            (default: of the network's input); errors name ``image_id``.
         boxes: N arrays (R, 4) floating, xyxy in pixels of the original image. They are clipped to it.
-        images: ``model.preprocess_image(batched_inputs)``, where it is there already. Not changed.
-        features: ``model.backbone(images.tensor)``, where it is there already. Not changed.
+        images: ``model.preprocess_image(batched_inputs)``, if already computed. Not changed.
+        features: ``model.backbone(images.tensor)``, if already computed. Not changed.
 
     Returns:
-        N records of one row a box. For a cascade the row is the mean of its stages and the box its last stage's.
+        N records with one row a box. For a cascade the row is the mean of its stages and the box is that of the last.
 
     Raises:
         EnsembleError: The model has no box head with a softmax.
         PredictionError: The model is in training mode; the boxes are not one (R, 4) array an image, not finite, or
-            have nothing inside the image; or the member answers NaN or infinity.
+            outside the image; or the member predicts NaN or infinity.
 
     Source:
-        The box head of Fast R-CNN (Girshick 2015, arXiv 1504.08083) on regions from elsewhere; asking an ensemble
-        about common boxes [ours].
+        The box head of Fast R-CNN (Girshick 2015, arXiv 1504.08083) on external regions; common boxes for an ensemble
+        [ours].
     """
     require_two_stage(model)
     if model.training:
-        raise PredictionError("the model must be in evaluation mode to predict, got training mode; call model.eval()")
+        raise PredictionError("model: must be in evaluation mode (got training mode). Call model.eval().")
     if len(boxes) != len(batched_inputs):
-        raise PredictionError(f"boxes must be one array an image, got {len(boxes)} for {len(batched_inputs)} images")
+        raise PredictionError(f"boxes: must be one array an image (got {len(boxes)} for {len(batched_inputs)} images).")
     images = model.preprocess_image(batched_inputs) if images is None else images
     features = model.backbone(images.tensor) if features is None else features
     sizes = [
@@ -115,7 +115,7 @@ def reference_predictions(
 
 
 def require_two_stage(model: nn.Module) -> None:
-    """Raise ``EnsembleError`` unless a model has a box head with a softmax."""
+    """Raise ``EnsembleError`` unless a model has a softmax box head."""
     if not is_two_stage(model):
         raise EnsembleError(
             "CURATE.PREDICT.MODE: reference needs a two-stage detector with a softmax box head (got "
@@ -129,19 +129,19 @@ def _scales(size: tuple[int, int], other: tuple[int, int]) -> np.ndarray:
 
 
 def _clip(boxes: np.ndarray, size: tuple[int, int], image_id: str) -> np.ndarray:
-    """(R, 4) float64 boxes inside the image of (height, width) ``size``, each with an inside."""
+    """(R, 4) float64 boxes clipped to the image of (height, width) ``size``, none of them empty."""
     if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype.kind != "f" or not np.isfinite(boxes).all():
         raise PredictionError(
-            f"boxes must be a finite floating array of shape (R, 4), got {boxes.dtype} of shape {boxes.shape} "
-            f"(image_id {image_id})"
+            f"boxes: must be a finite floating array of shape (R, 4) (got {boxes.dtype} of shape {boxes.shape}, "
+            f"image_id {image_id})."
         )
     limits = np.array([size[1], size[0], size[1], size[0]], np.float64)
     clipped: np.ndarray = np.clip(boxes.astype(np.float64), 0.0, limits)
     empty = np.flatnonzero((clipped[:, :2] >= clipped[:, 2:]).any(axis=1))
     if len(empty):
         raise PredictionError(
-            f"boxes must have x1 < x2 and y1 < y2 inside the image of {size[1]}x{size[0]}, got "
-            f"{boxes[empty[0]].tolist()} (row {empty[0]}, image_id {image_id}); leave out such boxes"
+            f"boxes: must have x1 < x2 and y1 < y2 inside the image of {size[1]}x{size[0]} (got "
+            f"{boxes[empty[0]].tolist()}, row {empty[0]}, image_id {image_id}). Exclude such boxes."
         )
     return clipped
 
@@ -149,7 +149,7 @@ def _clip(boxes: np.ndarray, size: tuple[int, int], image_id: str) -> np.ndarray
 def _refined_box(
     boxes: torch.Tensor, rows: torch.Tensor, size: tuple[int, int], original: tuple[int, int]
 ) -> np.ndarray:
-    """(R, 4) float32: of (R, C * 4) or (R, 4) boxes the one for each row's best class, in the original image."""
+    """(R, 4) float32: from (R, C * 4) or (R, 4) boxes the one of each row's best class, in the original image."""
     num_per_row = boxes.shape[1] // 4  # C, or 1 box for all classes
     best = rows[:, :-1].argmax(dim=1).clamp(max=num_per_row - 1)
     per_class = boxes.reshape(len(boxes), num_per_row, 4)
@@ -161,23 +161,23 @@ def _refined_box(
 
 
 _Boxes = dict[int, tuple[np.ndarray, np.ndarray]]
-"""image_id -> (R, 4) float32 boxes and (R,) bool, whether each is labelled."""
+"""image_id -> (R, 4) float32 boxes and (R,) bool, True for labelled boxes."""
 
 _Predictions = dict[tuple[int, int], ReferencePredictions]
-"""image_id and member -> what it says."""
+"""image_id and member number -> predictions."""
 
 
 @dataclass(frozen=True)
 class ReferenceJob:
-    """All members on the reference boxes of some images, as one process sees it.
+    """All members to run on the reference boxes of images, for one process.
 
     Args:
-        images: The members, the images, and where the answers go; the shards are those of the detections.
-        predictions: Where the passes with the members' detections are.
-        member_names: Their names there, in the order of their numbers.
+        images: Members, images and destination; the shards have the images of the detections' shards.
+        predictions: Directory of the prediction sets with the members' detections.
+        member_names: The members' names there, in the order of their numbers.
         truth_boxes: (T, 4) float32, xyxy in pixels, the labels of all images without crowd regions, by image.
         truth_bounds: (I, 2) int64, the first and the end row of each image's labels.
-        iou_threshold: That of the association, in (0, 1].
+        iou_threshold: Of the association, in (0, 1].
     """
 
     images: PredictionJob
@@ -189,23 +189,23 @@ class ReferenceJob:
 
     @property
     def name(self) -> str:
-        """What a message calls these shards."""
+        """The name of these shards in messages."""
         return self.images.name
 
 
 def predict_references(job: ReferenceJob, progress: Callable[[int], None], keeper: ModelKeeper | None = None) -> None:
-    """Ask about every shard that is not there yet and that no other process is at; return when all are there.
+    """Predict the missing shards that no other process holds a lease on; return when all shards exist.
 
     Args:
-        job: What to ask.
-        progress: Called with the number of images that this process has just asked about.
-        keeper: Of models that outlive this call.
+        job: Members, images, reference boxes and destination.
+        progress: Called with the number of images that this process has just predicted.
+        keeper: Holds the models between calls.
 
     Raises:
         DatasetError: An image does not decode to the size of its record.
-        EnsembleError: A member cannot be used, or has no box head with a softmax.
-        PredictionError: The detections cannot be read, a member's answer is not finite, or the device's memory does
-            not suffice for one image.
+        EnsembleError: A member's file is missing, changed, or does not fit the config; or it has no softmax box head.
+        PredictionError: The detections cannot be read, a prediction is not finite, or the device's memory is too small
+            for one image.
     """
     make_shards(job.images, functools.partial(_predict_shard, job, progress), keeper)
 
@@ -223,7 +223,7 @@ def _predict_shard(
 
 @functools.lru_cache(maxsize=1)
 def _opened(directory: Location, member_names: tuple[str, ...]) -> Predictions:
-    """Open the first step's answers, which are complete by now, once for all shards."""
+    """Open the detections, which are complete, once for all shards."""
     return open_predictions(directory, member_names)
 
 
@@ -245,7 +245,7 @@ def _boxes_of(job: ReferenceJob, number: int) -> _Boxes:
 
 
 def _predict(job: ReferenceJob, models: MemberModels, boxes: _Boxes, group: Group, batch: Batch) -> _Predictions:
-    """Return the answers of a group of members about a batch; images without a box are not shown to them."""
+    """Return the predictions of a group of members on a batch; images without a reference box are skipped."""
     batch = [sample for sample in batch if len(boxes[sample["image_id"]][0])]
     if not batch:
         return {}
@@ -261,20 +261,22 @@ def _predict(job: ReferenceJob, models: MemberModels, boxes: _Boxes, group: Grou
 
 
 def _collect(job: ReferenceJob, image_ids: list[int], boxes: _Boxes, predictions: _Predictions) -> References:
-    """Return the answers as columns, by image in the order given."""
+    """Return the predictions as columns, by image in the given order."""
     members, num_columns = range(len(job.images.members)), job.images.num_classes + 1
-    requested = [image_id for image_id in image_ids if len(boxes[image_id][0])]
+    with_boxes = [image_id for image_id in image_ids if len(boxes[image_id][0])]
 
     def stack(name: str, width: int) -> np.ndarray:
         """(R, E, width) float32."""
-        parts = [np.stack([getattr(predictions[image_id, e], name) for e in members], axis=1) for image_id in requested]
+        parts = [
+            np.stack([getattr(predictions[image_id, e], name) for e in members], axis=1) for image_id in with_boxes
+        ]
         return np.concatenate([np.zeros((0, len(members), width), np.float32), *parts])
 
-    counts = [len(boxes[image_id][0]) for image_id in requested]
+    counts = [len(boxes[image_id][0]) for image_id in with_boxes]
     return References(
-        image_ids=np.repeat(np.array(requested, np.int64), counts),
-        is_truth=np.concatenate([np.zeros(0, np.bool_), *(boxes[image_id][1] for image_id in requested)]),
-        given=np.concatenate([np.zeros((0, 4), np.float32), *(boxes[image_id][0] for image_id in requested)]),
+        image_ids=np.repeat(np.array(with_boxes, np.int64), counts),
+        is_truth=np.concatenate([np.zeros(0, np.bool_), *(boxes[image_id][1] for image_id in with_boxes)]),
+        given=np.concatenate([np.zeros((0, 4), np.float32), *(boxes[image_id][0] for image_id in with_boxes)]),
         boxes=stack("boxes", 4),
         class_probs=stack("class_probs", num_columns),
     )

@@ -1,4 +1,4 @@
-"""Shards of images that any number of processes work on: claimed by file, decoded ahead, in batches of one shape."""
+"""Prediction of shards by any number of processes: leases on shards, decoding ahead, batches of images of one shape."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from detcurate.predictions.shards import missing_shards, shard_path, write_embed
 
 Batch = list[dict[str, Any]]
 Group = list[tuple[int, Any]]
-"""Members that are in memory together, with their numbers."""
+"""Models that are in memory at the same time, with the members' numbers."""
 
 Work = Callable[[MemberModels, int, list[Batch]], None]
-"""Makes the shard of a number from its decoded images."""
+"""Writes the shard of a number from its decoded images."""
 
 Prediction = TypeVar("Prediction")
 
@@ -40,25 +40,25 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class PredictionJob:
-    """Some members on some images, as one process sees it; any number of processes may work on one ``directory``.
+    """Members to run on images, for one process; any number of processes may work on one ``directory``.
 
     Args:
         config: The whole config as YAML (``cfg.dump()``).
         members: The members' weights and digests, in the order of their numbers.
         image_ids: (I,) int64.
         file_names: I paths, or images in object storage as :class:`detcurate.io.storage.RemoteImage` writes them.
-        sizes: (I, 2) int64, the width and height that the records state, px.
+        sizes: (I, 2) int64, width and height of the records, px.
         num_classes: C.
         shard_size: Images a shard.
-        batch_size: Images a forward pass; halved when a GPU's memory does not suffice.
+        batch_size: Images a forward pass; halved when a GPU runs out of memory.
         device: Such as ``"cpu"`` or ``"cuda:1"``.
-        directory: Where the shards go.
-        memory_gb: What the members' weights may take on the device.
+        directory: Destination of the shards.
+        memory_gb: Limit of the members' weights on the device.
         precision: ``"fp32"`` or ``"bf16"``.
-        num_decoders: Threads that decode the next shard meanwhile; 0 decodes in between.
-        embeddings: Where the images' embeddings by the first member go, in shards likewise; None for none.
-        first_shard: The number that the first of the images' shards has in ``directory``.
-        is_handed_out: Whether the shards are this process's alone, so that it claims none.
+        num_decoders: Threads that decode the next shard during inference; 0 decodes between batches.
+        embeddings: Destination of the shards of the first member's embeddings; None for no embeddings.
+        first_shard: Number in ``directory`` of the first shard of these images.
+        is_exclusive: Whether no other process works on these shards, so that no leases are taken.
     """
 
     config: str
@@ -76,7 +76,7 @@ class PredictionJob:
     num_decoders: int = 0
     embeddings: Location | None = None
     first_shard: int = 0
-    is_handed_out: bool = False
+    is_exclusive: bool = False
 
     @property
     def shards(self) -> list[Location]:
@@ -85,25 +85,25 @@ class PredictionJob:
 
     @property
     def num_shards(self) -> int:
-        """How many shards there are."""
+        """The number of shards."""
         return -(-len(self.image_ids) // self.shard_size)
 
     def missing(self) -> list[int]:
-        """Return the numbers of the shards that are not there."""
-        if self.is_handed_out:  # a few: not worth the listing of all
+        """Return the numbers of the missing shards."""
+        if self.is_exclusive:  # few shards: cheaper than a listing of the folder
             return [number for number, path in enumerate(self.shards) if not path.is_file()]
         return missing_shards(self.directory, self.num_shards)
 
     @property
     def name(self) -> str:
-        """What a message calls these shards."""
+        """The name of these shards in messages."""
         shards, image_ids = self.shards, self.image_ids
         return (
             f"{shards[0]} to {shards[-1].name} (image_id {image_ids[0]} to {image_ids[-1]})" if shards else "no shards"
         )
 
     def block(self, shards: range) -> PredictionJob:
-        """Return the job of some neighbouring shards alone, which nobody else is given."""
+        """Return the job of consecutive shards, which no other process works on."""
         rows = slice(self.rows(shards[0]).start, self.rows(shards[-1]).stop)
         return replace(
             self,
@@ -111,7 +111,7 @@ class PredictionJob:
             file_names=self.file_names[rows],
             sizes=self.sizes[rows],
             first_shard=self.first_shard + shards[0],
-            is_handed_out=True,
+            is_exclusive=True,
         )
 
     def rows(self, shard: int) -> range:
@@ -132,48 +132,48 @@ class PredictionJob:
 
 
 class ModelKeeper:
-    """The members' models of a process: built for the first shard that there is to do, kept for the next job."""
+    """Holds the members' models of a process: built for its first shard, and kept for the next job."""
 
     def __init__(self) -> None:
         self._models: MemberModels | None = None
-        self._of: tuple[Any, ...] = ()
+        self._key: tuple[Any, ...] = ()
 
     def models(self, job: PredictionJob, cfg: Any) -> MemberModels:
-        """Return the models of a job; those of the job before when it has the same members."""
-        wanted = (job.config, job.members, job.device, job.memory_gb, job.precision)
-        if self._models is None or self._of != wanted:
+        """Return the models of a job; reuse those of the previous job if the members are equal."""
+        key = (job.config, job.members, job.device, job.memory_gb, job.precision)
+        if self._models is None or self._key != key:
             self._models = MemberModels(cfg, job.members, memory_gb=job.memory_gb, precision=job.precision)
-            self._of = wanted
+            self._key = key
         return self._models
 
 
 class KeepingModels:
-    """Work on one job after another by a process that keeps the models in between; picklable before it begins.
+    """A function of jobs that keeps the models between calls; picklable before the first call.
 
     Args:
-        work: Such as ``predict_cluster``.
+        work: Predicts a job, such as ``predict_cluster``.
     """
 
     def __init__(self, work: Callable[..., None]) -> None:
         self._work, self._keeper = work, ModelKeeper()
 
     def __call__(self, job: Any, progress: Callable[[int], None]) -> None:
-        """Do the work on a job."""
+        """Predict a job."""
         self._work(job, progress, self._keeper)
 
 
 def make_shards(job: PredictionJob, work: Work, keeper: ModelKeeper | None = None) -> None:
-    """Make every shard that is not there yet and that no other process is at; return when all are there.
+    """Write the missing shards that no other process holds a lease on; return when all shards exist.
 
     Args:
-        job: What the shards are of.
-        work: Makes one; the models are built for the first that there is to do.
-        keeper: Of models that outlive this call.
+        job: Members, images and destination.
+        work: Writes one shard; the models are built for the first.
+        keeper: Holds the models between calls.
 
     Raises:
         DatasetError: An image does not decode to the size of its record.
-        EnsembleError: A member cannot be used.
-        PredictionError: A member's answer is not finite, or the device's memory does not suffice for one image.
+        EnsembleError: A member's file is missing, changed, or does not fit the config.
+        PredictionError: A prediction is not finite, or the device's memory is too small for one image.
     """
     if job.device == "cpu":
         torch.set_num_threads(1)
@@ -187,10 +187,10 @@ def make_shards(job: PredictionJob, work: Work, keeper: ModelKeeper | None = Non
         work(kept.models(job, cfg), number, batches)
 
     folder = leases_folder(job.directory, Path(cfg.OUTPUT_DIR))
-    with NoLeases() if job.is_handed_out else Leases(folder) as leases:
+    with NoLeases() if job.is_exclusive else Leases(folder) as leases:
         while job.missing():
             if not _sweep(job, leases, cfg, make):
-                time.sleep(_POLL_SECONDS)  # other processes hold the rest: they finish it, or their leases grow stale
+                time.sleep(_POLL_SECONDS)  # other processes hold the leases, until they finish or the leases expire
 
 
 def predict_groups(
@@ -200,14 +200,14 @@ def predict_groups(
     job: PredictionJob,
     progress: Callable[[int], None],
 ) -> Iterator[Prediction]:
-    """Ask all members about all batches, as many members at a time as are in memory, and yield the answers.
+    """Run all members on all batches, in groups of members that fit in memory, and yield the predictions.
 
     Args:
         models: The members.
         batches: The images of a shard.
-        predict: Asks a group of members about images of one shape.
-        job: What the shard is of.
-        progress: Called with the number of images that all members have answered.
+        predict: Runs a group of members on images of one shape.
+        job: The job of the shard.
+        progress: Called with the number of images that all members have predicted.
     """
     num_groups = -(-len(models) // models.num_resident)
     for group_number, group in enumerate(models.groups()):
@@ -220,10 +220,10 @@ def predict_groups(
 def predict_in_parts(
     predict: Callable[[Batch], Prediction], batch: Batch, job: PredictionJob, num_members: int
 ) -> list[Prediction]:
-    """Ask about a batch; on a GPU without memory for it, about its halves.
+    """Predict a batch; if the GPU runs out of memory, predict its halves.
 
     Raises:
-        PredictionError: The memory does not suffice for one image.
+        PredictionError: The memory is too small for one image.
     """
     try:
         return [predict(batch)]
@@ -231,8 +231,8 @@ def predict_in_parts(
         torch.cuda.empty_cache()
         if len(batch) == 1:
             raise PredictionError(
-                f"the device's memory must suffice for one image and {num_members} members, got {error} "
-                f"({job.device}, image_id {batch[0]['image_id']}); lower CURATE.PREDICT.MEMORY_GB or the test size"
+                f"{job.device}: out of memory for one image and {num_members} members (image_id "
+                f"{batch[0]['image_id']}): {error}. Lower CURATE.PREDICT.MEMORY_GB or INPUT.MIN_SIZE_TEST."
             ) from error
     middle = len(batch) // 2
     return [
@@ -244,22 +244,22 @@ def predict_in_parts(
 
 @contextlib.contextmanager
 def naming_member(job: PredictionJob, number: int) -> Iterator[None]:
-    """Name the member's file in an error about its answer."""
+    """Add the member's file to an error about its predictions."""
     try:
         yield
     except PredictionError as error:
-        raise PredictionError(f"{error} ({job.members[number][0]})") from error
+        raise PredictionError(f"{job.members[number][0]}: {error}") from error
 
 
 def write_shard_embeddings(job: PredictionJob, number: int, embeddings: dict[int, np.ndarray]) -> None:
-    """Write the embeddings, by image_id, of one shard's images; to be done before the shard says that all is there."""
+    """Write the embeddings of one shard's images, before the shard itself marks them as complete."""
     image_ids = job.image_ids[list(job.rows(number))]
     rows = np.stack([embeddings[image_id] for image_id in image_ids.tolist()])
     write_embeddings(job.embeddings / job.shards[number].name, image_ids, rows)
 
 
 def _sweep(job: PredictionJob, leases: Leases | NoLeases, cfg: Any, make: Callable[[int, list[Batch]], None]) -> int:
-    """Go over the shards once; return how many were made here. One is decoded ahead when there are decoders."""
+    """Go over the missing shards once; return how many were written. With decoders, one shard is decoded ahead."""
     mapper, made = DatasetMapper(cfg, is_train=False), 0
     waiting: deque[tuple[int, list[Callable[[], dict]]]] = deque()
 
@@ -275,12 +275,12 @@ def _sweep(job: PredictionJob, leases: Leases | NoLeases, cfg: Any, make: Callab
             lease = shard_lease(path.name)
             if not leases.acquire(lease):
                 continue
-            if path.is_file():  # made between the two looks
+            if path.is_file():  # written by another process since the listing
                 leases.release(lease)
                 continue
             records = job.records(number)
             fetch_ahead((record["file_name"] for record in records), options)
-            # Pillow lets other threads run while it decodes.
+            # Pillow releases the GIL while it decodes.
             waiting.append((number, [_decoding(decoders, job, mapper, record) for record in records]))
             made += 1
             while len(waiting) > (1 if job.num_decoders else 0):
@@ -292,7 +292,7 @@ def _sweep(job: PredictionJob, leases: Leases | NoLeases, cfg: Any, make: Callab
 
 @contextlib.contextmanager
 def _decoders(num_threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Give threads to decode with; who leaves them early does not wait for the images in the queue."""
+    """Provide threads that decode images; at the end, images in the queue are cancelled."""
     decoders = ThreadPoolExecutor(num_threads)
     try:
         yield decoders
@@ -303,7 +303,7 @@ def _decoders(num_threads: int) -> Iterator[ThreadPoolExecutor]:
 def _decoding(
     decoders: ThreadPoolExecutor, job: PredictionJob, mapper: DatasetMapper, record: dict
 ) -> Callable[[], dict]:
-    """Return what gives the decoded image: at once in the background, or when it is called for."""
+    """Return a function that returns the decoded image, decoded in the background if there are decoders."""
     if job.num_decoders:
         return decoders.submit(_decode, mapper, record).result
     return functools.partial(_decode, mapper, record)
@@ -313,16 +313,16 @@ def _decode(mapper: DatasetMapper, record: dict) -> dict:
     try:
         return mapper(record)
     except (MemoryError, StorageError):
-        raise  # which says nothing of the image
+        raise  # not a defect of the image
     except Exception as error:
         raise DatasetError(
-            f"an image must decode to the size of its record, got {error} "
-            f"({record['file_name']}, image_id {record['image_id']}); it was readable when the pool was checked"
+            f"{record['file_name']}: the image does not decode to the size of its record (image_id "
+            f"{record['image_id']}): {error}. It was readable when the pool was checked."
         ) from error
 
 
 def _batches(samples: Batch, batch_size: int) -> list[Batch]:
-    """Return batches of images of one shape, which therefore need no padding, whatever the batch size."""
+    """Return batches of images of one shape, which need no padding."""
 
     def shape(sample: dict) -> tuple[int, ...]:
         return tuple(sample["image"].shape)

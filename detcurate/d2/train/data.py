@@ -1,4 +1,4 @@
-"""A COCO pool as Detectron2 sees it: dataset dicts, and a stream of samples that can be taken up anywhere."""
+"""A COCO pool for Detectron2: dataset dicts, the catalogs, and a stream of samples that resumes at any position."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from detcurate.errors import ConfigError, DatasetError
 from detcurate.io.storage import Location, image_files
 from detcurate.manifest.provenance import subset_path
 
-# What pycocotools, with which Detectron2 evaluates, stumbles over or silently counts wrong.
+# Findings for which pycocotools, Detectron2's evaluator, fails or counts wrongly.
 _NOT_FOR_PYCOCOTOOLS = (
     "annotation_id_zero",
     "byte_order_mark",
@@ -33,12 +33,12 @@ _NOT_FOR_PYCOCOTOOLS = (
 
 
 def detection_dicts(dataset: CocoDataset, image_root: Location, image_ids: np.ndarray | None = None) -> list[dict]:
-    """Return Detectron2's dataset dicts, images without objects included, in ascending order of ``image_id``.
+    """Return Detectron2's dataset dicts in ascending order of ``image_id``, including images without objects.
 
     Args:
         dataset: The pool.
-        image_root: What its file names are relative to; those in object storage are named with what a listing says.
-        image_ids: (K,) int64, the images to take; all when absent.
+        image_root: Base of its file names; objects in storage are named with size and version from a listing.
+        image_ids: (K,) int64, the images to return; default all.
     """
     keep = np.ones(len(dataset), bool) if image_ids is None else np.isin(dataset.image_ids, image_ids)
     rows = np.flatnonzero(keep)
@@ -66,25 +66,24 @@ def detection_dicts(dataset: CocoDataset, image_root: Location, image_ids: np.nd
 
 
 def register_manifest(name: str, path: Path, image_root: Path, policies: Mapping[str, str] | None = None) -> None:
-    """Put a manifest, or any COCO file, into Detectron2's catalogs, so that its own training scripts train on it.
+    """Register a manifest, or any COCO file, in Detectron2's catalogs for its own training scripts.
 
-    The categories stand in ascending order of their ids, as in everything that detcurate writes. Images without
-    objects are kept in the catalog; Detectron2 drops them when it builds its loader, unless
-    ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` is False.
+    The categories are in ascending order of their ids, as in all files of detcurate. The catalog keeps images without
+    objects; Detectron2's loader drops them unless ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` is False.
 
     Args:
         name: In ``DatasetCatalog`` and ``MetadataCatalog``.
         path: The annotation file, or the folder of a manifest.
-        image_root: What its file names are relative to.
-        policies: What is done about findings, where it differs from the default; see
+        image_root: Base of its file names.
+        policies: Policies for findings that differ from the default; see
             :func:`detcurate.coco.dataset.read_coco`.
 
     Raises:
         DatasetError: The file cannot be used.
-        ConfigError: The name is taken.
+        ConfigError: The name is registered already.
     """
     if name in DatasetCatalog.list():
-        raise ConfigError(f"a dataset must have a name of its own, got {name!r}, which is registered already")
+        raise ConfigError(f"name: the dataset is registered already (got {name!r}). Choose another name.")
     file = subset_path(path) if path.is_dir() else path
     dataset = read_coco(file, policies or {})
     # Without a json_file Detectron2's evaluator writes one from the dicts.
@@ -104,17 +103,16 @@ def register_manifest(name: str, path: Path, image_root: Path, policies: Mapping
 
 
 class SampleStream(Sampler):
-    """An endless shuffled stream of samples that starts anywhere at no cost.
+    """An endless shuffled stream of samples that starts at any position in constant time.
 
     Yields ``position * num_images + index``: the position in the stream seeds the sample's augmentation (see
-    :class:`SeededDataset`), so that sample k is the same whether or not training was interrupted before it, and
-    whatever the number of loader workers.
+    :class:`SeededDataset`), so that sample k does not depend on interruptions or the number of loader workers.
 
     Args:
         num_images: Length of the dataset.
         seed: Of the shuffles; one permutation an epoch.
         start: The position of the first sample.
-        rank: This process among ``world_size``, each of which takes every ``world_size``-th sample.
+        rank: Number of this process; each of ``world_size`` takes every ``world_size``-th sample.
         world_size: Number of training processes.
     """
 
@@ -148,13 +146,13 @@ class SeededDataset(Dataset):
         seed = mix_seed(self._seed, position)
         random.seed(seed)
         np.random.seed(seed)
-        with torch.random.fork_rng(devices=[]):  # without loader workers the step that is next draws in this process
+        with torch.random.fork_rng(devices=[]):  # without loader workers, the training step uses the same generator
             torch.default_generator.manual_seed(seed)
             try:
                 return self._mapper(self._records[index])
             except Exception as error:
                 record = self._records[index]
                 raise DatasetError(
-                    f"an image must be readable as it is trained on, got {error} ({record['file_name']}, image_id "
-                    f"{record['image_id']}); it was readable when the pool was checked"
+                    f"{record['file_name']}: the image cannot be read for training (image_id {record['image_id']}): "
+                    f"{error}. It was readable when the pool was checked."
                 ) from error

@@ -1,4 +1,4 @@
-"""Training hooks: members of the ensemble, exact resumption, and progress."""
+"""Training hooks: saved members of the ensemble, exact resumption, and progress."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Tensors = dict[str, torch.Tensor]
 
 
 class WeightAverage:
-    """The mean of the states it was shown: weights, and the statistics of batch norms, which are part of the state.
+    """The running mean of state dicts: weights, and the statistics of batch norms.
 
-    Floating-point tensors are averaged in fp32 or better, all others (``num_batches_tracked``) are the latest.
+    Floating-point tensors are averaged in fp32 or better; other tensors (``num_batches_tracked``) are the latest.
 
-    Source: Izmailov et al. 2018, arXiv 1803.05407, algorithm 1. There the statistics of batch norms are measured anew
-        on the training images; here they are averaged too [ours], which costs no pass.
+    Source: Izmailov et al. 2018, arXiv 1803.05407, algorithm 1. There the statistics of batch norms are computed again
+        on the training images; here they are averaged too [ours], which needs no forward pass.
     """
 
     def __init__(self) -> None:
@@ -36,12 +36,12 @@ class WeightAverage:
         self._mean: Tensors = {}
 
     def begin(self) -> None:
-        """Forget what was averaged."""
+        """Reset the mean."""
         self.count, self._mean = 0, {}
 
     @torch.no_grad()
     def update(self, state: Tensors, iteration: int) -> None:
-        """Take the state after an iteration into the mean."""
+        """Add the state after an iteration to the mean."""
         self.count, self.last_iteration = self.count + 1, iteration
         for name, tensor in state.items():
             mean = self._mean.get(name)
@@ -49,7 +49,7 @@ class WeightAverage:
                 wide = torch.promote_types(tensor.dtype, torch.float32) if tensor.is_floating_point() else tensor.dtype
                 self._mean[name] = tensor.detach().to(wide, copy=True)
             else:
-                mean = self._mean[name] = mean.to(tensor.device)  # a resumed mean was loaded to the CPU
+                mean = self._mean[name] = mean.to(tensor.device)  # a resumed mean is on the CPU
                 mean += (tensor.detach() - mean) / self.count
 
     def state(self) -> Tensors:
@@ -57,11 +57,11 @@ class WeightAverage:
         return dict(self._mean)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is needed to go on."""
+        """Return the state to resume from."""
         return {"count": self.count, "last_iteration": self.last_iteration, "mean": dict(self._mean)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Resume from a state."""
         self.count, self.last_iteration = state["count"], state["last_iteration"]
         self._mean = dict(state["mean"])
 
@@ -71,16 +71,16 @@ _logger = logging.getLogger("detcurate")
 
 
 class EnsembleCheckpointer(HookBase):
-    """Saves the weights of the model, and nothing else, after the given iterations.
+    """Saves the weights of the model, without optimizer state, after the given iterations.
 
     Add it to any Detectron2 trainer: ``trainer.register_hooks([ensemble_checkpointer(directory, max_iter)])``. Only the
-    main process writes. The running mean of a window is part of the trainer's state, so that a resumed training goes on
-    with it; a window of which samples are missing is not saved.
+    main process writes. The running mean of a window is part of the trainer's state, so that a resumed training
+    continues it; an average with missing samples is not saved.
 
     Args:
-        writer: Keeps the files and the ledger.
+        writer: Writes the files and the member index.
         iterations: From 0; see :func:`detcurate.ensemble.schedule.member_iterations`.
-        windows: An iteration -> the iterations whose mean is saved after it; see
+        windows: An iteration -> the iterations of the mean that is saved after it; see
             :func:`detcurate.ensemble.schedule.averaging_windows`.
     """
 
@@ -92,13 +92,13 @@ class EnsembleCheckpointer(HookBase):
         self._average = WeightAverage()
 
     def before_train(self) -> None:
-        """Take the sample that a checkpoint saved by another hook, before this one had its turn, does not hold."""
+        """Add the sample that is missing in a checkpoint that another hook saved before this hook ran."""
         done = self.trainer.start_iter - 1
         if done in self._end_of and self._average.last_iteration != done and comm.is_main_process():
             self._sample(done, None)
 
     def after_step(self) -> None:
-        """Save a member when this iteration is on the schedule, and take it into the mean when it is a sample."""
+        """Save a member if this iteration is on the schedule, and add it to the mean if it is a sample."""
         if not comm.is_main_process():
             return
         iteration = self.trainer.iter
@@ -108,11 +108,11 @@ class EnsembleCheckpointer(HookBase):
             self._sample(iteration, self._lr())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the running mean when there is one, so that the trainer's state holds it."""
+        """Return the running mean, if there are windows, as part of the trainer's state."""
         return self._average.state_dict() if self._windows else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the running mean of an interrupted training."""
+        """Resume the running mean of an interrupted training."""
         self._average.load_state_dict(state)
 
     def _sample(self, iteration: int, lr: float | None) -> None:
@@ -127,13 +127,13 @@ class EnsembleCheckpointer(HookBase):
             save_with(self._writer, self._average.state(), iteration, lr, AVERAGE)
         else:
             _logger.warning(
-                "no average is saved after iteration %d: %d of %d samples are from before this training was resumed",
+                "train: no average saved after iteration %d, because %d of %d samples precede the resumption",
                 iteration, len(samples) - self._average.count, len(samples),
             )  # fmt: skip
         self._average.begin()
 
     def _lr(self) -> float:
-        """Return the rate of the update just made: the scheduler's hook logs it and moves the optimizer on."""
+        """Return the rate of the last update: the scheduler's hook logs it before it changes the optimizer."""
         rate, logged_at = self.trainer.storage.latest().get("lr", (0.0, -1))
         return float(rate if logged_at == self.trainer.iter else self.trainer.optimizer.param_groups[0]["lr"])
 
@@ -150,21 +150,21 @@ def ensemble_checkpointer(
     average_every: int = 1,
     **schedule: Any,
 ) -> EnsembleCheckpointer:
-    """Return the hook for a trainer of one's own; its members go to ``directory/run-<run>``.
+    """Return the hook that saves members of any Detectron2 trainer to ``directory/run-<run>``.
 
     Args:
         directory: Of the ensemble.
         max_iter: ``cfg.SOLVER.MAX_ITER``.
-        run: Number of the run, when several trainings make one ensemble.
-        seed: Of the run, for the ledger.
+        run: Number of the run; the runs of one ensemble have different numbers.
+        seed: Of the run, for the member index.
         dtype: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
-        max_gb: What the members of this run may take on disk; 0 for no limit.
-        average_last: How many averages are saved besides.
+        max_gb: Limit on disk of the members of this run; 0 for no limit.
+        average_last: Number of averages to save besides.
         average_every: Iterations between two samples of an average.
-        **schedule: What :func:`detcurate.ensemble.schedule.member_iterations` takes, such as ``members_per_run=10``.
+        **schedule: Arguments of :func:`detcurate.ensemble.schedule.member_iterations`, such as ``members_per_run=10``.
 
     Raises:
-        ConfigError: The schedule cannot be.
+        ConfigError: The schedule is not possible.
     """
     iterations = member_iterations(max_iter, **schedule)
     windows = averaging_windows(iterations, last=average_last, every=average_every)
@@ -190,19 +190,19 @@ def save_member(
     dtype: str = "fp32",
     max_gb: float = 0.0,
 ) -> None:
-    """Save a member from a loop of one's own; an iteration that is saved already is not saved again.
+    """Save a member from a custom training loop; an iteration that is saved already is skipped.
 
-    To be called after ``optimizer.step()``, by every process of a distributed training: the main one writes.
+    Call it after ``optimizer.step()`` in every process of a distributed training; the main process writes.
 
     Args:
         model: Wrapped in ``DistributedDataParallel`` or not.
         directory: Of the ensemble; the member goes to ``directory/run-<run>``.
         iteration: From 0.
         run: Number of the run.
-        seed: Of the run, for the ledger.
-        lr: The rate of the update just made, for the ledger.
+        seed: Of the run, for the member index.
+        lr: The rate of the last update, for the member index.
         dtype: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
-        max_gb: What the members of this run may take on disk; 0 for no limit.
+        max_gb: Limit on disk of the members of this run; 0 for no limit.
 
     Raises:
         EnsembleError: A weight is not finite.
@@ -215,16 +215,16 @@ def save_member(
 def save_with(
     writer: MemberWriter, state: Mapping[str, torch.Tensor], iteration: int, lr: float | None, kind: str
 ) -> None:
-    """Save a state as a member with a writer, unless a weight is not finite."""
-    what = f"the weights after iteration {iteration}"
-    writer.save(iteration, lr, lambda path: save_state(state, path, writer.dtype, what), kind)
+    """Save a state dict as a member with a writer; raises ``EnsembleError`` if a weight is not finite."""
+    subject = f"the weights after iteration {iteration}"
+    writer.save(iteration, lr, lambda path: save_state(state, path, writer.dtype, subject), kind)
 
 
 class StepSeeder(HookBase):
     """Seeds torch before every step from the run's seed, the iteration and the rank.
 
-    So the random choices of a step (which proposals are sampled, dropout) do not depend on what came before, and a
-    resumed training makes the choices that the interrupted one would have made.
+    The random choices of a step (sampled proposals, dropout) then do not depend on earlier steps, and a resumed
+    training makes the same choices as an uninterrupted one.
     """
 
     def __init__(self, seed: int) -> None:
@@ -236,13 +236,13 @@ class StepSeeder(HookBase):
 
 
 class ResumeSaver(HookBase):
-    """Saves everything that training needs to go on, every ``period`` iterations, atomically, over the last one."""
+    """Saves the state to resume training from every ``period`` iterations, atomically over the previous one."""
 
     def __init__(self, path: Path, period: int) -> None:
         self._path, self._period = path, period
 
     def after_step(self) -> None:
-        """Save when the period has passed; not after the last iteration, which needs no resumption."""
+        """Save every ``period`` iterations, except after the last, which needs no resumption."""
         done = self.trainer.iter + 1
         if done % self._period or done >= self.trainer.max_iter or not comm.is_main_process():
             return
@@ -251,7 +251,7 @@ class ResumeSaver(HookBase):
 
 
 def save_state_to_resume(state: Mapping[str, Any], path: Path) -> None:
-    """Write a state atomically, its digest beside it first: torch does not check what it reads."""
+    """Write a state atomically, with its digest in a file, because torch does not check what it reads."""
     digests = path.with_suffix(_DIGESTS)
     before = sha256_file(path) if path.exists() else ""
     with atomic_path(path) as temporary:
@@ -261,24 +261,24 @@ def save_state_to_resume(state: Mapping[str, Any], path: Path) -> None:
 
 
 def load_state_to_resume(path: Path) -> dict[str, Any] | None:
-    """Read what :func:`save_state_to_resume` wrote; None when there is none.
+    """Read the state that :func:`save_state_to_resume` wrote; return None if there is none.
 
     Raises:
-        EnsembleError: It is damaged, or cannot be read.
+        EnsembleError: The file is damaged or cannot be read.
     """
     if not path.exists():
         return None
     try:
         digests = path.with_suffix(_DIGESTS)
         if digests.exists() and sha256_file(path) not in digests.read_text().split():
-            raise ValueError("it is not what was written, by the digest beside it")
+            raise ValueError("it differs from the digest in the .sha256 file")
         return load_tensors(path)
     except Exception as error:
-        raise EnsembleError(f"the state to resume from must be readable ({path}): {error}; delete that file") from error
+        raise EnsembleError(f"{path}: the state to resume from cannot be read: {error}. Delete that file.") from error
 
 
 def remove_state_to_resume(path: Path) -> None:
-    """Remove a state, and its digest."""
+    """Remove a state and its digest."""
     path.unlink(missing_ok=True)
     path.with_suffix(_DIGESTS).unlink(missing_ok=True)
 
@@ -300,23 +300,23 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a model's state as safetensors: no pickle, memory-mapped when read."""
+    """Write a model's state dict as safetensors."""
     save_state(unwrap(model).state_dict(), path, "fp32", "the weights")
 
 
-def save_state(state: Mapping[str, torch.Tensor], path: Path, dtype: str, what: str) -> None:
-    """Write a state as safetensors in a dtype.
+def save_state(state: Mapping[str, torch.Tensor], path: Path, dtype: str, subject: str) -> None:
+    """Write a state dict as safetensors in a dtype.
 
     Raises:
-        EnsembleError: A tensor is not finite, or no longer is in that dtype; ``what`` begins the message.
+        EnsembleError: A tensor is not finite, or not in the range of the dtype; ``subject`` begins the message.
     """
     tensors = stored(state, dtype)
-    require_finite(tensors, state, dtype, what, "the training has diverged: lower SOLVER.BASE_LR")
+    require_finite(tensors, state, dtype, subject, "The training has diverged: lower SOLVER.BASE_LR.")
     save_file(tensors, path)
 
 
 def mix_seed(*parts: int) -> int:
-    """Mix integers into one seed in [0, 2**32), so that neighbouring inputs give unrelated streams."""
+    """Return one seed in [0, 2**32) from integers; similar inputs give unrelated seeds."""
     mixed = 0x9E3779B9
     for part in parts:
         mixed = (mixed ^ (part & 0xFFFFFFFF)) * 0x85EBCA6B & 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""What one training run is: plain records that a worker process can be sent."""
+"""Description of one training run: plain records that can be sent to a worker process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from detcurate.io.storage import Location
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images by reference, so that a job that names them is small.
+    """Labelled images by reference, so that a job is small.
 
     Args:
         annotations: A COCO file.
-        image_root: What its file names are relative to, here or in object storage.
-        image_ids: The images meant; all of the file when ``None``.
-        policies: What is done about findings, pairs of code and policy.
+        image_root: Base of its file names, a local folder or object storage.
+        image_ids: The images to train on; None for all.
+        policies: Pairs of a finding's code and its policy.
     """
 
     annotations: Path
@@ -30,7 +30,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Distributed:
-    """How many processes train one run, in the words of Detectron2's ``launch``."""
+    """The processes of one run: the arguments of Detectron2's ``launch``."""
 
     num_gpus: int = 0
     num_machines: int = 1
@@ -40,23 +40,23 @@ class Distributed:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One run: what to train on, with which seed, and which iterations to keep.
+    """One run: images, seed, and the iterations to save.
 
     Args:
         config: The whole config as YAML (``cfg.dump()``).
         images: The training images.
-        directory: The members go to ``directory/folder``.
+        directory: The members are written to ``directory/folder``.
         folder: Such as ``"run-0"``.
         run: Number of the run.
         seed: Of the weights, the order and the augmentation.
-        iterations: After which a member is saved.
-        windows: After which an average is saved besides, and of which iterations.
-        dtype: What the members are stored as.
-        max_bytes: What the members may take on disk; 0 for no limit.
-        keep_last: Whether the last weights are kept in fp32 too, beside the members: :attr:`last_writer` has them.
-        weights: What it starts from, in place of ``MODEL.WEIGHTS``.
-        device: Where it trains; empty for the config's.
-        distributed: How many processes train it.
+        iterations: The iterations after which a member is saved.
+        windows: The iterations after which an average is saved -> the iterations of its samples.
+        dtype: The dtype of the saved members.
+        max_bytes: Limit of the members on disk; 0 for no limit.
+        keep_last: Whether the last weights are saved in fp32 besides the members, by :attr:`last_writer`.
+        weights: Initial weights instead of ``MODEL.WEIGHTS``.
+        device: Device of the training; empty for the config's.
+        distributed: The processes of the training.
     """
 
     config: str
@@ -76,12 +76,12 @@ class TrainingJob:
 
     @property
     def run_directory(self) -> Path:
-        """Where the members, the log and the metrics of this run are."""
+        """The folder of the members, the log and the metrics of this run."""
         return self.directory / self.folder
 
     @property
     def writer(self) -> MemberWriter:
-        """What saves the members of this run."""
+        """The writer of the members of this run."""
         return MemberWriter(
             self.directory,
             run=self.run,
@@ -94,7 +94,7 @@ class TrainingJob:
 
     @property
     def last_writer(self) -> MemberWriter:
-        """What saves the last weights in fp32, which are no member."""
+        """The writer of the last weights in fp32, which are not a member."""
         return MemberWriter(
             self.directory,
             run=self.run,
@@ -105,10 +105,10 @@ class TrainingJob:
 
     @property
     def last_iteration(self) -> int:
-        """The iteration that the training ends with."""
+        """The last iteration of the training."""
         return int(load_config_text(self.config).SOLVER.MAX_ITER) - 1
 
     @property
     def is_complete(self) -> bool:
-        """Whether all that is to be saved is there."""
+        """Whether all members, and the last weights if kept, exist."""
         return self.writer.is_complete() and (not self.keep_last or self.last_writer.is_complete())

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules beyond Detectron2's, built from its config."""
+"""Optimizers and learning-rate schedules in addition to Detectron2's, built from its config."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from detcurate.errors import ConfigError
 
 
 class CosineCycles(ParamScheduler):
-    """A cosine that begins anew each cycle; see :func:`detcurate.ensemble.schedule.cosine_cycle_multiplier`.
+    """A cosine that restarts each cycle; see :func:`detcurate.ensemble.schedule.cosine_cycle_multiplier`.
 
     Args:
         max_iter: T, the iterations of the training.
@@ -29,8 +29,8 @@ class CosineCycles(ParamScheduler):
         self._max_iter, self._cycles = max_iter, cycles
 
     def __call__(self, where: float) -> float:
-        """Return the part of the base rate at a point of the training in [0, 1]."""
-        iteration = round(where * self._max_iter)  # Detectron2 gives iteration / max_iter
+        """Return the fraction of the base rate at a point of the training in [0, 1]."""
+        iteration = round(where * self._max_iter)  # Detectron2 passes iteration / max_iter
         return cosine_cycle_multiplier(iteration, max_iter=self._max_iter, cycles=self._cycles)
 
 
@@ -38,13 +38,13 @@ def build_cosine_cycles(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRSch
     """Build ``CURATE.ENSEMBLE.CYCLES`` cosine cycles over the whole training, with the warm-up in the first.
 
     Raises:
-        ConfigError: The warm-up is not over within the first cycle.
+        ConfigError: The warm-up is longer than the first cycle.
     """
     require_lr_schedule(cfg)
     max_iter, cycles, warmup = cfg.SOLVER.MAX_ITER, cfg.CURATE.ENSEMBLE.CYCLES, cfg.SOLVER.WARMUP_ITERS
     multiplier = CosineCycles(max_iter, cycles)
     if warmup:
-        # Never rescaled (SOLVER.RESCALE_INTERVAL): the cycles would end elsewhere than the members are saved.
+        # Never rescaled (SOLVER.RESCALE_INTERVAL): the cycles would not end at the iterations of the members.
         multiplier = WarmupParamScheduler(
             multiplier, cfg.SOLVER.WARMUP_FACTOR, warmup / max_iter, cfg.SOLVER.WARMUP_METHOD, rescale_interval=False
         )
@@ -59,26 +59,26 @@ _DETECTRON2_LR_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepW
 
 
 def require_lr_schedule(cfg: CfgNode) -> None:
-    """Raise ``ConfigError`` when there is no such schedule of the learning rate, or it cannot be."""
+    """Raise ``ConfigError`` if the schedule of the learning rate is unknown or not possible."""
     name, known = cfg.SOLVER.LR_SCHEDULER_NAME, (*_DETECTRON2_LR_SCHEDULERS, *LR_SCHEDULERS)
     if name not in known:
-        raise ConfigError(f"SOLVER.LR_SCHEDULER_NAME must be one of {', '.join(sorted(known))}, got {name!r}")
-    if not cfg.SOLVER.BASE_LR > 0 and "Cosine" in name:  # it is divided by
-        raise ConfigError(f"SOLVER.BASE_LR must be above 0 for {name}, got {cfg.SOLVER.BASE_LR}")
+        raise ConfigError(f"SOLVER.LR_SCHEDULER_NAME: must be one of {', '.join(sorted(known))} (got {name!r}).")
+    if not cfg.SOLVER.BASE_LR > 0 and "Cosine" in name:  # a divisor in these schedules
+        raise ConfigError(f"SOLVER.BASE_LR: must be above 0 for {name} (got {cfg.SOLVER.BASE_LR}).")
     if name != COSINE_CYCLES:
         return
     length = cycle_length(cfg.SOLVER.MAX_ITER, cfg.CURATE.ENSEMBLE.CYCLES)
     if cfg.SOLVER.WARMUP_ITERS >= length:
         raise ConfigError(
-            f"SOLVER.WARMUP_ITERS must be less than the {length} iterations of the first cycle, got "
-            f"{cfg.SOLVER.WARMUP_ITERS}; lower it or CURATE.ENSEMBLE.CYCLES"
+            f"SOLVER.WARMUP_ITERS: must be less than the {length} iterations of the first cycle (got "
+            f"{cfg.SOLVER.WARMUP_ITERS}). Lower it or CURATE.ENSEMBLE.CYCLES."
         )
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
-    """Build the schedule that ``SOLVER.LR_SCHEDULER_NAME`` names: one of ours, or Detectron2's.
+    """Build the schedule that ``SOLVER.LR_SCHEDULER_NAME`` names, of this module or of Detectron2.
 
-    A trainer of one's own uses it from its ``build_lr_scheduler``.
+    A custom trainer calls it from its ``build_lr_scheduler``.
     """
     build = LR_SCHEDULERS.get(cfg.SOLVER.LR_SCHEDULER_NAME, solver.build_lr_scheduler)
     return build(cfg, optimizer)

@@ -1,4 +1,4 @@
-"""Training one detector with Detectron2, as a job that can be killed at any moment and taken up again."""
+"""Training of one detector with Detectron2, as a job that can be killed at any time and resumed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from detcurate.d2.train.hooks import (
     remove_state_to_resume,
     unwrap,
 )
-from detcurate.d2.train.job import ImageSet as ImageSet  # what a job is made of, for those who train
+from detcurate.d2.train.job import ImageSet as ImageSet
 from detcurate.d2.train.job import TrainingJob
 from detcurate.d2.train.solver import build_lr_scheduler, build_optimizer
 from detcurate.errors import EnsembleError
@@ -42,7 +42,7 @@ Progress = Callable[[int], None]
 
 
 class CurateTrainer(DefaultTrainer):
-    """Detectron2's ``DefaultTrainer`` with the hooks of a curation, AdamW as an option and an exact restart."""
+    """Detectron2's ``DefaultTrainer`` that saves members, resumes exactly, and offers AdamW."""
 
     def __init__(self, cfg: CfgNode, job: TrainingJob, records: list[dict], progress: Progress) -> None:
         self._job, self._records, self._progress = job, records, progress
@@ -59,7 +59,7 @@ class CurateTrainer(DefaultTrainer):
         progress(self.start_iter)
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        """Build the hooks; the members are saved before the state to resume from, the writers come last."""
+        """Build the hooks: members are saved before the state to resume from, and the writers come last."""
         job = self._job
         built = [
             StepSeeder(job.seed),
@@ -74,12 +74,12 @@ class CurateTrainer(DefaultTrainer):
         return built
 
     def build_writers(self) -> list[Any]:
-        """Build the writers of metrics and TensorBoard events; the progress bar takes the terminal's place."""
+        """Build the writers of metrics and TensorBoard events; the progress bar replaces the terminal's."""
         directory = str(self._job.run_directory)
         return [JSONWriter(f"{directory}/metrics.json"), TensorboardXWriter(directory)]
 
     def build_train_loader(self, cfg: CfgNode) -> Any:
-        """Build the loader from the first sample that has not been trained on."""
+        """Build the loader, starting at the first sample that has not been trained on."""
         done = 0 if self._state is None else (self._state["trainer"]["iteration"] + 1) * cfg.SOLVER.IMS_PER_BATCH
         stream = SampleStream(
             len(self._records),
@@ -95,7 +95,7 @@ class CurateTrainer(DefaultTrainer):
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
             aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
-            seed=self._job.seed,  # a generator of its own: starting the loader must not draw from the first step's
+            seed=self._job.seed,  # a separate generator: starting the loader must not change the first step's
         )
 
     @classmethod
@@ -105,16 +105,16 @@ class CurateTrainer(DefaultTrainer):
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
-        """Build Detectron2's schedules of the learning rate, or ours."""
+        """Build the learning-rate schedule of this package or of Detectron2."""
         return build_lr_scheduler(cfg, optimizer)
 
 
 def train_run(job: TrainingJob, progress: Progress) -> None:
-    """Train one run to the end, from where it was interrupted; return at once when all is there.
+    """Train one run to the end, resuming an interrupted training; return at once if it is complete.
 
     Args:
-        job: What to train.
-        progress: Called with the number of iterations that are done.
+        job: The run.
+        progress: Called with the number of new iterations.
 
     Raises:
         DatasetError: The annotations or an image cannot be used.
@@ -123,16 +123,16 @@ def train_run(job: TrainingJob, progress: Progress) -> None:
     if job.is_complete:
         progress(job.last_iteration + 1)
         return
-    how = job.distributed
+    distributed = job.distributed
     launch(
         _train,
-        how.num_gpus,
-        num_machines=how.num_machines,
-        machine_rank=how.machine_rank,
-        dist_url=how.dist_url,
-        args=(job, progress if how.num_gpus * how.num_machines <= 1 else _no_progress),
+        distributed.num_gpus,
+        num_machines=distributed.num_machines,
+        machine_rank=distributed.machine_rank,
+        dist_url=distributed.dist_url,
+        args=(job, progress if distributed.num_gpus * distributed.num_machines <= 1 else _no_progress),
     )
-    if how.machine_rank == 0:
+    if distributed.machine_rank == 0:
         remove_state_to_resume(job.run_directory / "resume.pth")
 
 
@@ -142,7 +142,7 @@ def _train(job: TrainingJob, progress: Progress) -> None:
         cfg.defrost()
         cfg.MODEL.DEVICE = job.device
         cfg.freeze()
-        torch.cuda.set_device(job.device)  # no context on the first GPU beside it
+        torch.cuda.set_device(job.device)  # avoids a second context on the first GPU
     if cfg.MODEL.DEVICE == "cpu":
         torch.set_num_threads(1)
     open_remote_images(cfg)
@@ -154,14 +154,12 @@ def _train(job: TrainingJob, progress: Progress) -> None:
         with _logged_to(job.run_directory / "log.txt"):
             CurateTrainer(cfg, job, records, progress).train()
     except FloatingPointError as error:
-        raise EnsembleError(
-            f"training of run {job.run} must have a finite loss: {error}; lower SOLVER.BASE_LR"
-        ) from None
+        raise EnsembleError(f"train: the loss of run {job.run} is not finite: {error}. Lower SOLVER.BASE_LR.") from None
 
 
 @contextmanager
 def _logged_to(path: Path) -> Iterator[None]:
-    """Send what Detectron2 says to a file instead of the terminal."""
+    """Log Detectron2 to a file instead of the terminal."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path)
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
@@ -179,14 +177,14 @@ def _logged_to(path: Path) -> Iterator[None]:
 
 
 def _no_progress(_: int) -> None:
-    """Do nothing: the processes of a distributed run have no common bar."""
+    """Ignore progress: the processes of a distributed run have no common bar."""
 
 
 def write_scalars(directory: Path, runs: Mapping[str, Mapping[int, Mapping[str, float]]]) -> list[Path]:
-    """Write scalars and return the files.
+    """Write scalars as TensorBoard events and return the files.
 
     Args:
-        directory: Where to; each run gets a folder below.
+        directory: Destination; each run has a folder below.
         runs: Run -> step, at least 0 -> tag -> value.
     """
     for run, steps in runs.items():

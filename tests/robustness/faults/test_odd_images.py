@@ -184,5 +184,5 @@ def test_an_image_that_breaks_after_it_was_looked_at_stops_the_training_by_name(
     truncated(tmp_path / "x.jpg")
     record = {"file_name": str(tmp_path / "x.jpg"), "image_id": 7, "width": SIZE[0], "height": SIZE[1]}
     mapped = SeededDataset([{**record, "annotations": []}], DatasetMapper(get_cfg(), is_train=True), 0)
-    with pytest.raises(DatasetError, match=r"readable as it is trained on, got .*truncated.* \(.*x.jpg, image_id 7\)"):
+    with pytest.raises(DatasetError, match=r"x.jpg.*image_id 7.*truncated"):
         mapped[0]

@@ -222,9 +222,9 @@ def test_an_archive_of_weights_does_not_grow(tmp_path):
         for part in old.infolist():
             new.writestr(part.filename, old.read(part))
     assert path.stat().st_size < 200_000
-    with pytest.raises(EnsembleError, match="it unpacks to"):
+    with pytest.raises(EnsembleError, match="the archive expands"):
         read_checkpoint(path, allow_pickle=False)
-    with pytest.raises(ValueError, match="it unpacks to"):
+    with pytest.raises(ValueError, match="the archive expands"):
         load_tensors(path)
 
 
@@ -247,7 +247,7 @@ def test_weights_that_are_not_plain_tensors(tmp_path):
     from detcurate.d2.checkpoints import read_checkpoint
 
     torch.save({"model": {"w": torch.zeros(3, device="meta")}}, tmp_path / "model_1.pth")
-    with pytest.raises(EnsembleError, match="must hold plain tensors"):
+    with pytest.raises(EnsembleError, match="dense tensor"):
         read_checkpoint(tmp_path / "model_1.pth", allow_pickle=False)
 
 

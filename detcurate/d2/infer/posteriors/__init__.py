@@ -1,4 +1,4 @@
-"""Inference that keeps the whole posterior of every detection, not the winning score alone."""
+"""Inference that keeps the full class posterior of every detection, not only the highest score."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from detcurate.errors import PredictionError
 __all__ = ["posterior_form", "predict_posteriors", "require_finite"]
 
 _logger = logging.getLogger("detcurate")
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
 def posterior_form(model: nn.Module) -> str:
-    """Return the ``Detections.posterior_form`` of what :func:`predict_posteriors` gives for a detector.
+    """Return the ``Detections.posterior_form`` of the output of :func:`predict_posteriors` for a detector.
 
-    ``"sigmoid"`` for RetinaNet and FCOS; ``"softmax"`` for Faster and Cascade R-CNN, and for detectors of which only
-    the top score is known.
+    ``"sigmoid"`` for RetinaNet and FCOS; ``"softmax"`` for Faster and Cascade R-CNN, and for detectors with a known top
+    score only.
     """
     return "sigmoid" if is_dense(model) else "softmax"
 
@@ -36,37 +36,37 @@ def predict_posteriors(
     images: ImageList | None = None,
     features: dict[str, torch.Tensor] | None = None,
 ) -> list[Instances]:
-    """Run a detector and add ``class_probs`` to what it returns.
+    """Run a detector and add ``class_probs`` to its output.
 
     Boxes, scores and classes are those of Detectron2's own inference on the same input, in the same order. A row of
-    ``class_probs`` holds the detection's score at its class; under autocast the row is of the logits in float32, and
-    its score the rounded one of Detectron2.
+    ``class_probs`` holds the detection's score at its class; under autocast the row is computed from the logits in
+    float32, and the score is Detectron2's rounded one.
 
     Args:
         model: A detector in evaluation mode.
-        batched_inputs: Detectron2's input dicts; ``image_id`` is what errors name.
+        batched_inputs: Detectron2's input dicts; errors name ``image_id``.
         num_classes: C.
-        images: ``model.preprocess_image(batched_inputs)``, where it is there already (of a member with the same
+        images: ``model.preprocess_image(batched_inputs)``, if already computed (of a member with the same
             ``pixel_mean``, ``pixel_std`` and padding). Not changed.
-        features: ``model.backbone(images.tensor)``, where it is there already. Not changed. Both are of no use to a
-            detector of which only the top score is known: it runs as a whole.
+        features: ``model.backbone(images.tensor)``, if already computed. Not changed. A detector with a known top score
+            only ignores both.
 
     Returns:
         One ``Instances`` an image at its original size, with ``pred_boxes``, ``scores``, ``pred_classes`` and
-        ``class_probs`` (n, C + 1), background last, in the form that :func:`posterior_form` tells:
+        ``class_probs`` (n, C + 1), background last, in the form of :func:`posterior_form`:
 
         - Faster R-CNN: the row of its softmax. Cascade R-CNN: the mean of its stages' softmax rows, as it scores.
         - RetinaNet: the anchor's C sigmoids. FCOS: sqrt(sigmoid(class) * sigmoid(centerness)), as it scores. The last
           column is 1 less the maximum.
-        - Another meta-architecture: only the top score is known (said once in the log): it stands at its class, the
-          rest at the background.
+        - Another meta-architecture: only the top score is known (logged once). The row holds it at its class, and the
+          remainder at the background.
 
     Raises:
-        PredictionError: The model is in training mode, or predicts NaN or infinity, which Detectron2 would drop in
-            silence.
+        PredictionError: The model is in training mode, or predicts NaN or infinity, which Detectron2 drops without
+            a warning.
     """
     if model.training:
-        raise PredictionError("the model must be in evaluation mode to predict, got training mode; call model.eval()")
+        raise PredictionError("model: must be in evaluation mode (got training mode). Call model.eval().")
     for known, predict in ((is_two_stage, predict_two_stage), (is_dense, predict_dense)):
         if known(model):
             images = model.preprocess_image(batched_inputs) if images is None else images
@@ -77,9 +77,11 @@ def predict_posteriors(
 
 def _predict_top_scores(model: nn.Module, batched_inputs: list[dict[str, Any]], num_classes: int) -> list[Instances]:
     name = type(model).__name__
-    if name not in _told:
-        _told.add(name)
-        _logger.warning("the posterior of a %s is not known to detcurate: only its top score is used", name)
+    if name not in _warned:
+        _warned.add(name)
+        _logger.warning(
+            "posteriors: only the top scores of %s are used, because its class probabilities are not available", name
+        )
     outputs = [output["instances"] for output in model(batched_inputs)]
     for output_name in ("scores", "pred_boxes"):
         columns = [getattr(output.get(output_name), "tensor", output.get(output_name)) for output in outputs]

@@ -25,7 +25,7 @@ _METHODS = (
 
 
 def is_dense(model: nn.Module) -> bool:
-    """Tell whether a model is a RetinaNet or FCOS whose inference is Detectron2's own."""
+    """Return whether a model is a RetinaNet or FCOS with Detectron2's inference unchanged."""
     for known in (RetinaNet, FCOS):
         if isinstance(model, known):
             return all(getattr(type(model), name) is getattr(known, name) for name in (*_METHODS, "forward"))
@@ -34,7 +34,7 @@ def is_dense(model: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class DenseOutputs:
-    """What a dense head says of N images at every anchor, a list over L levels.
+    """The outputs of a dense head for N images at every anchor, lists over L levels.
 
     Args:
         logits: (N, A_l, C) each, before the sigmoid.
@@ -55,13 +55,13 @@ class DenseOutputs:
         ]
 
     def in_float32(self) -> DenseOutputs:
-        """Return the same in float32, for rows that are finer than the half precision it may have been run in."""
+        """Return the outputs in float32, for rows of full precision after inference in half precision."""
         centerness = None if self.centerness is None else [level.float() for level in self.centerness]
         return DenseOutputs([level.float() for level in self.logits], self.deltas, centerness)
 
 
 def class_scores(logits: torch.Tensor, centerness: torch.Tensor | None) -> torch.Tensor:
-    """Return sigmoid(logits), times sigmoid(centerness) and the root of it where there is such.
+    """Return sigmoid(logits), or with centerness sqrt(sigmoid(logits) * sigmoid(centerness)).
 
     Args:
         logits: (..., C), before the sigmoid.
@@ -117,7 +117,7 @@ def _detect(
     deltas: list[torch.Tensor],
     image_size: tuple[int, int],
 ) -> Instances:
-    """Do as ``inference_single_image``, step by step the same, and remember each candidate's row."""
+    """Follow ``inference_single_image`` step by step, and keep each candidate's row."""
     candidates, candidate_rows = [], []
     for level_anchors, level_scores, level_rows, level_deltas in zip(anchors, scores, rows, deltas, strict=True):
         above = level_scores > model.test_score_thresh

@@ -1,4 +1,4 @@
-"""Two-stage detectors with a softmax over the classes: Faster R-CNN and Cascade R-CNN."""
+"""Posteriors of two-stage detectors with a softmax over the classes: Faster R-CNN and Cascade R-CNN."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from detcurate.errors import PredictionError
 def require_finite(
     predictions: Mapping[str, torch.Tensor | Sequence[torch.Tensor]], batched_inputs: Sequence[dict[str, Any]]
 ) -> None:
-    """Raise when a member predicted NaN or infinity on an image, and name the image.
+    """Raise if a member predicted NaN or infinity on an image.
 
-    No image and no prediction are fine. All is checked in one go, so that a GPU is waited for once.
+    Empty input passes. All tensors are checked together, so that a GPU is synchronized once.
 
     Args:
-        predictions: What it is -> one tensor of any shape an image, or one tensor with the images as its first axis.
+        predictions: Name -> one tensor of any shape an image, or one tensor with the images as its first axis.
         batched_inputs: Detectron2's input dicts, one an image, with ``image_id``.
 
     Raises:
-        PredictionError: A value is NaN or infinite; names the first such image by its ``image_id``, or by its place
-            in the batch where it has none. Who knows the member adds it.
+        PredictionError: A value is NaN or infinite. Names the first such image by its ``image_id``, or by its position
+            in the batch; the caller adds the member.
     """
     checks = [
         torch.isfinite(tensor).all()
@@ -45,14 +45,13 @@ def require_finite(
             if broken:
                 place = f"image_id {sample['image_id']}" if "image_id" in sample else f"image {index} of the batch"
                 raise PredictionError(
-                    f"the predicted {name} must be finite, got {broken} NaN or infinite values of "
-                    f"{tensors[index].numel()} ({place}); the member's training has diverged or its precision does "
-                    "not suffice: leave it out, train it again with a lower learning rate, or predict in float32"
+                    f"{name}: not finite (got {broken} NaN or infinite values of {tensors[index].numel()}, {place}). "
+                    "Exclude the member, train with a lower learning rate, or set CURATE.PREDICT.PRECISION fp32."
                 )
 
 
 def is_two_stage(model: nn.Module) -> bool:
-    """Tell whether a model is a Faster or Cascade R-CNN whose box head works as Detectron2's own, with a softmax."""
+    """Return whether a model is a Faster or Cascade R-CNN with Detectron2's softmax box head unchanged."""
     heads = getattr(model, "roi_heads", None)
     if not isinstance(model, GeneralizedRCNN) or type(model).inference is not GeneralizedRCNN.inference:
         return False
@@ -81,7 +80,7 @@ def predict_two_stage(
         predictor.test_topk_per_image,
     )
     for instances, image_rows, image_kept in zip(results, outputs.class_probs, kept, strict=True):
-        # The indices are into the finite rows, and these are all of them: box_head_outputs has seen to it.
+        # The indices count finite rows; box_head_outputs has checked that all rows are finite.
         instances.class_probs = image_rows[image_kept]
     processed = GeneralizedRCNN._postprocess(results, batched_inputs, images.image_sizes)
     return [output["instances"] for output in processed]
@@ -90,12 +89,12 @@ def predict_two_stage(
 def propose(
     model: GeneralizedRCNN, batched_inputs: list[dict[str, Any]], images: ImageList, features: dict[str, torch.Tensor]
 ) -> list[Instances]:
-    """Return the region proposals of each image, computed or given with the input, after a look for NaN."""
+    """Return the region proposals of each image, computed or given with the input; raises for NaN."""
     if model.proposal_generator is None:
         return [sample["proposals"].to(model.device) for sample in batched_inputs]
     with _outputs_of(getattr(model.proposal_generator, "rpn_head", None)) as seen:
         proposals, _ = model.proposal_generator(images, features, None)
-    for logits, deltas in seen:  # none where the generator has no such head
+    for logits, deltas in seen:  # empty if the generator has no RPN head
         for level_logits, level_deltas in zip(logits, deltas, strict=True):
             require_finite({"objectness logits": level_logits, "proposal deltas": level_deltas}, batched_inputs)
     return proposals
@@ -103,13 +102,13 @@ def propose(
 
 @dataclass(frozen=True)
 class BoxHeadOutputs:
-    """What a box head says of R_n given boxes of N images, a list over the images.
+    """The outputs of a box head for R_n given boxes of N images, lists over the images.
 
     Args:
-        boxes: (R_n, C * 4), or (R_n, 4) where they do not depend on the class; not clipped.
-        scores: (R_n, C + 1), the softmax as the detector computes it, in the precision it runs in.
-        class_probs: (R_n, C + 1) the same, background last, but of the logits in float32 where that precision is a
-            half: rows of a softmax in bfloat16 sum to 1 within 0.01 only.
+        boxes: (R_n, C * 4), or (R_n, 4) for class-agnostic boxes; not clipped.
+        scores: (R_n, C + 1), the softmax in the precision of the inference.
+        class_probs: (R_n, C + 1), the softmax with the background last; after inference in half precision it is
+            computed from the logits in float32, because rows in bfloat16 sum to 1 only within 0.01.
     """
 
     boxes: list[torch.Tensor]
@@ -123,16 +122,16 @@ def box_head_outputs(
     proposals: list[Instances],
     batched_inputs: list[dict[str, Any]],
 ) -> BoxHeadOutputs:
-    """Run the box head on given boxes, without threshold or suppression.
+    """Run the box head on given boxes, without threshold or NMS.
 
     Args:
         model: One that ``is_two_stage``.
-        features: Its backbone's, of N images.
+        features: The output of its backbone for N images.
         proposals: N ``Instances`` with ``proposal_boxes``, in pixels of the network's input.
-        batched_inputs: The images' input dicts, to name them in errors.
+        batched_inputs: The images' input dicts, for error messages.
 
     Returns:
-        For a cascade the boxes of its last stage and the mean rows of all.
+        For a cascade, the boxes of the last stage and the mean rows of all stages.
 
     Raises:
         PredictionError: A value is NaN or infinite.
@@ -155,7 +154,7 @@ def box_head_outputs(
 
 
 def _average(rows_per_stage: list[list[torch.Tensor]]) -> list[torch.Tensor]:
-    """Average over stages in Detectron2's own words, for the last bit: a sum times 1/n, not a mean."""
+    """Average over stages as Detectron2 does, to the last bit: a sum times 1/n, not a mean."""
     return [sum(list(rows)) * (1.0 / len(rows_per_stage)) for rows in zip(*rows_per_stage, strict=True)]
 
 
@@ -182,7 +181,7 @@ def _last_predictor(model: GeneralizedRCNN) -> FastRCNNOutputLayers:
 
 @contextmanager
 def _outputs_of(module: nn.Module | None) -> Iterator[list[Any]]:
-    """Collect what a module returns while the context is open."""
+    """Collect the outputs of a module while the context is open."""
     seen: list[Any] = []
     if module is None:
         yield seen

@@ -1,5 +1,5 @@
-# ruff: noqa: E402  Detectron2 may be absent, and is asked for first
-"""Members asked about given boxes: real models with random weights, 5 classes, 3 images of 3 sizes."""
+# ruff: noqa: E402  Detectron2 may be absent, and is imported first
+"""Inference of the mode ``reference`` on given boxes: models with random weights, 5 classes, 3 images of 3 sizes."""
 
 import math
 
@@ -80,8 +80,8 @@ def random_boxes(seed=0, counts=(4, 0, 7)):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kind", KINDS)
-def test_asked_about_its_own_proposals_a_model_answers_with_its_own_rows(kind, seed):
-    """All of Detectron2's detections, at threshold 0, are among the answers: the rows, and boxes of the best class."""
+def test_own_proposals_give_the_models_own_rows(kind, seed):
+    """All of Detectron2's detections at threshold 0 are among the predictions: rows, and boxes of the best class."""
     model, batch = build(kind, seed, "TEST.DETECTIONS_PER_IMAGE", "-1"), inputs(seed)
     proposals, images, features = own_proposals(model, batch)
     predicted = predict(model, batch, [boxes.numpy() for boxes in proposals])
@@ -104,7 +104,7 @@ def test_asked_about_its_own_proposals_a_model_answers_with_its_own_rows(kind, s
 
 
 @pytest.mark.parametrize("kind", ["faster", "agnostic"])
-def test_rows_and_boxes_against_the_heads_own_methods(kind):
+def test_rows_and_boxes_equal_the_heads_methods(kind):
     model, batch = build(kind, 5), inputs(5)
     proposals, _, features = own_proposals(model, batch)
     heads = model.roi_heads
@@ -140,7 +140,7 @@ def holder(boxes, size):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_boxes_of_a_larger_original_are_scaled_to_the_networks_input_and_back(kind):
+def test_boxes_are_scaled_to_the_input_and_back(kind):
     model = build(kind, 2)
     boxes = random_boxes(2)
     scaled = [one * np.tile([4, 2], 2) for one in boxes]
@@ -152,7 +152,7 @@ def test_boxes_of_a_larger_original_are_scaled_to_the_networks_input_and_back(ki
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_are_posteriors_and_boxes_lie_in_the_image(kind):
+def test_rows_sum_to_1_and_boxes_are_inside_the_image(kind):
     predicted = predict(build(kind, 1), inputs(1), random_boxes(1))
     assert [len(prediction) for prediction in predicted] == [4, 0, 7]
     for prediction, (height, width) in zip(predicted, SIZES, strict=True):
@@ -162,7 +162,7 @@ def test_rows_are_posteriors_and_boxes_lie_in_the_image(kind):
         assert (prediction.boxes >= 0).all() and (prediction.boxes <= [width, height, width, height]).all()
 
 
-def test_a_box_is_clipped_to_the_image():
+def test_boxes_are_clipped_to_the_image():
     model = build("faster", 3)
     beyond = [np.array([[-20.0, 5.0, 500.0, 40.0]]), np.zeros((0, 4)), np.array([[10.0, 10.0, 30.0, 999.0]])]
     inside = [np.array([[0.0, 5.0, 96.0, 40.0]]), np.zeros((0, 4)), np.array([[10.0, 10.0, 30.0, 80.0]])]
@@ -172,12 +172,12 @@ def test_a_box_is_clipped_to_the_image():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_box_at_all(kind):
+def test_zero_boxes_give_zero_rows(kind):
     predicted = predict(build(kind), inputs(), [np.zeros((0, 4))] * 3)
     assert [(one.class_probs.shape, one.boxes.shape) for one in predicted] == [((0, C + 1), (0, 4))] * 3
 
 
-def test_the_answer_does_not_depend_on_the_other_boxes():
+def test_rows_do_not_depend_on_the_other_boxes():
     model, boxes = build("cascade", 4), random_boxes(4)
     whole = predict(model, inputs(4), boxes)
     turned = predict(model, inputs(4), [one[::-1].copy() for one in boxes])
@@ -186,7 +186,7 @@ def test_the_answer_does_not_depend_on_the_other_boxes():
         np.testing.assert_allclose(one.boxes[::-1], other.boxes, atol=1e-3)
 
 
-def test_images_and_features_that_are_there_already_are_used():
+def test_given_images_and_features_are_used():
     model, batch, boxes = build("cascade", 6), inputs(6), random_boxes(6)
     with torch.inference_mode():
         images = model.preprocess_image(batch)
@@ -201,34 +201,34 @@ def test_images_and_features_that_are_there_already_are_used():
 # Messages
 
 
-def test_what_cannot_be_asked_is_named():
+def test_reference_predictions_name_invalid_boxes():
     model, boxes = build("faster"), random_boxes()
-    with pytest.raises(PredictionError, match="boxes must be one array an image, got 2 for 3 images"):
+    with pytest.raises(PredictionError, match=r"boxes.*got 2 for 3 images"):
         predict(model, inputs(), boxes[:2])
     cases = (
-        (np.zeros((2, 5)), r"boxes must be a finite floating array of shape \(R, 4\), got float64 of shape \(2, 5\)"),
-        (np.array([[0, 0, 4, 4]]), r"got int64 of shape \(1, 4\) \(image_id 71\)"),
-        (np.array([[0, 0, math.nan, 4]]), "boxes must be a finite floating array"),
+        (np.zeros((2, 5)), r"boxes.*got float64 of shape \(2, 5\)"),
+        (np.array([[0, 0, 4, 4]]), r"boxes.*got int64 of shape \(1, 4\), image_id 71"),
+        (np.array([[0, 0, math.nan, 4]]), "boxes.*finite"),
         (
             np.array([[0.0, 0.0, 4.0, 4.0], [90.0, 1.0, 95.0, 9.0]]),
-            r"inside the image of 80x48, got \[90.0, .*\] \(row 1, image_id 71\); leave out such boxes",
+            r"boxes.*80x48.*got \[90.0, .*\], row 1, image_id 71",
         ),
-        (np.array([[9.0, 1.0, 5.0, 9.0]]), r"boxes must have x1 < x2 and y1 < y2"),
+        (np.array([[9.0, 1.0, 5.0, 9.0]]), r"boxes.*x1 < x2 and y1 < y2"),
     )
     for broken, message in cases:
         with pytest.raises(PredictionError, match=message):
             predict(model, inputs(), [boxes[0], broken, boxes[2]])
-    with pytest.raises(PredictionError, match="must be in evaluation mode"):
+    with pytest.raises(PredictionError, match="training mode"):
         predict(model.train(), inputs(), boxes)
 
 
-def test_a_member_that_answers_nan_is_named_with_the_image():
+def test_nan_names_the_image():
     model, batch = build("cascade"), inputs()
     batch[2]["image"][:] = math.nan
-    with pytest.raises(PredictionError, match=r"the predicted class logits must be finite, got .* \(image_id 72\)"):
+    with pytest.raises(PredictionError, match=r"class logits.*image_id 72"):
         predict(model, batch, random_boxes())
 
 
-def test_a_detector_without_a_softmax_box_head_is_refused():
-    with pytest.raises(EnsembleError, match="must have a two-stage detector with a softmax box head, got Generalized"):
+def test_sigmoid_box_head_is_rejected():
+    with pytest.raises(EnsembleError, match=r"CURATE.PREDICT.MODE.*reference.*got Generalized"):
         predict(build("faster", 0, "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "True"), inputs(), random_boxes())

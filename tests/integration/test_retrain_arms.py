@@ -1,4 +1,4 @@
-"""Which images each arm is trained on, on a real run of the smallest config."""
+"""The images of each arm of the stage ``retrain``, on a trained run of the smallest config."""
 
 import json
 
@@ -18,18 +18,18 @@ OPTIONS = ["CURATE.SELECT.DUPLICATE_SIMILARITY", "0.95", "CURATE.SELECT.FRACTION
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory, write_tiny_config):
-    config, _ = write_tiny_config(tmp_path_factory.mktemp("arms"))
+def pool(finished_run, tmp_path_factory):
+    config, _ = finished_run.copy(tmp_path_factory.mktemp("arms"), until="score")
     assert main(["--config-file", str(config), "--until", "select", *OPTIONS]) == 0
     return Pool(Run(load_config(config, OPTIONS), config))
 
 
-def test_the_config_knows_the_arms():
+def test_config_lists_the_arms_of_the_pipeline():
     assert settings.ARMS == tuple(ARMS)
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_an_arm_is_images_of_the_pool_and_repeatable(pool, arm):
+def test_arm_images_are_unique_pool_images_and_repeatable(pool, arm):
     images = ARMS[arm](pool, 3)
     assert np.isin(images, pool.scores.image_ids).all()
     assert len(np.unique(images)) == len(images)
@@ -37,37 +37,37 @@ def test_an_arm_is_images_of_the_pool_and_repeatable(pool, arm):
 
 
 @pytest.mark.parametrize("arm", ["random", "stratified_random", "most_boxes", "single_model_entropy"])
-def test_as_many_images_as_are_selected(pool, arm):
+def test_arms_of_equal_size_have_as_many_images_as_the_selection(pool, arm):
     assert len(pool.curated) == 8
     assert len(ARMS[arm](pool, 0)) == 8
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_only_the_draws_change_with_the_seed(pool, arm):
+def test_arm_images_change_with_the_seed_for_random_arms_only(pool, arm):
     drawn = {tuple(sorted(ARMS[arm](pool, seed).tolist())) for seed in range(4)}
     assert (len(drawn) > 1) == ("random" in arm)
 
 
-def test_as_many_boxes_as_are_selected(pool):
+def test_random_boxes_has_nearly_as_many_boxes_as_the_selection(pool):
     boxes = dict(zip(pool.scores.image_ids.tolist(), pool.boxes.tolist(), strict=True))
-    wanted = sum(boxes[image] for image in pool.curated.tolist())
+    expected = sum(boxes[image] for image in pool.curated.tolist())
     for seed in range(4):
-        got = sum(boxes[image] for image in ARMS["random_boxes"](pool, seed).tolist())
-        assert wanted - max(boxes.values()) < got <= wanted
+        found = sum(boxes[image] for image in ARMS["random_boxes"](pool, seed).tolist())
+        assert expected - max(boxes.values()) < found <= expected
 
 
-def test_the_most_boxes(pool):
+def test_most_boxes_has_the_images_with_most_boxes(pool):
     kept = np.isin(pool.scores.image_ids, ARMS["most_boxes"](pool, 0))
     assert pool.boxes[kept].min() >= pool.boxes[~kept].max()
 
 
-def test_without_duplicates_is_the_pool_but_for_them(pool):
+def test_without_duplicates_excludes_duplicates_only(pool):
     images = ARMS["without_duplicates"](pool, 0)
     assert len(pool.curated) < len(images) < len(pool.scores)
     assert ARMS["full"](pool, 0).tolist() == pool.scores.image_ids.tolist()
 
 
-def test_what_an_arm_reads_is_an_input_of_the_stage(pool):
+def test_arm_inputs_hold_the_digests_that_the_arms_read(pool):
     config = pool.run.config_file
 
     def inputs(*arms: str, similarity: str = "0.95"):
@@ -86,7 +86,7 @@ def with_options(pool, *options: str):
     return Pool(Run(load_config(config, [*OPTIONS, *options]), config))
 
 
-def test_random_subsets_of_the_curve_lie_within_each_other(pool):
+def test_random_subsets_of_the_curve_are_nested(pool):
     curve = with_options(pool, "CURATE.RETRAIN.CURVE_FRACTIONS", "(0.5, 0.125, 0.25)")
     assert trained_arms(curve) == ["curated", "random", "full", "random_12.5%", "random_25%", "random_50%"]
     for seed in (0, 5):
@@ -97,7 +97,7 @@ def test_random_subsets_of_the_curve_lie_within_each_other(pool):
     assert set(arm_images(curve, "random_50%", 0)) != set(arm_images(curve, "random_50%", 5))
 
 
-def test_a_random_subset_as_large_as_the_curated_one_is_trained_once(pool):
+def test_trained_arms_with_a_random_subset_of_curated_size_have_it_once(pool):
     fractions = ("CURATE.RETRAIN.CURVE_FRACTIONS", "(0.3, 0.5)")
     curve = with_options(pool, *fractions)
     assert len(curve.curated) == 8
@@ -107,7 +107,7 @@ def test_a_random_subset_as_large_as_the_curated_one_is_trained_once(pool):
     assert trained_arms(alone) == ["curated", "full", "random_30%", "random_50%"]
 
 
-def test_what_an_arm_is_trained_on_is_known_by_its_name(pool):
+def test_arm_images_by_name_equal_the_arms_function(pool):
     for arm in ("curated", "random", "most_boxes"):
         assert arm_images(pool, arm, 2).tolist() == ARMS[arm](pool, 2).tolist()
 
@@ -119,26 +119,26 @@ def metrics(folder, *lines: dict | str):
     return folder
 
 
-def test_the_seconds_of_a_training_by_hand(tmp_path):
+def test_training_seconds_by_hand(tmp_path):
     whole = metrics(
         tmp_path, {"iteration": 19, "time": 0.5}, {"iteration": 39, "time": 0.25}, {"iteration": 44, "time": 1}
     )
     assert training_seconds(whole) == pytest.approx(20 * 0.5 + 20 * 0.25 + 5 * 1)
 
 
-def test_what_was_trained_again_after_an_interruption_counts_once(tmp_path):
+def test_training_seconds_count_repeated_iterations_once(tmp_path):
     lines = {"iteration": 19, "time": 0.5}, {"iteration": 39, "time": 0.5}, '{"iteration": 59, "ti'
     resumed = metrics(tmp_path, *lines, {"iteration": 39, "time": 0.25}, {"iteration": 59, "time": 0.25})
     assert training_seconds(resumed) == pytest.approx(20 * 0.5 + 40 * 0.25)
 
 
-def test_seconds_that_are_not_known(tmp_path):
+def test_training_seconds_without_times_are_none(tmp_path):
     assert training_seconds(tmp_path) is None
     assert training_seconds(metrics(tmp_path, {"iteration": 1, "total_loss": 2.0})) is None
 
 
-def test_the_report_of_a_learning_curve(pool):
-    """One seed of 4 iterations finds nothing, so the curve is flat: what is there to be said is said all the same."""
+def test_report_of_a_learning_curve_holds_points_fit_and_table(pool):
+    """Trainings of 4 iterations detect nothing, so the curve is flat; the report holds all parts all the same."""
     curve = ["CURATE.RETRAIN.CURVE_FRACTIONS", "(0.125, 0.3, 0.5)", "CURATE.RETRAIN.NUM_SEEDS", "1"]
     assert main(["--config-file", str(pool.run.config_file), *OPTIONS, *curve]) == 0
     output = pool.run.output_dir

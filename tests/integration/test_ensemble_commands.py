@@ -17,57 +17,51 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed: `make set
 import torch
 from safetensors.torch import load_file
 
+E = "CURATE.ENSEMBLE."
+
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "parts"),
     [
-        (("CURATE.ENSEMBLE.SCHEDULE", "every"), "CURATE.ENSEMBLE.SCHEDULE: must be one of cosine_cycles,"),
-        (("CURATE.ENSEMBLE.SCHEDULE", "every_n"), "EVERY must be at most SOLVER.MAX_ITER = 4, got 1000"),
-        (("CURATE.ENSEMBLE.SCHEDULE", "every_n", "CURATE.ENSEMBLE.EVERY", "0"), "greater than or equal to 1 (got 0)"),
-        (("CURATE.ENSEMBLE.SCHEDULE", "explicit"), "CURATE.ENSEMBLE.ITERATIONS: "),
+        ((E + "SCHEDULE", "every"), (E + "SCHEDULE", "'every'", "cosine_cycles")),
+        ((E + "SCHEDULE", "every_n"), (E + "EVERY", "SOLVER.MAX_ITER", "1000")),
+        ((E + "SCHEDULE", "every_n", E + "EVERY", "0"), (E + "EVERY", "got 0")),
+        ((E + "SCHEDULE", "explicit"), (E, "iterations", "explicit")),
+        ((E + "SCHEDULE", "every_n", E + "ITERATIONS", "(1, 2)"), (E, "iterations", "every_n", "[1, 2]")),
+        ((E + "SCHEDULE", "cosine_cycles"), ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineCyclesLR")),
         (
-            ("CURATE.ENSEMBLE.SCHEDULE", "every_n", "CURATE.ENSEMBLE.ITERATIONS", "(1, 2)"),
-            "CURATE.ENSEMBLE.ITERATIONS: must be empty for SCHEDULE every_n (got [1, 2])",
-        ),
-        (("CURATE.ENSEMBLE.SCHEDULE", "cosine_cycles"), "SOLVER.LR_SCHEDULER_NAME: must be WarmupCosineCyclesLR"),
-        (
-            (
-                "CURATE.ENSEMBLE.SCHEDULE", "cosine_cycles", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineCyclesLR",
-                "CURATE.ENSEMBLE.CYCLES", "3",
-            ),
-            "CYCLES must divide SOLVER.MAX_ITER = 4, or nearly so, got 3",
+            (E + "SCHEDULE", "cosine_cycles", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineCyclesLR", E + "CYCLES", "3"),
+            (E + "CYCLES", "SOLVER.MAX_ITER", "got 3"),
         ),
         (
-            (
-                "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineCyclesLR", "CURATE.ENSEMBLE.CYCLES", "2",
-                "SOLVER.WARMUP_ITERS", "2",
-            ),
-            "WARMUP_ITERS must be less than the 2 iterations of the first cycle, got 2",
+            ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineCyclesLR", E + "CYCLES", "2", "SOLVER.WARMUP_ITERS", "2"),
+            ("SOLVER.WARMUP_ITERS", "2 iterations", "got 2"),
         ),
-        (("SOLVER.LR_SCHEDULER_NAME", "Cosine"), "SOLVER.LR_SCHEDULER_NAME must be one of"),
-        (("CURATE.ENSEMBLE.DTYPE", "int8"), "CURATE.ENSEMBLE.DTYPE: must be one of bf16, fp16, fp32 (got 'int8')"),
-        (("CURATE.ENSEMBLE.AVERAGE_LAST", "2"), "AVERAGE_LAST must be at most the 1 windows between 2 members"),
-        (("CURATE.ENSEMBLE.AVERAGE_LAST", "1"), "AVERAGE_EVERY must be less than the 1 iterations between"),
-        (("CURATE.ENSEMBLE.MAX_GB", "-1"), "greater than or equal to 0 (got -1.0)"),
-        (("CURATE.ENSEMBLE.MAX_GB", "1e-6"), "CURATE.ENSEMBLE.MAX_GB"),
-        (("CURATE.ENSEMBLE.AUGMENTATIONS", "('blur',)"), "must be one of crop, default, no_flip (got 'blur')"),
-        (("CURATE.TRAIN.GPUS_PER_RUN", "2"), "CURATE.TRAIN.GPUS_PER_RUN: must be 0 or 1 (got 2)"),
+        (("SOLVER.LR_SCHEDULER_NAME", "Cosine"), ("SOLVER.LR_SCHEDULER_NAME", "'Cosine'")),
+        ((E + "DTYPE", "int8"), (E + "DTYPE", "dtype", "'int8'")),
+        ((E + "AVERAGE_LAST", "2"), (E + "AVERAGE_LAST", "1 windows")),
+        ((E + "AVERAGE_LAST", "1"), (E + "AVERAGE_EVERY", "1 iterations")),
+        ((E + "MAX_GB", "-1"), (E + "MAX_GB", "got -1.0")),
+        ((E + "MAX_GB", "1e-6"), (E + "MAX_GB",)),
+        ((E + "AUGMENTATIONS", "('blur',)"), (E, "'blur'", "no_flip")),
+        (("CURATE.TRAIN.GPUS_PER_RUN", "2"), ("CURATE.TRAIN.GPUS_PER_RUN", "got 2")),
     ],
-)  # fmt: skip
-def test_bad_settings_are_named(tiny_config, refused, overrides, message):
+)
+def test_run_names_an_ensemble_setting_that_is_not_possible(tiny_config, refused, overrides, parts):
     config, output = tiny_config()
-    assert message in refused("--config-file", config, *overrides)
+    message = refused("--config-file", config, *overrides)
+    assert [part for part in parts if part not in message] == [], message
     assert not output.exists()
 
 
-def test_a_plan_knows_schedules_averages_and_budgets(tiny_config, done):
+def test_dry_run_counts_members_of_schedule_and_averages(tiny_config, done):
     config, _ = tiny_config()
     plan = ["--config-file", config, "--dry-run", "CURATE.ENSEMBLE.SCHEDULE", "every_n", "CURATE.ENSEMBLE.EVERY", "2"]
     assert "4 members of" in done(*plan)
     assert "6 members on 26 images" in done(*plan, "CURATE.ENSEMBLE.AVERAGE_LAST", "1")
 
 
-def test_jobs_take_turns_on_the_gpus():
+def test_assign_gpus_cycles_through_the_gpus():
     assert assign_gpus(7, 3) == (0, 1, 2, 0, 1, 2, 0)
     assert assign_gpus(0, 3) == ()
 
@@ -105,7 +99,7 @@ def theirs(checkpoints, tmp_path):
 ALONE = ("CURATE.ENSEMBLE.NUM_RUNS", "0")
 
 
-def test_checkpoints_become_members_that_are_predicted_with(theirs, tiny_config, done, capsys):
+def test_ensemble_add_makes_checkpoints_members_of_the_run(theirs, tiny_config, done, capsys):
     config, output = tiny_config()
     assert sorted(path.name for path in theirs.glob("*.pth")) == [
         "model_0000099.pth", "model_0000199.pth", "model_0000299.pth", "model_final.pth",
@@ -135,11 +129,10 @@ def test_checkpoints_become_members_that_are_predicted_with(theirs, tiny_config,
     assert "predict: up to date" in done("--config-file", config, "--until", "predict", *ALONE)
 
 
-def test_added_members_stand_beside_trained_runs_which_are_not_trained_again(theirs, tiny_config, done, refused):
-    config, output = tiny_config()
-    done("--config-file", config, "--until", "train")
+def test_added_members_leave_trained_runs_unchanged(finished_run, theirs, tmp_path, done, refused):
+    config, output = finished_run.copy(tmp_path / "own", until="train")
     log = (output / "train" / "run-0" / "log.txt").read_text()
-    assert "--run: must be at least 2" in refused("ensemble", "add", theirs, "--config-file", config, "--run", "1")
+    assert "--run" in refused("ensemble", "add", theirs, "--config-file", config, "--run", "1")
     assert "added as run 2" in done("ensemble", "add", theirs, "--config-file", config)
     runs = [member.run for member in read_index(output / "train" / "ensemble.jsonl")]
     assert runs == [0, 0, 1, 1, 2, 2, 2]
@@ -153,7 +146,7 @@ def test_added_members_stand_beside_trained_runs_which_are_not_trained_again(the
     assert not list((output / "train" / "run-2").glob("*.safetensors"))
 
 
-def test_members_of_the_hook_in_a_trainer_of_ones_own_are_added_as_they_are(checkpoints, tmp_path, tiny_config, done):
+def test_ensemble_add_copies_members_of_the_hook_unchanged(checkpoints, tmp_path, tiny_config, done):
     from detectron2.modeling import build_model
 
     from detcurate.config.declaration import load_config
@@ -178,7 +171,7 @@ def change(path, function):
 
 
 class Attack:
-    """What runs code when it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __init__(self, proof) -> None:
         self.proof = proof
@@ -188,48 +181,45 @@ class Attack:
 
 
 @pytest.mark.parametrize(
-    ("harm", "messages"),
+    ("harm", "parts"),
     [
         (
             lambda c: c["model"].update({"roi_heads.box_predictor.cls_score.weight": torch.zeros(5, 128)}),
-            ("got roi_heads.box_predictor.cls_score.weight of shape (5, 128) where the model has (8, 128)",),
+            ("roi_heads.box_predictor.cls_score.weight", "(8, 128)", "got (5, 128)"),
         ),
         (
             lambda c: c["model"].pop("roi_heads.box_predictor.cls_score.bias"),
-            ("got no tensor roi_heads.box_predictor.cls_score.bias where the model has (8,)",),
+            ("roi_heads.box_predictor.cls_score.bias", "(8,)"),
         ),
         (
             lambda c: c["model"].update({"roi_heads.mask_head.x": torch.zeros(3, 2)}),
-            ("got roi_heads.mask_head.x of shape (3, 2) where the model has none",),
+            ("roi_heads.mask_head.x", "(3, 2)"),
         ),
         (
             lambda c: c["model"]["roi_heads.box_predictor.bbox_pred.bias"].__setitem__(3, float("nan")),
-            ("must be finite, got nan in roi_heads.box_predictor.bbox_pred.bias (1 of 28 numbers)",),
+            ("got nan in roi_heads.box_predictor.bbox_pred.bias", "1 of 28"),
         ),
-        (lambda c: c.update(model="no weights"), ("a checkpoint must hold tensors by name, got model of type str",)),
-        (lambda c: c.update(iteration=99), ("run 0 has another checkpoint of iteration 99",)),
+        (lambda c: c.update(model="no weights"), ("model of type str",)),
+        (lambda c: c.update(iteration=99), ("iteration 99", "run 0")),
     ],
 )
-def test_a_checkpoint_that_cannot_be_a_member_is_named_and_none_is_added(
-    theirs, tiny_config, refused, harm, messages
-):  # fmt: skip
+def test_ensemble_add_names_an_unusable_checkpoint_and_adds_none(theirs, tiny_config, refused, harm, parts):
     config, output = tiny_config()
     change(theirs / "model_0000199.pth", harm)
     text = refused("ensemble", "add", theirs, "--config-file", config, *ALONE)
-    for message in (*messages, "model_0000199.pth"):
-        assert message in text
+    assert [part for part in (*parts, "model_0000199.pth") if part not in text] == [], text
     assert not (output / "added").exists()
     assert not (output / "train").exists()
 
 
-def test_a_pickle_that_would_run_code_is_refused_until_it_is_allowed(theirs, tmp_path, tiny_config, refused, done):
+def test_ensemble_add_rejects_a_pickle_with_code_unless_allowed(theirs, tmp_path, tiny_config, refused, done):
     config, _ = tiny_config()
     proof, path = tmp_path / "proof", theirs / "model_0000199.pth"
     checkpoint = torch.load(path, weights_only=True)
     torch.save({**checkpoint, "extra": Attack(proof)}, path)
     text = refused("ensemble", "add", theirs, "--config-file", config, *ALONE)
     assert "model_0000199.pth" in text
-    assert "CURATE.TRAIN.ALLOW_PICKLE True if you trust" in text
+    assert "CURATE.TRAIN.ALLOW_PICKLE True" in text
     assert not proof.exists()
     done("ensemble", "add", theirs, "--config-file", config, *ALONE, "CURATE.TRAIN.ALLOW_PICKLE", "True")
     assert proof.exists()  # it was a real one
@@ -238,19 +228,17 @@ def test_a_pickle_that_would_run_code_is_refused_until_it_is_allowed(theirs, tmp
     assert not (tmp_path / "other").exists()
 
 
-def test_a_truncated_checkpoint_and_folders_without_any(theirs, tmp_path, tiny_config, refused):
+def test_ensemble_add_names_truncated_checkpoint_missing_and_empty_folder(theirs, tmp_path, tiny_config, refused):
     config, _ = tiny_config()
     path = theirs / "model_0000299.pth"
     path.write_bytes(path.read_bytes()[:-1000])
-    assert "a checkpoint must be a whole file" in refused("ensemble", "add", theirs, "--config-file", config, *ALONE)
-    assert f"DIR: not a folder of checkpoints (got {tmp_path / 'no'})" in refused(
-        "ensemble", "add", tmp_path / "no", "--config-file", config
-    )
+    assert path.name in refused("ensemble", "add", theirs, "--config-file", config, *ALONE)
+    assert str(tmp_path / "no") in refused("ensemble", "add", tmp_path / "no", "--config-file", config)
     (tmp_path / "empty").mkdir()
     assert "model_*.pth" in refused("ensemble", "add", tmp_path / "empty", "--config-file", config)
 
 
-def test_the_iteration_is_the_files_own_else_its_names(theirs, tiny_config, done, refused):
+def test_ensemble_add_takes_iteration_from_content_then_from_name(theirs, tiny_config, done, refused):
     config, output = tiny_config()
     change(theirs / "model_0000099.pth", lambda c: c.pop("iteration"))
     change(theirs / "model_0000199.pth", lambda c: c.update(iteration=150))
@@ -262,15 +250,17 @@ def test_the_iteration_is_the_files_own_else_its_names(theirs, tiny_config, done
         checkpoint["model"]["roi_heads.box_predictor.cls_score.bias"] += 1
 
     change(theirs / "model_final.pth", anonymous)
-    assert "the iteration is unknown" in refused("ensemble", "add", theirs, "--config-file", config, *ALONE)
+    message = refused("ensemble", "add", theirs, "--config-file", config, *ALONE)
+    assert "iteration" in message
+    assert "model_final.pth" in message
 
 
-def test_no_runs_and_nothing_added(tiny_config, refused):
+def test_train_without_runs_and_added_members_is_rejected(tiny_config, refused):
     config, _ = tiny_config()
     assert "CURATE.ENSEMBLE.NUM_RUNS" in refused("--config-file", config, "--until", "train", *ALONE)
 
 
-def test_half_precision_members_averages_augmentations_and_a_full_arm_in_fp32(tiny_config, done):
+def test_bf16_members_with_averages_keep_a_full_arm_in_fp32(tiny_config, done):
     config, output = tiny_config()
     done(
         "--config-file", config, "CURATE.ENSEMBLE.DTYPE", "bf16", "CURATE.ENSEMBLE.ITERATIONS", "(0, 2)",
@@ -297,19 +287,11 @@ def test_half_precision_members_averages_augmentations_and_a_full_arm_in_fp32(ti
     assert main(["manifest", "verify", str(output / "manifest")]) == 0
 
 
-def test_the_reused_full_arm_is_what_training_it_gives(tiny_config, done, tmp_path):
+def test_reused_full_arm_equals_a_training_of_its_own(finished_run, tiny_config, done):
+    """Members in bf16 keep the last weights in fp32 besides, which the full arm reuses."""
     config, output = tiny_config()
-    done(
-        "--config-file",
-        config,
-        "CURATE.ENSEMBLE.DTYPE",
-        "bf16",
-        "CURATE.RETRAIN.ARMS",
-        "('full',)",
-        "--until",
-        "retrain",
-    )
-    reused = (output / "retrain" / "full" / "seed-0" / "iter-0000003.safetensors").read_bytes()
-    other = ["OUTPUT_DIR", tmp_path / "plain", "CURATE.RETRAIN.ARMS", "('full',)"]
-    done("--config-file", config, "--until", "train", *other)
-    assert (tmp_path / "plain" / "train" / "run-0" / "iter-0000003.safetensors").read_bytes() == reused
+    words = ["CURATE.ENSEMBLE.DTYPE", "bf16", "CURATE.RETRAIN.ARMS", "('full',)", "CURATE.RETRAIN.NUM_SEEDS", "1"]
+    done("--config-file", config, *words, "--until", "retrain")
+    reused = output / "retrain" / "full" / "seed-0" / "iter-0000003.safetensors"
+    trained = finished_run.output / "train" / "run-0" / "iter-0000003.safetensors"
+    assert reused.read_bytes() == trained.read_bytes()

@@ -1,4 +1,4 @@
-# ruff: noqa: E402  Detectron2 may be absent, and is asked for first
+# ruff: noqa: E402  Detectron2 may be absent, and is imported first
 """Inference that keeps the posterior gives exactly Detectron2's own boxes, scores and classes, and a row to each.
 
 Real models with random weights, 4 classes, batches of 3 images of 3 sizes.
@@ -39,7 +39,7 @@ RETINANET = [
 def build(name, seed, overrides):
     torch.manual_seed(seed)
     model = build_model(load_config(CONFIGS / name, overrides)).eval()
-    with torch.no_grad():  # an untrained head is near uniform: spread its answers
+    with torch.no_grad():  # an untrained head is near uniform: spread its outputs
         predictor = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
         if predictor is None and hasattr(model, "head"):
             spread_dense(model)
@@ -116,7 +116,7 @@ def inputs(seed=0):
 
 
 def own(model, batch):
-    """Return what Detectron2 itself answers."""
+    """Return the output of Detectron2's own inference."""
     with torch.inference_mode():
         return [output["instances"] for output in model(batch)]
 
@@ -158,7 +158,7 @@ ASSERT_ROWS = {"softmax": assert_posterior, "sigmoid": assert_sigmoids}
 
 @pytest.mark.parametrize("name", DETECTORS)
 @pytest.mark.parametrize("seed", range(5))
-def test_detections_are_detectron2s_own(name, seed):
+def test_detections_equal_detectron2s(name, seed):
     model = DETECTORS[name](seed)
     batch = inputs(seed)
     found = ours(model, batch)
@@ -170,7 +170,7 @@ def test_detections_are_detectron2s_own(name, seed):
 
 
 @pytest.mark.parametrize("name", [*DETECTORS, "other"])
-def test_in_half_precision_the_detections_are_detectron2s_own_and_the_rows_finer(name):
+def test_half_precision_detections_equal_detectron2s_with_float32_rows(name):
     model, batch = DETECTORS.get(name, retinanet)(1), inputs(1)
     if name == "other":
         model.__class__ = OtherRetinaNet
@@ -189,13 +189,13 @@ def test_in_half_precision_the_detections_are_detectron2s_own_and_the_rows_finer
             torch.testing.assert_close(probs.sum(dim=1), torch.ones(len(instances)), atol=1e-6, rtol=0)
 
 
-def test_each_detector_tells_its_form():
+def test_posterior_form_of_each_detector():
     forms = {name: posterior_form(build_one()) for name, build_one in DETECTORS.items()}
     assert forms == {"faster": "softmax", "cascade": "softmax", "retinanet": "sigmoid", "fcos": "sigmoid"}
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_images_and_features_that_are_there_already_are_used_and_left_as_they_are(name):
+def test_given_images_and_features_are_used_and_not_changed(name):
     model, batch = DETECTORS[name](3), inputs(3)
     with torch.inference_mode():
         images = model.preprocess_image(batch)
@@ -219,12 +219,12 @@ def test_images_and_features_that_are_there_already_are_used_and_left_as_they_ar
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_a_model_in_training_mode_is_refused(name):
-    with pytest.raises(PredictionError, match="must be in evaluation mode to predict, got training mode; call model"):
+def test_predict_posteriors_rejects_training_mode(name):
+    with pytest.raises(PredictionError, match="training mode"):
         predict_posteriors(DETECTORS[name]().train(), inputs(), C)
 
 
-def test_a_proposal_may_give_several_classes_and_the_row_is_its_whole_softmax():
+def test_row_of_a_proposal_with_several_classes_is_its_softmax():
     """So the greatest foreground value of a row is not always that of the detection's own class."""
     model = faster_rcnn()
     runners_up, repeated = 0, 0
@@ -236,7 +236,7 @@ def test_a_proposal_may_give_several_classes_and_the_row_is_its_whole_softmax():
     assert repeated > 0
 
 
-def test_rows_are_those_of_a_softmax_computed_by_hand():
+def test_rows_equal_a_softmax_by_hand():
     """Every row is one of the softmax rows of the proposals of its own image."""
     model, batch = faster_rcnn(), inputs()
     with torch.inference_mode():
@@ -263,7 +263,7 @@ def test_rows_are_those_of_a_softmax_computed_by_hand():
         ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0"),  # nothing is seen
     ],
 )
-def test_the_test_settings_mean_what_they_mean_in_detectron2(overrides):
+def test_two_stage_test_settings_match_detectron2(overrides):
     model = faster_rcnn(1, *overrides)
     found = ours(model, inputs())
     assert_same_detections(found, own(model, inputs()))
@@ -275,7 +275,7 @@ def test_the_test_settings_mean_what_they_mean_in_detectron2(overrides):
         assert sum(len(instances) for instances in found) == 0
 
 
-def test_a_cascade_takes_precomputed_settings_and_averages_its_stages():
+def test_cascade_averages_the_rows_of_its_stages():
     model, batch = cascade_rcnn(2), inputs(2)
     assert len(model.roi_heads.box_predictor) == 3
     seen = []
@@ -303,7 +303,7 @@ DENSE_SETTINGS = {
 
 @pytest.mark.parametrize("setting", DENSE_SETTINGS)
 @pytest.mark.parametrize("name", ["retinanet", "fcos"])
-def test_the_settings_of_dense_heads_mean_what_they_mean_in_detectron2(name, setting):
+def test_dense_test_settings_match_detectron2(name, setting):
     overrides, settings = DENSE_SETTINGS[setting]
     model = retinanet(1, *overrides) if name == "retinanet" else fcos(1, **settings)
     batch = inputs(1)
@@ -321,7 +321,7 @@ def test_the_settings_of_dense_heads_mean_what_they_mean_in_detectron2(name, set
 
 
 @pytest.mark.parametrize("name", ["retinanet", "fcos"])
-def test_a_dense_row_is_the_anchors_own_by_hand(name):
+def test_dense_row_equals_the_anchors_sigmoids(name):
     """Every row is the sigmoids at one anchor of its own image; those of FCOS are weighted by its centerness."""
     model, batch = DETECTORS[name](4), inputs(4)
     with torch.inference_mode():
@@ -340,7 +340,7 @@ def test_a_dense_row_is_the_anchors_own_by_hand(name):
         assert distances.amin(dim=1).max() < 1e-6
 
 
-def test_a_dense_anchor_may_give_several_classes():
+def test_dense_anchor_gives_several_classes():
     best = torch.cat([one.class_probs[:, :-1].argmax(dim=1) != one.pred_classes for one in ours(retinanet(), inputs())])
     assert best.any()
 
@@ -367,26 +367,25 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("name", "where", "value", "what"), BROKEN)
-def test_a_member_that_predicts_nan_or_infinity_is_refused(name, where, value, what):
+@pytest.mark.parametrize(("name", "where", "value", "output"), BROKEN)
+def test_nan_and_infinity_name_the_output_and_the_image(name, where, value, output):
     """Detectron2 itself drops such rows, or stops at an assertion."""
     model = DETECTORS[name]()
     break_weights(model, where, value)
-    message = rf"the predicted {what} must be finite, got \d+ NaN or infinite values of \d+ \(image_id 70\); the member"
-    with pytest.raises(PredictionError, match=message):
+    with pytest.raises(PredictionError, match=rf"{output}.*got \d+ NaN or infinite values of \d+, image_id 70"):
         ours(model, inputs())
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_the_image_with_nan_is_the_one_that_is_named(name):
+def test_nan_names_its_own_image_of_the_batch(name):
     """With batch normalisation in evaluation mode an image is computed by itself, whatever else is in the batch."""
     batch = inputs()
     batch[1]["image"][:] = math.nan
-    with pytest.raises(PredictionError, match=r"must be finite, got .* \(image_id 71\)"):
+    with pytest.raises(PredictionError, match=r"not finite.*image_id 71"):
         ours(DETECTORS[name](), batch)
 
 
-def test_what_detectron2_would_drop_is_not_dropped(monkeypatch):
+def test_nan_box_that_detectron2_drops_is_an_error(monkeypatch):
     predict = FastRCNNOutputLayers.predict_boxes
 
     def with_a_hole(self, predictions, proposals):
@@ -397,19 +396,19 @@ def test_what_detectron2_would_drop_is_not_dropped(monkeypatch):
     monkeypatch.setattr(FastRCNNOutputLayers, "predict_boxes", with_a_hole)
     model = faster_rcnn()
     assert len(own(model, inputs())) == 3
-    with pytest.raises(PredictionError, match=r"predicted boxes must be finite, got 1 NaN .* \(image_id 72\)"):
+    with pytest.raises(PredictionError, match=r"boxes.*got 1 NaN.*image_id 72"):
         ours(model, inputs())
 
 
-def test_the_helper_by_hand():
+def test_require_finite_by_hand():
     samples = [{"image_id": 8}, {}]
     fine, hole = torch.zeros(2, 3), torch.tensor([1.0, math.nan, -math.inf])
     require_finite({"scores": [fine, fine[0]], "boxes": torch.zeros(2, 0, 4)}, samples)
     require_finite({"scores": []}, [])
     require_finite({}, samples)
-    with pytest.raises(PredictionError, match=r"predicted boxes must .*, got 2 NaN .* of 3 \(image_id 8\)"):
+    with pytest.raises(PredictionError, match=r"boxes.*got 2 NaN.* of 3, image_id 8"):
         require_finite({"scores": [fine, fine], "boxes": [hole, fine]}, samples)
-    with pytest.raises(PredictionError, match=r"predicted boxes must .*, got 1 NaN .* of 2 \(image 1 of the batch\)"):
+    with pytest.raises(PredictionError, match=r"boxes.*got 1 NaN.* of 2, image 1 of the batch"):
         require_finite({"boxes": torch.tensor([[0.0, 0.0], [0.0, math.inf]])}, samples)
 
 
@@ -426,7 +425,7 @@ def warnings_said(monkeypatch):
     logger.removeHandler(handler)
 
 
-def test_of_another_detector_the_top_score_is_used_and_this_is_said_once(warnings_said):
+def test_unknown_detector_uses_top_scores_and_warns_once(warnings_said):
     for seed in (0, 1):
         model = retinanet(seed)
         model.__class__ = OtherRetinaNet
@@ -443,7 +442,7 @@ def test_of_another_detector_the_top_score_is_used_and_this_is_said_once(warning
     assert warnings_said == ["the posterior of a OtherRetinaNet is not known to detcurate: only its top score is used"]
 
 
-def test_a_faster_rcnn_with_sigmoids_is_answered_by_its_top_score(warnings_said):
+def test_faster_rcnn_with_sigmoids_uses_top_scores(warnings_said):
     model = faster_rcnn(0, "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "True")
     found = ours(model, inputs())
     assert_same_detections(found, own(model, inputs()))

@@ -1,5 +1,5 @@
-# ruff: noqa: E402  Detectron2 may be absent, and is asked for first
-"""Passes over images: 5 rendered ones and 4 of other sizes, 3 members of the tiny detector, 7 classes."""
+# ruff: noqa: E402  Detectron2 may be absent, and is imported first
+"""Inference of the mode ``cluster``: 5 rendered images and 4 of other sizes, 3 members, 7 classes."""
 
 import dataclasses
 import hashlib
@@ -95,13 +95,17 @@ def all_records(job):
 
 
 def predict(job, directory, **changes: object):
-    """Run a changed job in a directory; return the detections, the images covered, and the progress that was told."""
-    told = []
+    """Run a changed job in a directory; return the detections, the images covered, and the reported progress."""
+    progress = []
     changed = dataclasses.replace(job, directory=directory, **changes)
-    predict_cluster(changed, told.append)
+    predict_cluster(changed, progress.append)
     shards = [read_shard(path) for path in changed.shards]
     assert sorted(path.name for path in directory.iterdir()) == [path.name for path in changed.shards]
-    return Detections.concatenate([shard[0] for shard in shards]), np.concatenate([shard[1] for shard in shards]), told
+    return (
+        Detections.concatenate([shard[0] for shard in shards]),
+        np.concatenate([shard[1] for shard in shards]),
+        progress,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -118,17 +122,17 @@ def assert_columns(found, expected):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-6)
 
 
-def test_a_shard_covers_its_images_and_all_members(job, tmp_path):
-    detections, image_ids, told = predict(job, tmp_path / "x")
+def test_shard_covers_all_images_and_members(job, tmp_path):
+    detections, image_ids, progress = predict(job, tmp_path / "x")
     assert image_ids.tolist() == [1, 2, 3, 4, 5, 31, 32, 33, 34]
-    assert sum(told) == 9
-    assert max(told) <= job.batch_size
+    assert sum(progress) == 9
+    assert max(progress) <= job.batch_size
     assert detections.num_classes == C
     seen = set(zip(detections.image_ids.tolist(), detections.member.tolist(), strict=True))
     assert seen == {(image_id, member) for image_id in image_ids.tolist() for member in range(3)}
 
 
-def test_rows_are_what_detectron2_answers_image_by_image(job, whole):
+def test_detections_equal_detectron2_image_by_image(job, whole):
     cfg = load_config_text(job.config)
     mapper = DatasetMapper(cfg, is_train=False)
     for member, (path, _) in enumerate(job.members):
@@ -146,35 +150,35 @@ def test_rows_are_what_detectron2_answers_image_by_image(job, whole):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 9])
-def test_the_batch_size_changes_nothing(job, whole, tmp_path, batch_size):
-    found, _, told = predict(job, tmp_path / "x", batch_size=batch_size)
+def test_detections_do_not_depend_on_the_batch_size(job, whole, tmp_path, batch_size):
+    found, _, progress = predict(job, tmp_path / "x", batch_size=batch_size)
     assert_columns(found, whole)
-    assert max(told) == min(batch_size, 6)  # six are of one shape once resized
+    assert max(progress) == min(batch_size, 6)  # six are of one shape once resized
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("num_decoders", [0, 3])
-def test_the_size_of_the_shards_and_decoding_ahead_change_nothing(job, whole, tmp_path, size, num_decoders):
-    found, image_ids, told = predict(job, tmp_path / "x", shard_size=size, num_decoders=num_decoders)
+def test_detections_do_not_depend_on_shard_size_and_decoders(job, whole, tmp_path, size, num_decoders):
+    found, image_ids, progress = predict(job, tmp_path / "x", shard_size=size, num_decoders=num_decoders)
     assert image_ids.tolist() == job.image_ids.tolist()
-    assert sum(told) == 9
+    assert sum(progress) == 9
     assert_columns(found, whole)
 
 
 @pytest.mark.parametrize("memory_gb", [1e-9, 0.0045])
-def test_members_that_do_not_fit_are_loaded_in_groups(job, whole, tmp_path, memory_gb):
-    found, _, told = predict(job, tmp_path / "x", memory_gb=memory_gb, shard_size=5)
-    assert sum(told) == 9
+def test_detections_do_not_depend_on_the_memory_limit(job, whole, tmp_path, memory_gb):
+    found, _, progress = predict(job, tmp_path / "x", memory_gb=memory_gb, shard_size=5)
+    assert sum(progress) == 9
     assert_columns(found, whole)
 
 
-def test_the_same_job_gives_the_same_bytes(job, tmp_path):
+def test_repeated_job_gives_equal_bytes(job, tmp_path):
     for name in ("x", "y"):
         predict(job, tmp_path / name)
     assert shard_path(tmp_path / "x", 0).read_bytes() == shard_path(tmp_path / "y", 0).read_bytes()
 
 
-def test_the_order_of_the_members_is_their_number(job, whole, tmp_path):
+def test_member_numbers_follow_the_order_of_the_job(job, whole, tmp_path):
     found, *_ = predict(job, tmp_path / "x", members=job.members[::-1])
     for member in range(3):
         assert_columns(
@@ -183,16 +187,16 @@ def test_the_order_of_the_members_is_their_number(job, whole, tmp_path):
         )
 
 
-def test_shards_that_are_there_are_left_as_they_are(job, tmp_path):
+def test_existing_shards_are_not_changed(job, tmp_path):
     shard_path(tmp_path, 0).write_bytes(b"not even a shard")
-    told = []
+    progress = []
     gone = tuple((tmp_path / "gone.safetensors", sha256) for _, sha256 in job.members)
-    predict_cluster(dataclasses.replace(job, directory=tmp_path, members=gone), told.append)
+    predict_cluster(dataclasses.replace(job, directory=tmp_path, members=gone), progress.append)
     assert shard_path(tmp_path, 0).read_bytes() == b"not even a shard"
-    assert told == []
+    assert progress == []
 
 
-def test_a_shard_that_another_process_is_at_is_waited_for(job, whole, tmp_path):
+def test_shard_with_a_lease_of_another_process_is_waited_for(job, whole, tmp_path):
     """The other one gives up after a second without having made it; then it is made here."""
     other, lease = Leases(tmp_path / "x"), shard_lease(shard_path(tmp_path, 1).name)
     with other:
@@ -205,7 +209,7 @@ def test_a_shard_that_another_process_is_at_is_waited_for(job, whole, tmp_path):
     assert_columns(found, whole)
 
 
-def test_images_without_detections_are_covered(job, tmp_path):
+def test_shard_covers_images_without_detections(job, tmp_path):
     config = load_config_text(job.config).clone()
     config.defrost()
     config.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 1.0
@@ -215,7 +219,7 @@ def test_images_without_detections_are_covered(job, tmp_path):
 
 
 @pytest.mark.parametrize("defect", ["absent", "truncated", "another size"])
-def test_an_image_that_cannot_be_read_is_named(job, tmp_path, defect):
+def test_unreadable_image_is_named(job, tmp_path, defect):
     path = tmp_path / "broken.png"
     Image.new("RGB", (80, 120)).save(path)
     if defect == "truncated":
@@ -224,46 +228,38 @@ def test_an_image_that_cannot_be_read_is_named(job, tmp_path, defect):
         path.unlink()
     images = [(1, str(path), 80, 120), (77, str(path), 80, 120 - (defect == "another size"))]
     bad = with_images(job, images[1:])
-    with pytest.raises(
-        DatasetError, match=r"(?s)must decode to the size of its record, got .*broken.png, image_id 77\)"
-    ):
+    with pytest.raises(DatasetError, match=r"(?s)broken.png.*image_id 77"):
         predict(bad, tmp_path / "x")
     assert list((tmp_path / "x").iterdir()) == []
 
 
-def test_members_that_are_not_what_the_ledger_says(job, tmp_path):
+def test_changed_damaged_and_missing_members_are_named(job, tmp_path):
     path, sha256 = job.members[1]
     copy = tmp_path / "iter-0000004.safetensors"
     copy.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(
-        EnsembleError, match=rf"the digest of the ledger, {sha256[:12]}…, got .*iter-0000004.safetensors"
-    ):
+    with pytest.raises(EnsembleError, match=rf"(?s)(?=.*{sha256[:12]}).*iter-0000004.safetensors"):
         predict(job, tmp_path / "x", members=(job.members[0], (copy, sha256)))
-    with pytest.raises(
-        EnsembleError, match=r"must hold the weights of the config's model \(.*iter-0000004.safetensors"
-    ):
+    with pytest.raises(EnsembleError, match="iter-0000004.safetensors"):
         predict(job, tmp_path / "x", members=((copy, digest(copy)),))
     copy.unlink()
-    with pytest.raises(EnsembleError, match=r"must exist, got no file .*iter-0000004.safetensors"):
+    with pytest.raises(EnsembleError, match="iter-0000004.safetensors"):
         predict(job, tmp_path / "x", members=((copy, sha256),))
     assert not list((tmp_path / "x").iterdir())
 
 
-def test_a_member_of_another_architecture_is_refused(job, tmp_path):
+def test_member_of_another_architecture_is_named(job, tmp_path):
     cfg = load_config_text(job.config).clone()
     cfg.defrost()
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = C + 1
     other = tmp_path / "other.safetensors"
     save_weights(build_model(cfg), other)
-    with pytest.raises(
-        EnsembleError, match=r"(?s)a member must hold the weights of the config's model \(.*other.safet"
-    ):
+    with pytest.raises(EnsembleError, match="other.safetensors"):
         predict(job, tmp_path / "x", members=(*job.members, (other, digest(other))))
     assert not list((tmp_path / "x").iterdir())
 
 
-def test_the_frozen_trunk_is_run_once_and_changes_nothing(job, tmp_path):
-    """Members that share stem, res2 and res3 answer exactly as they do alone."""
+def test_shared_trunk_gives_equal_bits(job, tmp_path):
+    """Members that share stem, res2 and res3 give exactly the detections of each alone."""
     cfg = load_config_text(job.config)
     first = load_file(job.members[0][0])
     shared = ("backbone.bottom_up.stem.", "backbone.bottom_up.res2.", "backbone.bottom_up.res3.")
@@ -290,7 +286,7 @@ def assert_same_bits(found, expected):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
-def test_a_smaller_batch_is_tried_when_memory_runs_out(job, whole, tmp_path, monkeypatch):
+def test_out_of_memory_halves_the_batch(job, whole, tmp_path, monkeypatch):
     sizes = []
 
     def limited(model, batch, num_classes, **how: object):
@@ -304,11 +300,11 @@ def test_a_smaller_batch_is_tried_when_memory_runs_out(job, whole, tmp_path, mon
     assert_columns(found, whole)
     assert max(sizes) == 4
     monkeypatch.setattr(runner, "predict_posteriors", lambda *_, **__: limited(None, range(3), 0))
-    with pytest.raises(PredictionError, match=r"must suffice for one image and 3 members, got no room \(cpu, image_id"):
+    with pytest.raises(PredictionError, match=r"cpu.*3 members.*image_id.*no room.*CURATE.PREDICT.MEMORY_GB"):
         predict(job, tmp_path / "y")
 
 
-def test_bf16_gives_nearly_the_same(job, whole, tmp_path):
+def test_bf16_scores_are_close_to_fp32(job, whole, tmp_path):
     found, *_ = predict(job, tmp_path / "x", precision="bf16")
     assert found.scores.dtype == np.float32
     assert abs(float(found.scores.mean()) - float(whole.scores.mean())) < 0.01

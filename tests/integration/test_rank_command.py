@@ -14,13 +14,10 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed: `make set
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, write_tiny_config):
-    """A run that is scored, and 9 images of other streets without a label."""
-    from detcurate.cli import main
-
+def trained(finished_run, tmp_path_factory):
+    """A run that is trained and not predicted, and 9 images of other streets without labels."""
     folder = tmp_path_factory.mktemp("rank")
-    config, output = write_tiny_config(folder)
-    assert main(["--config-file", str(config), "--until", "train"]) == 0
+    config, output = finished_run.copy(folder, until="train")
     write_dataset(folder / "new", SyntheticConfig.clean(num_images=9, width=96, height=64, seed=77), name="new")
     labelled = json.loads((folder / "new" / "new.json").read_bytes())
     images = folder / "drives.json"
@@ -30,7 +27,7 @@ def trained(tmp_path_factory, write_tiny_config):
     return config, output, images, folder / "new" / "images-new"
 
 
-def test_the_best_are_to_be_labelled_in_the_pools_categories(trained, done):
+def test_rank_selects_the_best_images_with_the_pools_categories(trained, done):
     config, output, images, root = trained
     text = done("rank", images, "--config-file", config, "--image-root", root, "CURATE.SELECT.NUM_IMAGES", "4")
     folder = output / "candidates" / "drives"
@@ -48,7 +45,7 @@ def test_the_best_are_to_be_labelled_in_the_pools_categories(trained, done):
     assert chosen["image_id"] == [image_id for _, image_id in best]
 
 
-def test_a_compressed_list_is_read_too(trained, done):
+def test_rank_reads_a_compressed_list(trained, done):
     config, output, images, root = trained
     words = ["--config-file", config, "--image-root", root, "CURATE.SELECT.NUM_IMAGES", "2"]
     done("rank", images.with_suffix(".json.gz"), *words)
@@ -78,7 +75,7 @@ def like_labelled(output):
     return {image_id for image_id, reason in rows if reason == "like_labelled"}
 
 
-def test_what_resembles_a_labelled_image_is_left_out_by_hash(trained, mixed, done):
+def test_rank_excludes_images_like_labelled_ones_by_hash(trained, mixed, done):
     config, output, *_ = trained
     words = ["--config-file", config, "--image-root", mixed[1], "CURATE.SELECT.NUM_IMAGES", "12"]
     assert "like_labelled" not in done("rank", mixed[0], *words)
@@ -89,7 +86,7 @@ def test_what_resembles_a_labelled_image_is_left_out_by_hash(trained, mixed, don
     assert not (output / "cache" / "hashes.parquet").exists()  # another run may be at work there
 
 
-def test_what_resembles_a_labelled_image_is_left_out_by_embedding(trained, mixed, done, tmp_path):
+def test_rank_excludes_images_like_labelled_ones_by_embedding(trained, mixed, done, tmp_path):
     config, output, *_ = trained
     mine = tmp_path / "mine"
     shutil.copytree(output, mine)
@@ -106,7 +103,7 @@ def test_what_resembles_a_labelled_image_is_left_out_by_embedding(trained, mixed
     assert "select: up to date" in done(*words)
 
 
-def test_it_is_skipped_when_it_is_done_and_done_again_for_another_ensemble(trained, done, tmp_path):
+def test_rank_is_skipped_when_finished_and_repeated_for_another_ensemble(trained, done, tmp_path):
     config, output, images, root = trained
     words = ["rank", images, "--config-file", config, "--image-root", root, "CURATE.SELECT.NUM_IMAGES", "4"]
     done(*words)
@@ -131,13 +128,13 @@ def test_it_is_skipped_when_it_is_done_and_done_again_for_another_ensemble(train
         (["CURATE.PREDICT.RESULTS", "yolo"], "CURATE.PREDICT.RESULTS.* got 'yolo'"),
     ],
 )
-def test_what_asks_for_labels_is_refused(trained, refused, words, message):
+def test_rank_names_a_setting_that_needs_labels(trained, refused, words, message):
     config, _, images, root = trained
     found = refused("rank", images, "--config-file", config, "--image-root", root, *words)
     assert re.search(message, found), found
 
 
-def test_a_list_that_is_none_and_an_ensemble_that_is_not_there(trained, refused, tmp_path):
+def test_rank_names_an_invalid_list_and_a_missing_ensemble(trained, refused, tmp_path):
     config, _, images, root = trained
     bad = tmp_path / "bad.json"
     assert "LIST must be a COCO file" in refused("rank", bad, "--config-file", config)

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers import REPOSITORY
+from helpers.runs import CURATE
 from safetensors.numpy import load_file
 
 from detcurate.coco.dataset import read_coco
@@ -21,8 +21,8 @@ from detcurate.io.files import sha256_file
 from detcurate.pipeline.search import expected_loss, geometric_limits
 from detcurate.select.limits import Budget, image_budget
 
-CURATE = REPOSITORY / "tools" / "curate.py"
 BUILD_UP = ["CURATE.SEARCH.SCHEME", "build_up", "CURATE.SEARCH.SEED_IMAGES", "4"]
+THREE_SEEDS = ["CURATE.RETRAIN.NUM_SEEDS", "3", "CURATE.RETRAIN.ARMS", "('curated', 'random')"]
 
 
 # How large the rounds are
@@ -38,13 +38,13 @@ BUILD_UP = ["CURATE.SEARCH.SCHEME", "build_up", "CURATE.SEARCH.SEED_IMAGES", "4"
         (10, 300, 30.0, (10, 300)),
     ],
 )
-def test_rounds_grow_by_one_factor_and_end_at_the_budget(first, limit, growth, limits):
+def test_geometric_limits_grow_by_one_factor_to_the_budget(first, limit, growth, limits):
     assert geometric_limits(first, image_budget(600, count=limit), growth=growth) == limits
 
 
 @pytest.mark.parametrize("growth", [1.3, 2.0, 3.7])
 @pytest.mark.parametrize("first", [1, 7, 100, 598])
-def test_no_round_grows_by_more_than_was_asked_nor_could_there_be_fewer(first, growth):
+def test_geometric_limits_use_the_fewest_rounds_within_the_growth(first, growth):
     limits = geometric_limits(first, image_budget(600, count=599), growth=growth)
     steps = len(limits) - 1
     assert (limits[0], limits[-1]) == (first, 599)
@@ -56,12 +56,12 @@ def test_no_round_grows_by_more_than_was_asked_nor_could_there_be_fewer(first, g
 @pytest.mark.parametrize(
     ("first", "message"),
     [
-        (300, "less than the budget of 300 images, got one that costs 100% of that; set CURATE.SEARCH.SEED_FRACTION"),
-        (450, "got one that costs 150% of that"),
-        (0, "must cost something, .* got one that costs nothing"),
+        (300, "300 images.*100%"),
+        (450, "300 images.*150%"),
+        (0, "nothing"),
     ],
 )
-def test_a_seed_set_that_leaves_nothing_to_buy_is_refused(first, message):
+def test_geometric_limits_reject_a_seed_set_as_large_as_the_budget(first, message):
     with pytest.raises(SelectionError, match=message):
         geometric_limits(first, Budget(np.ones(600, np.int64), 300, "300 images"), growth=2.0)
 
@@ -82,13 +82,13 @@ def built_up(tmp_path_factory, write_tiny_config):
     """26 images: a seed set of 4, rounds of 7 and 13."""
     pytest.importorskip("detectron2", reason="Detectron2 is not installed: `make setup` installs it")
     config, output = write_tiny_config(tmp_path_factory.mktemp("search"))
-    words = ["--config-file", config, *BUILD_UP, "CURATE.SEARCH.WARM_START", "True"]
-    printed = subprocess.run([sys.executable, CURATE, *words], capture_output=True, text=True, check=False)
-    assert printed.returncode == 0, printed.stderr
-    return words, output, printed.stdout
+    words = ["--config-file", config, *BUILD_UP, "CURATE.SEARCH.WARM_START", "True", "CURATE.RETRAIN.NUM_SEEDS", "1"]
+    finished = subprocess.run([sys.executable, CURATE, *words], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return words, output, finished.stdout
 
 
-def test_each_round_holds_the_one_before_and_leaves_its_manifest(built_up):
+def test_each_round_contains_the_previous_and_has_a_manifest(built_up):
     _, output, _ = built_up
     seed = set(selection_of(output / "search" / "round-0")["image_id"])
     first, last = images_of(output / "search" / "round-1"), images_of(output)
@@ -96,7 +96,7 @@ def test_each_round_holds_the_one_before_and_leaves_its_manifest(built_up):
     assert seed < first < last
 
 
-def test_each_round_says_where_its_images_come_from(built_up):
+def test_selection_records_the_round_of_each_image(built_up):
     _, output, _ = built_up
     reasons = selection_of(output)["reason"]
     assert reasons == ["seed_set"] * 4 + ["round_1"] * 3 + ["top_n"] * 6
@@ -112,7 +112,7 @@ def test_each_round_says_where_its_images_come_from(built_up):
     ]
 
 
-def test_the_best_of_the_rest_by_the_rounds_own_scores_are_bought(built_up):
+def test_each_round_adds_the_best_remaining_images_by_its_own_scores(built_up):
     _, output, _ = built_up
     for folder, before in ((output / "search" / "round-1", 4), (output, 7)):
         chosen = selection_of(folder)["image_id"]
@@ -125,7 +125,7 @@ def test_the_best_of_the_rest_by_the_rounds_own_scores_are_bought(built_up):
         assert chosen[before:] == [image_id for _, image_id in sorted(rest)[: len(chosen) - before]]
 
 
-def test_each_ensemble_is_trained_on_the_selection_before_it(built_up):
+def test_each_ensemble_is_trained_on_the_previous_selection(built_up):
     _, output, text = built_up
     assert "round 0 select 4 random images to begin with" in text
     assert "round 1 train 4 members from 2 runs of 4 iterations on 4 images" in text
@@ -136,7 +136,7 @@ def squared_distance(weights, others):
     return sum(float(np.square(weights[key] - others[key]).sum()) for key in weights)
 
 
-def test_a_warm_start_begins_with_the_weights_of_the_same_run_in_the_round_before(built_up, done, tmp_path):
+def test_warm_start_begins_with_the_previous_weights_of_the_same_run(built_up, done, tmp_path):
     words, whole, _ = built_up
     name = "iter-0000003.safetensors"
     output = tmp_path / "cold"
@@ -152,13 +152,13 @@ def test_a_warm_start_begins_with_the_weights_of_the_same_run_in_the_round_befor
         assert squared_distance(last, before[run]) < squared_distance(last, before[1 - run])
 
 
-def test_the_full_arm_is_no_run_of_an_ensemble_that_saw_a_part(built_up):
+def test_full_arm_is_trained_after_an_ensemble_of_a_part(built_up):
     _, output, text = built_up
-    assert "6 detectors trained" in text
+    assert "3 detectors trained" in text
     assert not list((output / "retrain").rglob("reused.txt"))
 
 
-def test_a_finished_search_is_skipped_and_another_growth_keeps_the_seed_set(built_up, done):
+def test_finished_search_is_skipped_and_dry_run_tells_what_changed(built_up, done):
     words, output, _ = built_up
     assert done(*words, "--until", "manifest").count("up to date") == 1 + 1 + 5 + 5
     assert "up to date" in done(*words, "--until", "manifest", "--dry-run").splitlines()[1]
@@ -167,7 +167,7 @@ def test_a_finished_search_is_skipped_and_another_growth_keeps_the_seed_set(buil
     assert "4 → 7 → 13 images" in rows[1]
 
 
-def test_killed_in_any_round_it_ends_with_the_same_manifest(built_up, tmp_path):
+def test_search_killed_in_any_round_resumes_to_the_same_manifest(built_up, tmp_path):
     words, whole, _ = built_up
     output = tmp_path / "killed"
     command = [sys.executable, CURATE, *words, "--until", "manifest", "OUTPUT_DIR", output]
@@ -179,7 +179,7 @@ def test_killed_in_any_round_it_ends_with_the_same_manifest(built_up, tmp_path):
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        end = time.monotonic() + 90
+        end = time.monotonic() + 300
         while time.monotonic() < end and process.poll() is None and not any(output.glob(moment)):
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
@@ -191,7 +191,7 @@ def test_killed_in_any_round_it_ends_with_the_same_manifest(built_up, tmp_path):
         assert (output / "manifest" / name).read_bytes() == (whole / "manifest" / name).read_bytes()
 
 
-def test_a_search_in_boxes_grows_in_boxes(built_up, done, tmp_path):
+def test_search_with_a_box_budget_grows_in_boxes(built_up, done, tmp_path):
     words, whole, _ = built_up
     output = tmp_path / "boxes"
     output.mkdir()
@@ -206,10 +206,10 @@ def test_a_search_in_boxes_grows_in_boxes(built_up, done, tmp_path):
     assert boxes[-1] <= 40
 
 
-def test_pretrained_arms_start_from_the_weights_of_the_ensembles_runs(built_up, write_tiny_config, done, tmp_path):
-    config, output = write_tiny_config(tmp_path)
-    text = done("--config-file", config, "CURATE.SEARCH.SCHEME", "pretrain", "CURATE.RETRAIN.NUM_SEEDS", "3")
-    assert "trained 9 detectors with equal iterations from the weights of the ensemble's runs" in text
+def test_pretrained_arms_start_from_the_weights_of_the_runs(finished_run, done, tmp_path):
+    config, output = finished_run.copy(tmp_path, until="manifest")
+    text = done("--config-file", config, "CURATE.SEARCH.SCHEME", "pretrain", *THREE_SEEDS)
+    assert "trained 6 detectors with equal iterations from the weights of the ensemble's runs" in text
     summary = (output / "report" / "summary.md").read_text()
     assert "from the weights of the ensemble's runs" in summary
     starts = [load_file(output / "train" / f"run-{run}" / "iter-0000003.safetensors") for run in (0, 1)]
@@ -223,30 +223,25 @@ def test_pretrained_arms_start_from_the_weights_of_the_ensembles_runs(built_up, 
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "parts"),
     [
-        (
-            ["CURATE.SEARCH.SCHEME", "grow"],
-            "CURATE.SEARCH.SCHEME: must be 'compress', 'build_up', 'pretrain' or",
-        ),
-        (["CURATE.SEARCH.WARM_START", "True"], "CURATE.SEARCH.WARM_START: must be False with SCHEME compress"),
-        ([*BUILD_UP, "CURATE.SEARCH.SEED_IMAGES", "27"], "SEED_IMAGES: exceeds the pool's 26 images (got 27)"),
-        ([*BUILD_UP, "CURATE.SEARCH.SEED_IMAGES", "13"], "less than the budget of 13 images (got 100%)"),
-        ([*BUILD_UP, "CURATE.SEARCH.GROWTH", "1.0"], "CURATE.SEARCH.GROWTH: must be greater than 1 (got 1.0)"),
-        (
-            [*BUILD_UP, "CURATE.ENSEMBLE.NUM_RUNS", "0"],
-            "CURATE.ENSEMBLE.NUM_RUNS",
-        ),
-        (["--until", "search"], "CURATE.SEARCH.SCHEME must be build_up for the stage search, got compress"),
+        (["CURATE.SEARCH.SCHEME", "grow"], ("CURATE.SEARCH.SCHEME", "'grow'", "'build_up'")),
+        (["CURATE.SEARCH.WARM_START", "True"], ("CURATE.SEARCH", "compress")),
+        ([*BUILD_UP, "CURATE.SEARCH.SEED_IMAGES", "27"], ("SEED_IMAGES", "26 images", "27")),
+        ([*BUILD_UP, "CURATE.SEARCH.SEED_IMAGES", "13"], ("13 images", "100%")),
+        ([*BUILD_UP, "CURATE.SEARCH.GROWTH", "1.0"], ("CURATE.SEARCH.GROWTH", "1.0")),
+        ([*BUILD_UP, "CURATE.ENSEMBLE.NUM_RUNS", "0"], ("CURATE.ENSEMBLE.NUM_RUNS", "build_up")),
+        (["--until", "search"], ("CURATE.SEARCH.SCHEME", "build_up", "compress")),
     ],
 )
-def test_what_cannot_be_searched_is_said_before_anything_is_done(write_tiny_config, refused, tmp_path, words, message):
-    config, output = write_tiny_config(tmp_path)
-    assert message in refused("--config-file", config, *words)
+def test_run_names_a_search_setting_that_is_not_possible(tiny_config, refused, words, parts):
+    config, output = tiny_config()
+    message = refused("--config-file", config, *words)
+    assert [part for part in parts if part not in message] == [], message
     assert not output.exists()
 
 
-def test_members_that_were_trained_on_all_are_no_beginning(built_up, done, refused, write_tiny_config, tmp_path):
+def test_search_rejects_added_members(built_up, done, refused, write_tiny_config, tmp_path):
     _, whole, _ = built_up
     config, output = write_tiny_config(tmp_path)
     done("ensemble", "add", whole / "train", "--config-file", config, "CURATE.ENSEMBLE.NUM_RUNS", "0")
@@ -266,7 +261,7 @@ def test_members_that_were_trained_on_all_are_no_beginning(built_up, done, refus
         ("none", "top_n", 0.1, False),
     ],
 )
-def test_where_the_literature_says_that_compress_loses_there_is_a_warning(scheme, strategy, share, warned):
+def test_expected_loss_warns_for_compress_with_small_hard_subsets(scheme, strategy, share, warned):
     settings = curate_settings({"SEARCH": {"SCHEME": scheme}, "SELECT": {"STRATEGY": strategy}})
     text = expected_loss(settings, share)
     assert text.startswith(f"{share:.0%} of the pool, the hardest first: ") if warned else text == ""

@@ -1,4 +1,4 @@
-# ruff: noqa: E402  Detectron2 may be absent, and is asked for first
+# ruff: noqa: E402  Detectron2 may be absent, and is imported first
 """Embeddings: 3 images of 3 sizes, levels of 5 and 2 channels; and a real backbone."""
 
 import pytest
@@ -36,7 +36,7 @@ def case(seed=0):
     return features, images
 
 
-def test_averages_by_hand():
+def test_pool_features_by_hand():
     features, images = case()
     p3, p4 = features["p3"], features["p4"]
     expected = [
@@ -51,7 +51,7 @@ def test_averages_by_hand():
     np.testing.assert_array_equal(pool_features(features, images, level="p4"), found[:, 5:])
 
 
-def test_normalised_rows_have_length_1_and_their_direction():
+def test_pool_features_normalized_rows_have_length_1():
     features, images = case(1)
     features["p3"][2] = features["p4"][2] = 0.0
     plain, found = (pool_features(features, images, normalize=one).astype(np.float64) for one in (False, True))
@@ -61,14 +61,14 @@ def test_normalised_rows_have_length_1_and_their_direction():
     assert not found[2].any()
 
 
-def test_no_image_gives_no_row():
+def test_pool_features_without_images_gives_no_rows():
     features = {name: maps[:0] for name, maps in case()[0].items()}
     found = pool_features(features, ImageList(torch.zeros(0, 3, 32, 48), []))
     assert (found.dtype, found.shape) == (np.float16, (0, 7))
 
 
 @torch.inference_mode()
-def test_real_features_of_an_image_twice_in_a_batch():
+def test_pool_features_of_equal_images_are_equal():
     torch.manual_seed(0)
     model = build_model(load_config(CONFIGS / "Base-CPU-Tiny.yaml", [])).eval()
     pixels = torch.randint(0, 255, (2, 3, 64, 96), generator=torch.Generator().manual_seed(0)).float()
@@ -80,7 +80,7 @@ def test_real_features_of_an_image_twice_in_a_batch():
     assert np.abs(found[0] - found[1]).max() > 1e-3
 
 
-def test_rows_go_to_the_store_and_come_back(tmp_path):
+def test_embeddings_survive_a_round_trip(tmp_path):
     found = pool_features(*case(2))
     write_embeddings(tmp_path / "x.parquet", np.array([9, 4, 30]), found)
     image_ids, embeddings = read_embeddings(tmp_path / "x.parquet")
@@ -88,14 +88,14 @@ def test_rows_go_to_the_store_and_come_back(tmp_path):
     np.testing.assert_array_equal(embeddings, found, strict=True)
 
 
-def test_an_unknown_level_and_values_beyond_float16():
+def test_pool_features_names_unknown_level_and_overflow():
     features, images = case()
-    with pytest.raises(ConfigError, match="level must be one of p3, p4, got 'p9'"):
+    with pytest.raises(ConfigError, match=r"level.*p3, p4.*got 'p9'"):
         pool_features(features, images, level="p9")
     features["p4"][1] = 1e6
-    with pytest.raises(PredictionError, match=r"beyond 65504 in 1 of 3 rows \(image 1 of the batch\); normalise them"):
+    with pytest.raises(PredictionError, match=r"1 of 3 rows.*65504.*image 1 of the batch"):
         pool_features(features, images)
     assert np.isfinite(pool_features(features, images, normalize=True)).all()
     features["p4"][2, 0, 0, 0] = np.nan
-    with pytest.raises(PredictionError, match=r"in 1 of 3 rows \(image 2 of the batch\)"):
+    with pytest.raises(PredictionError, match=r"1 of 3 rows.*image 2 of the batch"):
         pool_features(features, images, normalize=True)

@@ -1,4 +1,4 @@
-# ruff: noqa: E402  Detectron2 may be absent, and is asked for first
+# ruff: noqa: E402  Detectron2 may be absent, and is imported first
 """The pool as Detectron2 sees it: 4 images, 3 classes, 5 boxes, one of them a crowd; and the stream of samples."""
 
 import copy
@@ -63,7 +63,7 @@ def indices(codes, num_images):
     return [code % num_images for code in codes]
 
 
-def test_records_by_hand(dataset, tmp_path):
+def test_detection_dicts_by_hand(dataset, tmp_path):
     records = detection_dicts(dataset, tmp_path / "images")
     assert [(record["image_id"], record["width"], record["height"]) for record in records] == [
         (7, 62, 46), (12, 63, 47), (30, 64, 48), (41, 65, 49),
@@ -79,13 +79,13 @@ def test_records_by_hand(dataset, tmp_path):
     assert {box["bbox_mode"] for record in records for box in record["annotations"]} == {BoxMode.XYXY_ABS}
 
 
-def test_a_part_of_the_images_in_any_order(dataset, tmp_path):
+def test_detection_dicts_of_some_images_are_in_pool_order(dataset, tmp_path):
     whole = detection_dicts(dataset, tmp_path)
     assert detection_dicts(dataset, tmp_path, np.array([41, 7])) == [whole[0], whole[3]]
     assert detection_dicts(dataset, tmp_path, np.zeros(0, np.int64)) == []
 
 
-def test_detectron2_reads_the_same_from_the_file(dataset, tmp_path):
+def test_detection_dicts_equal_detectron2s_loader(dataset, tmp_path):
     """Its own COCO reader is the oracle; it keeps images without objects too, and only the box's mode differs."""
     from detectron2.data.datasets import load_coco_json
 
@@ -104,12 +104,12 @@ def test_detectron2_reads_the_same_from_the_file(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("start", [0, 1, 6, 7, 8, 20, 700])
-def test_a_stream_from_anywhere_is_the_tail_of_the_whole(start):
+def test_sample_stream_from_a_position_is_the_tail(start):
     whole = take(SampleStream(7, seed=3), start + 30)
     assert take(SampleStream(7, seed=3, start=start), 30) == whole[start:]
 
 
-def test_every_epoch_is_a_permutation_and_no_position_comes_twice():
+def test_sample_stream_epochs_are_permutations():
     codes = take(SampleStream(7, seed=3), 7 * 40)
     epochs = np.array(indices(codes, 7)).reshape(40, 7)
     assert (np.sort(epochs, axis=1) == np.arange(7)).all()
@@ -118,13 +118,13 @@ def test_every_epoch_is_a_permutation_and_no_position_comes_twice():
 
 
 @pytest.mark.parametrize("start", [0, 9])
-def test_ranks_share_the_stream_in_turns(start):
+def test_sample_stream_ranks_interleave(start):
     whole = take(SampleStream(7, seed=3, start=start), 30)
     shares = [take(SampleStream(7, seed=3, start=start, rank=rank, world_size=3), 10) for rank in range(3)]
     assert [code for turn in zip(*shares, strict=True) for code in turn] == whole
 
 
-def test_a_stream_is_its_seeds_and_can_be_begun_again():
+def test_sample_stream_depends_on_the_seed_and_restarts():
     stream = SampleStream(7, seed=3)
     first = take(stream, 20)
     assert take(stream, 20) == first
@@ -132,7 +132,7 @@ def test_a_stream_is_its_seeds_and_can_be_begun_again():
     assert indices(take(SampleStream(1, seed=3), 4), 1) == [0, 0, 0, 0]
 
 
-def test_two_walks_through_one_stream_do_not_disturb_each_other():
+def test_sample_stream_iterators_are_independent():
     stream = SampleStream(5, seed=3)
     expected = take(stream, 23)
     slow, fast = iter(stream), iter(stream)
@@ -144,7 +144,7 @@ def random_numbers(record):
     return record["image_id"], random.random(), np.random.random(), torch.rand(()).item()
 
 
-def test_a_sample_is_the_same_whatever_came_before():
+def test_seeded_dataset_sample_depends_on_the_position_only():
     records = [{"image_id": image_id} for image_id in (7, 12, 30)]
     samples = SeededDataset(records, random_numbers, seed=5)
     expected = [samples[code] for code in range(12)]
@@ -160,7 +160,7 @@ def test_a_sample_is_the_same_whatever_came_before():
     assert len(set.union(*by_position)) == 4
 
 
-def test_loading_a_sample_leaves_the_draws_of_the_step_alone():
+def test_seeded_dataset_keeps_the_torch_generator():
     samples = SeededDataset([{"image_id": 7}], random_numbers, seed=5)
     torch.manual_seed(9)
     expected = torch.rand(3)
@@ -171,7 +171,7 @@ def test_loading_a_sample_leaves_the_draws_of_the_step_alone():
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of loader workers, from Python 3.12 on
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_the_loader_gives_the_same_samples_with_any_number_of_workers(num_workers):
+def test_loader_samples_do_not_depend_on_the_number_of_workers(num_workers):
     from detectron2.data import build_detection_train_loader
 
     records = [{"image_id": image_id} for image_id in (7, 12, 30, 41, 50)]
@@ -219,7 +219,7 @@ def tiny(write_tiny_config, tmp_path):
     return configure
 
 
-def test_a_registered_manifest_is_what_the_trainer_itself_would_see(registered, dataset, tmp_path):
+def test_register_manifest_gives_the_trainers_dicts(registered, dataset, tmp_path):
     name = registered()
     expected = detection_dicts(dataset, tmp_path / "images", np.array([7, 30, 41]))
     assert DatasetCatalog.get(name) == expected
@@ -232,7 +232,7 @@ def test_a_registered_manifest_is_what_the_trainer_itself_would_see(registered, 
     assert metadata.evaluator_type == "coco"
 
 
-def test_the_folder_of_a_manifest_will_do(registered, tmp_path):
+def test_register_manifest_takes_a_folder(registered, tmp_path):
     registered()
     name = "detcurate-test-folder"
     try:
@@ -244,13 +244,13 @@ def test_the_folder_of_a_manifest_will_do(registered, tmp_path):
         MetadataCatalog.remove(name)
 
 
-def test_policies_reach_the_catalog(dataset, tmp_path):
+def test_register_manifest_applies_policies(dataset, tmp_path):
     text = json.loads(dataset.path.read_text())
     text["annotations"][0]["bbox"] = [1, 2, 0, 4]
     path = tmp_path / "bad.json"
     path.write_text(json.dumps(text))
     name = "detcurate-test-policies"
-    with pytest.raises(DatasetError, match="must have a width and a height above 0"):
+    with pytest.raises(DatasetError, match="width"):
         register_manifest(name, path, tmp_path)
     assert name not in DatasetCatalog.list()
     try:
@@ -262,16 +262,16 @@ def test_policies_reach_the_catalog(dataset, tmp_path):
         MetadataCatalog.remove(name)
 
 
-def test_a_name_is_taken_once(registered):
+def test_register_manifest_rejects_a_registered_name(registered):
     name = registered()
     before = DatasetCatalog.get(name)
-    with pytest.raises(ConfigError, match=r"a name of its own, got 'detcurate-test', which is registered already"):
+    with pytest.raises(ConfigError, match="'detcurate-test'"):
         registered()
     assert DatasetCatalog.get(name) == before
 
 
 @pytest.mark.parametrize(("filter_empty", "expected"), [(False, [7, 30, 41]), (True, [30, 41])])
-def test_images_without_boxes_are_kept_when_detectron2_is_told_to(registered, tiny, filter_empty, expected):
+def test_registered_images_without_boxes_are_kept_without_the_filter(registered, tiny, filter_empty, expected):
     name = registered()
     records = get_detection_dataset_dicts([name], filter_empty=filter_empty)
     assert [record["image_id"] for record in records] == expected
@@ -281,7 +281,7 @@ def test_images_without_boxes_are_kept_when_detectron2_is_told_to(registered, ti
     assert sorted(seen) == expected
 
 
-def test_detectron2s_own_loader_gives_the_boxes(registered, tiny):
+def test_registered_boxes_come_from_detectron2s_loader(registered, tiny):
     cfg = tiny(registered(), "INPUT.MIN_SIZE_TRAIN", "(0,)", "INPUT.RANDOM_FLIP", "none", "SOLVER.IMS_PER_BATCH", "3")
     batch = next(iter(build_detection_train_loader(cfg)))
     sample = next(sample for sample in batch if sample["image_id"] == 41)
@@ -291,7 +291,7 @@ def test_detectron2s_own_loader_gives_the_boxes(registered, tiny):
     assert sample["instances"].gt_boxes.tensor.tolist() == [[1, 2, 11, 22], [2, 2, 4, 4]]
 
 
-def test_an_unmodified_default_trainer_trains_on_a_manifest_and_is_evaluated(registered, tiny, tmp_path):
+def test_default_trainer_trains_and_evaluates_on_a_manifest(registered, tiny, tmp_path):
     name = registered()
     cfg = tiny(name, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False", "SOLVER.AMP.ENABLED", "False")
     trainer = DefaultTrainer(cfg)
@@ -338,7 +338,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_detectron2s_evaluator_finds_a_perfect_detector_perfect(dataset, registered, tmp_path, change, suffix):
+def test_coco_evaluator_scores_a_perfect_detector_100(dataset, registered, tmp_path, change, suffix):
     """It reads the file itself where it can; where it cannot, or would count wrong, it is given the dicts."""
     text = json.loads(dataset.path.read_text())
     CHANGES[change](text)
@@ -359,7 +359,7 @@ def test_detectron2s_evaluator_finds_a_perfect_detector_perfect(dataset, registe
     assert np.isnan(figures["AP-person"])  # its only box here is a crowd
 
 
-def test_a_compressed_manifest_gives_the_same_dicts(registered, tmp_path):
+def test_register_manifest_compressed_gives_equal_dicts(registered, tmp_path):
     plain = DatasetCatalog.get(registered())
     assert DatasetCatalog.get(registered("subset.json.gz", name="detcurate-test-gz")) == plain
     packed = (tmp_path / "manifest" / "subset.json.gz").read_bytes()

@@ -1,4 +1,4 @@
-# ruff: noqa: E402  Detectron2 may be absent, and is asked for first
+# ruff: noqa: E402  Detectron2 may be absent, and is imported first
 """Dense disagreement: 5 members, 2 images, 3 classes, levels of 12, 6 and 2 anchors; and real RetinaNets and FCOS."""
 
 import math
@@ -58,7 +58,7 @@ def assert_maps(maps, probs_per_level):
 # Arithmetic
 
 
-def test_two_members_by_hand_e_in_the_denominator():
+def test_mutual_information_of_two_members_by_hand():
     """Of 4 members one says 0.8 and three say 0: the mean is 0.2, over 4 and not over 1."""
     logits = [[torch.tensor([[[math.log(4.0)]]])], *[[torch.tensor([[[-200.0]]])]] * 3]
     maps = accumulated(logits)
@@ -90,13 +90,13 @@ def test_image_scores_by_hand():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_running_sums_against_stacked_members(seed):
+def test_running_sums_equal_stacked_members(seed):
     members = [member_logits(10 * seed + number) for number in range(5)]
     probs = [torch.stack([one[level].double().sigmoid() for one in members]).numpy() for level in range(3)]
     assert_maps(accumulated(members), probs)
 
 
-def test_centerness_weighs_the_probability():
+def test_centerness_scales_the_probability():
     members, centerness = [member_logits(e) for e in range(5)], [member_centerness(e) for e in range(5)]
     probs = [
         torch.stack(
@@ -113,7 +113,7 @@ def test_centerness_weighs_the_probability():
 # Properties
 
 
-def test_identical_members_disagree_on_nothing():
+def test_identical_members_have_no_mutual_information():
     maps = accumulated([member_logits(3)] * 5)
     for mean, information, logits in zip(maps.mean_probs, maps.mutual_information, member_logits(3), strict=True):
         torch.testing.assert_close(mean, logits.sigmoid())
@@ -121,14 +121,14 @@ def test_identical_members_disagree_on_nothing():
     assert maps.image_scores().max() < 1e-6
 
 
-def test_the_order_of_members_does_not_matter():
+def test_mutual_information_does_not_depend_on_member_order():
     members = [member_logits(e) for e in range(5)]
     first, second = accumulated(members), accumulated([members[e] for e in (3, 1, 4, 0, 2)])
     for one, other in zip(first.mutual_information, second.mutual_information, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
 
-def test_values_stay_in_their_range_and_reach_its_top():
+def test_mutual_information_is_within_0_and_ln_2():
     maps = accumulated([member_logits(e, spread=40.0) for e in range(6)])
     for information in maps.mutual_information:
         assert (information >= 0).all() and (information <= math.log(2) + 1e-6).all()
@@ -136,14 +136,14 @@ def test_values_stay_in_their_range_and_reach_its_top():
     assert accumulated(ends).image_scores() == pytest.approx(np.full(N, math.log(2)))
 
 
-def test_the_members_answers_are_left_as_they_are():
+def test_update_does_not_change_its_input():
     logits = member_logits(0)
     copies = [level.clone() for level in logits]
     accumulated([logits, member_logits(1)])
     assert all(torch.equal(one, other) for one, other in zip(logits, copies, strict=True))
 
 
-def test_what_is_kept_does_not_grow_with_the_members():
+def test_memory_does_not_grow_with_the_members():
     def kept(accumulator):
         return sum(tensor.numel() for tensor in (*accumulator._probs, *accumulator._entropies))
 
@@ -187,7 +187,7 @@ def fcos(seed):
 
 @pytest.mark.parametrize("build", [retinanet, fcos])
 @torch.inference_mode()
-def test_real_members_against_their_stacked_scores(build):
+def test_real_members_equal_their_stacked_scores(build):
     models, batch = [build(seed) for seed in range(4)], inputs()
     accumulator, scores = DenseAccumulator(num_members=4), []
     for model in models:
@@ -204,7 +204,7 @@ def test_real_members_against_their_stacked_scores(build):
 
 @pytest.mark.parametrize("build", [retinanet, fcos])
 @torch.inference_mode()
-def test_anchors_in_the_padding_are_outside(build):
+def test_anchors_inside_excludes_the_padding(build):
     model, batch = build(0), inputs()
     images = model.preprocess_image(batch)
     features = model.backbone(images.tensor)
@@ -223,31 +223,31 @@ def test_anchors_in_the_padding_are_outside(build):
 # Messages
 
 
-def test_what_cannot_be_accumulated_is_named():
-    with pytest.raises(ConfigError, match="mode dense must have at least 2 members, got 1; one member has nobody to"):
+def test_accumulator_names_wrong_counts_and_shapes():
+    with pytest.raises(ConfigError, match=r"dense.*at least 2.*got 1"):
         DenseAccumulator(num_members=1)
     accumulator = DenseAccumulator(num_members=2)
     accumulator.update(member_logits(0))
-    with pytest.raises(PredictionError, match="must be given 2 members, got 1"):
+    with pytest.raises(PredictionError, match=r"num_members.*2 members.*got 1"):
         accumulator.result()
-    with pytest.raises(PredictionError, match=r"same anchors and classes, got \[\(2, 12, 3\), .* after \[\(2, 12, 3\)"):
+    with pytest.raises(PredictionError, match=r"logits.*\[\(2, 12, 3\), .* \(got \[\(2, 12, 3\)"):
         accumulator.update(member_logits(1)[:2])
     accumulator.update(member_logits(1))
-    with pytest.raises(PredictionError, match="must be given 2 members, got one more"):
+    with pytest.raises(PredictionError, match=r"num_members.*2 members.*one more"):
         accumulator.update(member_logits(2))
-    with pytest.raises(ConfigError, match="top_k must be at least 1, got 0; 1 is the maximum"):
+    with pytest.raises(ConfigError, match=r"top_k.*at least 1.*got 0"):
         accumulator.result().image_scores(top_k=0)
 
 
-def test_a_detector_without_dense_heads_is_refused():
+def test_require_dense_rejects_a_two_stage_detector():
     model = build_model(load_config(CONFIGS / "Base-CPU-Tiny.yaml", []))
-    with pytest.raises(EnsembleError, match="must have a one-stage detector, .* got GeneralizedRCNN; set CURATE.PRED"):
+    with pytest.raises(EnsembleError, match=r"CURATE.PREDICT.MODE.*dense.*got GeneralizedRCNN"):
         require_dense(model)
     require_dense(fcos(0))
 
 
-def test_a_member_with_nan_is_named_with_the_image():
+def test_nan_of_a_member_names_the_image():
     model, batch = retinanet(0), inputs()
     batch[1]["image"][:] = math.nan
-    with torch.inference_mode(), pytest.raises(PredictionError, match=r"must be finite, got .* \(image_id 71\)"):
+    with torch.inference_mode(), pytest.raises(PredictionError, match=r"not finite.*image_id 71"):
         dense_outputs(model, model.backbone(model.preprocess_image(batch).tensor), batch)
