@@ -154,7 +154,7 @@ def test_warm_start_begins_with_the_previous_weights_of_the_same_run(built_up, d
 
 def test_full_arm_is_trained_after_an_ensemble_of_a_part(built_up):
     _, output, text = built_up
-    assert "3 detectors trained" in text
+    assert "trained 3 detectors" in text
     assert not list((output / "retrain").rglob("reused.txt"))
 
 
