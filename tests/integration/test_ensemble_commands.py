@@ -26,8 +26,8 @@ E = "CURATE.ENSEMBLE."
         ((E + "SCHEDULE", "every"), (E + "SCHEDULE", "'every'", "cosine_cycles")),
         ((E + "SCHEDULE", "every_n"), (E + "EVERY", "SOLVER.MAX_ITER", "1000")),
         ((E + "SCHEDULE", "every_n", E + "EVERY", "0"), (E + "EVERY", "got 0")),
-        ((E + "SCHEDULE", "explicit"), (E, "iterations", "explicit")),
-        ((E + "SCHEDULE", "every_n", E + "ITERATIONS", "(1, 2)"), (E, "iterations", "every_n", "[1, 2]")),
+        ((E + "SCHEDULE", "explicit"), ("CURATE.ENSEMBLE", "explicit")),
+        ((E + "SCHEDULE", "every_n", E + "ITERATIONS", "(1, 2)"), ("CURATE.ENSEMBLE", "every_n", "[1, 2]")),
         ((E + "SCHEDULE", "cosine_cycles"), ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineCyclesLR")),
         (
             (E + "SCHEDULE", "cosine_cycles", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineCyclesLR", E + "CYCLES", "3"),
@@ -43,7 +43,7 @@ E = "CURATE.ENSEMBLE."
         ((E + "AVERAGE_LAST", "1"), (E + "AVERAGE_EVERY", "1 iterations")),
         ((E + "MAX_GB", "-1"), (E + "MAX_GB", "got -1.0")),
         ((E + "MAX_GB", "1e-6"), (E + "MAX_GB",)),
-        ((E + "AUGMENTATIONS", "('blur',)"), (E, "'blur'", "no_flip")),
+        ((E + "AUGMENTATIONS", "('blur',)"), ("CURATE.ENSEMBLE.AUGMENTATIONS", "'blur'", "no_flip")),
         (("CURATE.TRAIN.GPUS_PER_RUN", "2"), ("CURATE.TRAIN.GPUS_PER_RUN", "got 2")),
     ],
 )

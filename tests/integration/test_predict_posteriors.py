@@ -413,10 +413,10 @@ def test_require_finite_by_hand():
 
 
 @pytest.fixture
-def warnings_said(monkeypatch):
+def logged_warnings(monkeypatch):
     """Collect what the package's logger says, whoever has taken the logger before."""
     messages = []
-    monkeypatch.setattr(posterior, "_told", set())
+    monkeypatch.setattr(posterior, "_warned", set())
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.append(record.getMessage())
     logger = logging.getLogger("detcurate")
@@ -425,7 +425,7 @@ def warnings_said(monkeypatch):
     logger.removeHandler(handler)
 
 
-def test_unknown_detector_uses_top_scores_and_warns_once(warnings_said):
+def test_unknown_detector_uses_top_scores_and_warns_once(logged_warnings):
     for seed in (0, 1):
         model = retinanet(seed)
         model.__class__ = OtherRetinaNet
@@ -439,16 +439,16 @@ def test_unknown_detector_uses_top_scores_and_warns_once(warnings_said):
             others[torch.arange(len(instances)), instances.pred_classes] = 0
             assert not others[:, :-1].any()
             assert torch.equal(instances.class_probs[:, -1], 1 - instances.scores)
-    assert warnings_said == ["the posterior of a OtherRetinaNet is not known to detcurate: only its top score is used"]
+    assert logged_warnings == ["the posterior of a OtherRetinaNet is not known to detcurate: only its top score is used"]
 
 
-def test_faster_rcnn_with_sigmoids_uses_top_scores(warnings_said):
+def test_faster_rcnn_with_sigmoids_uses_top_scores(logged_warnings):
     model = faster_rcnn(0, "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "True")
     found = ours(model, inputs())
     assert_same_detections(found, own(model, inputs()))
     for instances in found:
         assert_posterior(instances)
-    assert len(warnings_said) == 1
-    warnings_said.clear()
+    assert len(logged_warnings) == 1
+    logged_warnings.clear()
     ours(faster_rcnn(), inputs())
-    assert warnings_said == []
+    assert logged_warnings == []

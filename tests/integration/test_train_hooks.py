@@ -165,7 +165,7 @@ def test_crashed_training_keeps_the_members_before_the_crash(writer):
 
 
 def test_crash_while_saving_leaves_index_correct_and_no_temporary_file(writer, tmp_path, monkeypatch):
-    from detcurate.d2.train.trainer import hooks as ours
+    from detcurate.d2.train import hooks as ours
 
     def half(state, path):
         if writer.members():
