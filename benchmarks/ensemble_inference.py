@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Asking an ensemble about a pool: one pass for all members, beside Detectron2's ``inference_on_dataset`` for each.
+"""Inference of an ensemble: one pass for all members, against Detectron2's ``inference_on_dataset`` for each member.
 
-Everything is real: a pool is rendered to JPEG, two runs are trained, and both sides start from the same member files
-and the same images. Peak memory is that of the largest process.
+A pool is rendered to JPEG and two runs are trained. Both sides use the same member files and images. Peak memory is
+that of the largest process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def train(folder: Path, arguments: argparse.Namespace) -> list[str]:
-    """Render a pool and train an ensemble on it; return the command-line words of the config."""
+    """Render a pool and train an ensemble on it; return the command-line arguments of the config."""
     from detcurate.cli import main
 
     words = [
@@ -53,7 +53,7 @@ def make_run(words: list[str]) -> Any:
 
 
 def one_by_one(words: list[str], folder: Path, threads: int) -> int:
-    """Detectron2's own way: its test loader and ``inference_on_dataset``, once for every checkpoint."""
+    """Run Detectron2's test loader and ``inference_on_dataset`` once for every checkpoint; return the detections."""
     import torch
     from detectron2.data import DatasetCatalog, build_detection_test_loader
     from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
@@ -88,7 +88,7 @@ def one_by_one(words: list[str], folder: Path, threads: int) -> int:
 
 
 def one_pass(words: list[str], folder: Path, threads: int) -> int:
-    """Our way: the stage ``predict`` on an empty directory."""
+    """Run the stage ``predict`` on an empty directory; return the number of detections."""
     from detcurate.pipeline.stages.predict import predict_stage
     from detcurate.predictions.store import read_members, read_predictions
 
@@ -100,7 +100,7 @@ def one_pass(words: list[str], folder: Path, threads: int) -> int:
 
 
 def repeated_pool(words: list[str], folder: Path, threads: int) -> int:
-    """One process, two members, small images: the pool's files again and again, ``threads`` thousand images."""
+    """Predict ``threads`` thousand images with two members in one process, repeating the pool's small images."""
     from detcurate.d2.infer.cluster import predict_cluster
     from detcurate.d2.infer.worker import PredictionJob
     from detcurate.ensemble.index import MEMBER_INDEX, read_index
@@ -128,10 +128,10 @@ def repeated_pool(words: list[str], folder: Path, threads: int) -> int:
 
 
 def modes(words: list[str], folder: Path, threads: int) -> dict[str, float]:
-    """Ask the same questions in the three modes, one thread; return seconds an image and member of each.
+    """Predict the same images in the three modes with one thread; return seconds an image and member of each.
 
-    ``cluster`` and ``reference`` ask the trained two-stage members, ``dense`` and its own ``cluster`` a RetinaNet of
-    the same backbone with as many members, untrained: the arithmetic is the same.
+    ``cluster`` and ``reference`` use the trained two-stage members. ``dense`` and a second ``cluster`` use as many
+    members of a RetinaNet with the same backbone; it is untrained, which does not change the arithmetic.
     """
     import torch
     from detectron2.data import DatasetMapper
@@ -199,13 +199,13 @@ def modes(words: list[str], folder: Path, threads: int) -> dict[str, float]:
     }
     seconds: dict[str, list[float]] = {name: [] for name in work}
     with torch.inference_mode():
-        for _ in range(4):  # the first warms up
+        for _ in range(4):  # the first repetition warms up
             for name, predict in work.items():
                 begun = time.perf_counter()
                 predict()
                 seconds[name].append(time.perf_counter() - begun)
-    requested = len(samples) * len(two_stage)
-    return {name: statistics.median(times[1:]) / requested for name, times in seconds.items()}
+    passes = len(samples) * len(two_stage)
+    return {name: statistics.median(times[1:]) / passes for name, times in seconds.items()}
 
 
 WORK: dict[str, Callable[[list[str], Path, int], Any]] = {
@@ -217,7 +217,7 @@ WORK: dict[str, Callable[[list[str], Path, int], Any]] = {
 
 
 def measure(name: str, words: list[str], folder: Path, threads: int = 1) -> dict[str, Any]:
-    """Run one piece of work in a process of its own; return seconds, detections and peak memory."""
+    """Run one task in a separate process; return seconds, detections and peak memory."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads if name == "one_by_one" else 1)}
     described = json.dumps({"name": name, "words": words, "folder": str(folder), "threads": threads})
     command = [sys.executable, __file__, "--work", described]
@@ -226,14 +226,14 @@ def measure(name: str, words: list[str], folder: Path, threads: int = 1) -> dict
 
 
 def do_work(described: str) -> None:
-    """Do one piece of work here and print its figures."""
+    """Run one task in this process and print its figures."""
     import resource
 
     work = json.loads(described)
     start = time.perf_counter()
     detections = WORK[work["name"]](work["words"], Path(work["folder"]), work["threads"])
     seconds = time.perf_counter() - start
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    peak = max(resource.getrusage(scope).ru_maxrss for scope in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(json.dumps({"seconds": seconds, "detections": detections, "peak_gb": peak / 1e6}))
 
 
@@ -254,28 +254,28 @@ def report(arguments: argparse.Namespace) -> list[str]:
     ours = statistics.median(figure["seconds"] for figure in figures["one_pass", 1])
     for (name, threads), found in figures.items():
         seconds = sorted(figure["seconds"] for figure in found)
-        what = f"`inference_on_dataset` for each member, {threads} threads" if name == "one_by_one" else "one pass"
+        label = f"`inference_on_dataset` for each member, {threads} threads" if name == "one_by_one" else "one pass"
         median = statistics.median(seconds)
         rows.append(
-            f"| {what} | {median:.1f} | {seconds[0]:.1f} | {seconds[-1]:.1f} | {median / ours:.2f} | "
+            f"| {label} | {median:.1f} | {seconds[0]:.1f} | {seconds[-1]:.1f} | {median / ours:.2f} | "
             f"{found[0]['detections']:,} | {max(figure['peak_gb'] for figure in found):.2f} |"
         )
     lines = [
-        "# Asking an ensemble",
+        "# Inference of an ensemble",
         "",
         f"{arguments.num_members} members on {arguments.num_images} JPEG images of 640x400, "
-        f"`{Path(arguments.config_file).name}`, {arguments.device}; everything from the start of the work to its end, "
-        "models and files included.",
+        f"`{Path(arguments.config_file).name}`, {arguments.device}; from start to end, including loading of models and "
+        "writing of files.",
         "",
-        "| what | median s | min s | max s | × one pass | detections | peak GB |",
+        "| inference | median s | min s | max s | × one pass | detections | peak GB |",
         "|---|---:|---:|---:|---:|---:|---:|",
         *rows,
         "",
     ]
     lines += [
-        "What an image costs a member, one thread, decoding apart.",
+        "Cost of an image and a member with one thread, without decoding.",
         "",
-        "| mode | ms | × its cluster |",
+        "| mode | ms | × cluster of that detector |",
         "|---|---:|---:|",
     ]
     for name, cost in costs.items():
@@ -283,7 +283,7 @@ def report(arguments: argparse.Namespace) -> list[str]:
     lines.append("")
     if growth:
         lines += [
-            "Memory does not follow the pool: 2 members, one process.",
+            "Memory by size of the pool: 2 members, one process.",
             "",
             "| images | s | peak GB |",
             "|---:|---:|---:|",

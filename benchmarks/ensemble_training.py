@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""What saving an ensemble costs: time beside the same training without the hook, disk beside Detectron2's own.
+"""Cost of saving an ensemble: time against a training without the hook, disk against Detectron2's checkpoints.
 
 One training of the tiny detector on rendered images, 10 members over 200 iterations. Trainings with and without the
-hook alternate, in one process each; the time of the hook itself is taken too, around its ``after_step``, because
-trainings on a shared machine differ by more than the hook costs.
+hook alternate, each in its own process. The time inside the hook's ``after_step`` is measured too, because trainings on
+a shared machine differ by more than the hook costs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ARMS = ("none", "fp32", "bf16")
 
 
 def train(folder: Path, arm: str, iterations: int, members: int) -> dict[str, float]:
-    """Train with Detectron2's SimpleTrainer, with the hook or without; return seconds of training and of the hook."""
+    """Train with Detectron2's SimpleTrainer, with or without the hook; return seconds of training and of the hook."""
     import torch
     from detectron2.data import DatasetMapper, build_detection_train_loader
     from detectron2.engine import SimpleTrainer, hooks
@@ -79,7 +79,7 @@ def _config(iterations: int, *overrides: str):  # noqa: ANN202
 
 
 def sizes() -> list[tuple[str, int]]:
-    """Return the bytes of Detectron2's own checkpoints and of members, of one model that made one update."""
+    """Return the bytes of Detectron2's checkpoints and of members, for one model after one update."""
     import torch
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.engine.hooks import PeriodicCheckpointer
@@ -108,14 +108,14 @@ def sizes() -> list[tuple[str, int]]:
             hook.max_iter = 200
             hook.step(0)
             found.append((f"Detectron2, {optimizer_name}", (output / "model_0000000.pth").stat().st_size))
-        for storage in ("fp32", "bf16", "fp16"):
-            save_member(model, folder / storage, 0, dtype=storage)
-            found.append((storage, next((folder / storage).rglob("*.safetensors")).stat().st_size))
+        for dtype in ("fp32", "bf16", "fp16"):
+            save_member(model, folder / dtype, 0, dtype=dtype)
+            found.append((dtype, next((folder / dtype).rglob("*.safetensors")).stat().st_size))
     return found
 
 
 def measure(folder: Path, arm: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Run one training in a process of its own."""
+    """Run one training in a separate process."""
     size = [str(arguments.iterations), str(arguments.members)]
     command = [sys.executable, __file__, "--run", arm, str(folder), *size]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=200, help="(default: %(default)s)")
     parser.add_argument("--members", type=int, default=10, help="(default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="(default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="write the tables there too")
+    parser.add_argument("--output", type=Path, help="also write the tables to this file")
     parser.add_argument("--run", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
@@ -156,13 +156,13 @@ def main() -> None:
 def _times(arguments: argparse.Namespace, figures: dict[str, list[dict[str, float]]]) -> list[str]:
     base = statistics.median(found["seconds"] for found in figures["none"])
     lines = [
-        "# Saving an ensemble while it trains",
+        "# Cost of saving an ensemble during training",
         "",
         f"{arguments.members} members over {arguments.iterations} iterations of the tiny Faster R-CNN (AdamW, batch 8, "
-        f"112×180), one thread; {arguments.repeats} trainings each, in turn. `hook` is the time inside the hook, as a "
-        "part of that training: the measurement that the machine's noise leaves alone. `beside` compares trainings.",
+        f"112×180), one thread; {arguments.repeats} trainings of each kind, alternating. `hook` is the time inside the "
+        "hook, which is robust to other load on the machine; `difference` compares the trainings.",
         "",
-        "| hook | median s | min s | max s | beside no hook | hook s | hook, % of training | a member, ms |",
+        "| hook | median s | min s | max s | difference | hook s | hook, % of training | ms a member |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for arm, found in figures.items():
@@ -187,16 +187,16 @@ def _sizes(found: list[tuple[str, int]]) -> list[str]:
         "|---|---:|---:|---:|",
     ]
     lines += [f"| {name} | {size / 1e6:.2f} | {size / adamw:.1%} | {size / sgd:.1%} |" for name, size in found]
-    for storage, most in (("fp32", 0.45), ("bf16", 0.25)):
+    for dtype, limit in (("fp32", 0.45), ("bf16", 0.25)):
         verdicts = [
-            f"{'met' if whole[storage] / size <= most else 'missed'} with {optimizer}"
+            f"{'met' if whole[dtype] / size <= limit else 'missed'} with {optimizer}"
             for optimizer, size in (("AdamW", adamw), ("SGD", sgd))
         ]
-        lines += ["", f"Target, {storage} at most {most:.0%} of Detectron2's own checkpoint: {', '.join(verdicts)}."]
+        lines += ["", f"Target, {dtype} at most {limit:.0%} of Detectron2's checkpoint: {', '.join(verdicts)}."]
     lines += [
         "",
-        "Detectron2's holds the weights, the optimizer's state (AdamW two numbers a weight, SGD with momentum one) and "
-        "the schedule: a member in fp32 cannot be below a third or a half of it.",
+        "Detectron2's checkpoint holds the weights, the optimizer's state (two numbers a weight for AdamW, one for SGD "
+        "with momentum) and the schedule: a member in fp32 has at least a third or half of its size.",
     ]
     return lines
 

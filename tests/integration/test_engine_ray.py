@@ -286,7 +286,7 @@ def test_sigterm_ends_command_and_keeps_cluster(finished_run, cluster, copied_to
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 143, said
     assert said.splitlines()[-1].endswith(INTERRUPTED)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert len(list((output / "predict").rglob("shard-*"))) == 6
 

@@ -1,4 +1,4 @@
-# ruff: noqa: E402  Ray and Detectron2 may be absent, and are asked for first
+# ruff: noqa: E402  Ray and Detectron2 may be absent, and are imported first
 """What a cluster loses in the middle of a pass: the pass completes, with the bytes of one that lost nothing.
 
 90 rendered images in 30 shards by 2 members. A fault is a thread of this process that waits for the first shards.
