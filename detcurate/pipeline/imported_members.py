@@ -204,7 +204,7 @@ def imported_predict_stage(run: Run) -> Stage:
     if predictions_digest(run, found.options) != found.digest:
         raise PredictionError(
             f"{found.directory}: imported with other images, classes or CURATE.PREDICT.SHARD_SIZE. Run "
-            f"now, got others ({found.directory}); run `detcurate import {name}` again with this config"
+            f"`detcurate import {name}` again with this config."
         )
     settings = {
         _SETTING: name,

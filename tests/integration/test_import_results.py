@@ -1,4 +1,4 @@
-"""``detcurate import``: from results files of any detector to a manifest that verifies, without torch."""
+"""Import of results files of any detector, up to a manifest that verifies, without torch."""
 
 import json
 import os
@@ -26,7 +26,7 @@ NUM_IMAGES, CATEGORIES = 7, (2, 5, 9)
 
 @pytest.fixture
 def pool(tmp_path):
-    """A pool of 7 images of which the last is broken, and its config: file, OUTPUT_DIR, folder of the data."""
+    """Write a pool of 7 images, the last one broken; return config file, OUTPUT_DIR and folder of the data."""
     root, rng = tmp_path / "data", np.random.default_rng(0)
     (root / "images").mkdir(parents=True)
     images = []
@@ -58,7 +58,7 @@ CURATE:
 
 
 def write_results(root, number, **changes: object):
-    """Write what the number-th checkpoint answers: each label, moved and doubted a little more each time."""
+    """Write the predictions of one checkpoint: the labels, moved at random, more for a higher number."""
     rng = np.random.default_rng(number)
     labels = json.loads((root / "train.json").read_text())["annotations"]
     records = [
@@ -79,7 +79,7 @@ def write_results(root, number, **changes: object):
 
 @pytest.fixture
 def three(pool):
-    """The words that import three members as ``yolo``."""
+    """Return the arguments that import three members as ``yolo``."""
     config, _, root = pool
     members = [word for number in range(3) for word in ("--member", str(write_results(root, number)))]
     return ["import", "yolo", "--config-file", str(config), *members]
@@ -89,12 +89,15 @@ def curate(config, *more: object):
     return ["--config-file", config, "--until", "manifest", "CURATE.PREDICT.RESULTS", "yolo", *more]
 
 
-def test_three_members_are_imported_and_curated_to_a_manifest_that_verifies(pool, three, done):
+def num_members(output):
+    """Return the number of members in the provenance of the manifest."""
+    return len(json.loads((output / "manifest" / "provenance.json").read_text())["ensemble"])
+
+
+def test_import_three_members_gives_verified_manifest(pool, three, done):
     config, output, root = pool
-    assert "3 members imported; use them with CURATE.PREDICT.RESULTS yolo" in done(*three)
-    text = done(*curate(config))
-    assert "3 members, imported as yolo" in text
-    assert "6 images by 3 imported members in 2 shards" in text
+    assert "CURATE.PREDICT.RESULTS yolo" in done(*three)
+    done(*curate(config))
     provenance = json.loads((output / "manifest" / "provenance.json").read_text())
     assert [(m["run"], m["iteration"], m["results"], m["sha256"]) for m in provenance["ensemble"]] == [
         (0, number, f"epoch{number}.json", sha256_file(root / f"epoch{number}.json")) for number in range(3)
@@ -110,7 +113,7 @@ def test_three_members_are_imported_and_curated_to_a_manifest_that_verifies(pool
     assert "forgetting" in trajectories
 
 
-def test_a_ledger_that_lost_lines_does_not_pass_for_a_smaller_ensemble(pool, three, done, refused):
+def test_member_index_without_lines_is_damaged(pool, three, done, refused):
     config, output, _ = pool
     done(*three)
     done(*curate(config))
@@ -118,17 +121,19 @@ def test_a_ledger_that_lost_lines_does_not_pass_for_a_smaller_ensemble(pool, thr
     lines = member_index.read_text().splitlines(keepends=True)
     assert len(lines) == 3
     member_index.write_text("".join(lines[:2]))
-    assert f"{member_index}: this file of the stage 'train' is damaged" in refused("ensemble", "list", output)
+    message = refused("ensemble", "list", output)
+    assert str(member_index) in message
+    assert "damaged" in message
 
 
-def test_imported_answers_cannot_be_asked_to_rank_whatever_the_config_says(pool, three, done, refused):
+def test_rank_imported_predictions_exits_with_message(pool, three, done, refused):
     config, _, root = pool
     done(*three)
     done(*curate(config))
-    assert "imported predictions cannot rank" in refused("rank", root / "train.json", "--config-file", config)
+    assert "imported predictions" in refused("rank", root / "train.json", "--config-file", config)
 
 
-def test_it_runs_where_torch_and_detectron2_cannot_be_imported(pool, three, tmp_path):
+def test_import_and_curate_run_without_torch_and_detectron2(pool, three, tmp_path):
     config, output, _ = pool
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(_WITHOUT_TORCH)
@@ -147,10 +152,11 @@ def test_it_runs_where_torch_and_detectron2_cannot_be_imported(pool, three, tmp_
     for words in (three, curate(config), ("manifest", "verify", output / "manifest")):
         finished = curate_py(*words)
         assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.endswith("the manifest is what it says it is\n")
+    assert "failed" not in finished.stdout
     refused = curate_py("--config-file", config, "CURATE.PREDICT.RESULTS", "yolo")
     assert refused.returncode == 2
-    assert "the stage 'retrain', before which --until manifest stops, needs Detectron2" in refused.stderr
+    assert "'retrain'" in refused.stderr
+    assert "Detectron2" in refused.stderr
 
 
 _WITHOUT_TORCH = '''
@@ -158,7 +164,7 @@ import sys
 
 
 class Without:
-    """A finder that finds no torch, as if it were not installed: for find_spec as for import."""
+    """A finder that does not find torch, for find_spec and for import."""
 
     def __init__(self, finder):
         self.finder = finder
@@ -177,7 +183,7 @@ sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 
 
 @pytest.mark.skipif(not has_detectron2(), reason="Detectron2 is not installed: `make setup` installs it")
-def test_what_a_detectron2_run_answered_gives_the_same_scores_when_it_is_imported(write_tiny_config, tmp_path, done):
+def test_import_predictions_of_detectron2_run_give_equal_scores(write_tiny_config, tmp_path, done):
     for name in ("theirs", "ours"):
         (tmp_path / name).mkdir()
     config, whole = write_tiny_config(tmp_path / "theirs")
@@ -219,7 +225,7 @@ def export(shards, member, dataset):
     return records
 
 
-def test_an_import_is_replaced_as_a_whole_and_a_file_that_stays_is_not_read_again(pool, three, done, refused):
+def test_import_same_name_replaces_import_and_keeps_unchanged_members(pool, three, done, refused):
     config, output, root = pool
     done(*three)
     imported = output / "imported" / "yolo"
@@ -231,36 +237,39 @@ def test_an_import_is_replaced_as_a_whole_and_a_file_that_stays_is_not_read_agai
     assert (imported / "import.json").read_bytes() == before
     assert sorted(path.name for path in imported.iterdir()) == folders
     text = done(*three, "--member", write_results(root, 3))
-    assert text.count("there already") == 3
+    assert text.count(": unchanged, ") == 3
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
-    assert "6 images by 4 imported members" in done(*curate(config))
+    done(*curate(config))
+    assert num_members(output) == 4
     done(*three[:6], "--member", root / "epoch3.json")
     assert len(list(imported.glob("*/results.json"))) == 2
     text = done(*curate(config))
-    assert "train: runs again (imported changed" in text
-    assert "6 images by 2 imported members" in text
+    assert "train: runs again" in text
+    assert num_members(output) == 2
 
 
-def test_what_differs_from_the_import_is_told(pool, three, done, refused):
+def test_predict_pool_unlike_import_exits_with_message(pool, three, done, refused):
     config, output, root = pool
-    assert "CURATE.PREDICT.RESULTS: no such import" in refused(*curate(config))
+    assert "CURATE.PREDICT.RESULTS" in refused(*curate(config))
     done(*three)
-    assert f"no such import in {output} (got 'yoda'; existing: yolo)" in refused(
-        *curate(config, "CURATE.PREDICT.RESULTS", "yoda")
-    )
+    message = refused(*curate(config, "CURATE.PREDICT.RESULTS", "yoda"))
+    assert str(output) in message
+    assert "yolo" in message
+    assert "'yoda'" in message
     message = refused(*curate(config, "CURATE.PREDICT.SHARD_SIZE", "3"))
     assert "CURATE.PREDICT.SHARD_SIZE" in message
     coco = json.loads((root / "train.json").read_text())
     coco["annotations"].pop()
     (root / "train.json").write_text(json.dumps(coco))
-    assert "3 imported members on 6 images" in done(*curate(config))  # labels may change, images may not
+    done(*curate(config))  # labels may change, images may not
+    assert num_members(output) == 3
     coco["images"][0]["id"] = 1
     coco["annotations"] = []
     (root / "train.json").write_text(json.dumps(coco))
-    assert "imported with other images" in refused(*curate(config))
+    assert str(output / "imported" / "yolo") in refused(*curate(config))
 
 
-def test_quarantined_images_and_boxes_without_area_are_counted(pool, three, done):
+def test_import_ignored_records_are_counted(pool, three, done):
     config, _, root = pool
     records = [
         {"image_id": 28, "category_id": 9, "bbox": [1, 2, 3, 4], "score": 0.9},
@@ -269,12 +278,12 @@ def test_quarantined_images_and_boxes_without_area_are_counted(pool, three, done
     ]
     (root / "r.json").write_text(json.dumps(records))
     text = done("import", "x", "--config-file", config, "--member", root / "r.json")
-    assert "kept 1 of 3 detections (ignored 1 without area, 1 on quarantined images)" in text
-    assert "ignored 1 boxes without area" in text
+    assert "1 of 3 detections" in text
+    assert "1 without area, 1 on quarantined images" in text
     assert "more than half of the boxes" in text
 
 
-def test_names_as_ultralytics_writes_them(pool, done, refused):
+def test_import_ultralytics_names_need_keys(pool, done, refused):
     config, _, root = pool
     record = {"image_id": 2, "category_id": 0, "bbox": [1, 2, 3, 4], "score": 0.9}
     (root / "predictions.json").write_text(json.dumps([record]))
@@ -287,7 +296,7 @@ def test_names_as_ultralytics_writes_them(pool, done, refused):
     assert (member["counts"]["kept"], member["file"]) == (1, "run-0/iter-0000000/predictions.json")
 
 
-def test_an_empty_file_goes_with_files_of_any_form(pool, done):
+def test_import_empty_file_fits_files_of_any_form(pool, done):
     config, output, root = pool
     (root / "empty.json").write_text("[]")
     probs = write_results(root, 1, class_probs=[0.5, 0.25, 0.125])
@@ -297,24 +306,24 @@ def test_an_empty_file_goes_with_files_of_any_form(pool, done):
     shard = next(iter(read_predictions(output / "predict", read_members(output / "predict"))))[0]
     assert shard.posterior_form == "sigmoid"
     assert set(shard.member.tolist()) == {1}
-    assert done(*words).count("unchanged") == 1
+    assert done(*words).count(": unchanged, ") == 1
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--score-floor", "1.5"), "--score-threshold/--score-floor: must be a number in [0, 1] (got 1.5)"),
-        (("--max-per-image", "-1"), "--max-per-image: must be an integer of at least 0 (got -1)"),
-        (("--member", "{root}/absent.json"), "--member: no such file (got {root}/absent.json)"),
-        (("--member", "{root}/copy.json"), "{root}/epoch1.json and {root}/copy.json both have the same bytes"),
-        (("--member", "s3://me:pa55word@bucket/a.json"), "--member: must be a local file (got a URL, s3://...)"),
-        (("--member", "{root}/copy.json@0:1"), "FILE@RUN:ITERATION for all members or for none"),
+        (("--score-floor", "1.5"), "1.5"),
+        (("--max-per-image", "-1"), "-1"),
+        (("--member", "{root}/absent.json"), "{root}/absent.json"),
+        (("--member", "{root}/copy.json"), "{root}/epoch1.json and {root}/copy.json"),
+        (("--member", "s3://me:pa55word@bucket/a.json"), "s3://"),
+        (("--member", "{root}/copy.json@0:1"), "FILE@RUN:ITERATION"),
         (("--member", "{root}/train.json"), "an object with the keys images, annotations, categories"),
-        (("--member", "{root}/probs.json"), "scores alone ({root}/epoch0.json) and class_probs with the background ("),
+        (("--member", "{root}/probs.json"), "{root}/epoch0.json"),
         (("CURATE.PREDICT.EMBEDDINGS", "True"), "CURATE.PREDICT.EMBEDDINGS: "),
     ],
 )
-def test_what_cannot_be_imported(pool, three, refused, words, message):
+def test_import_unusable_arguments_exit_with_message(pool, three, refused, words, message):
     _, output, root = pool
     shutil.copy(root / "epoch1.json", root / "copy.json")
     write_results(root, 4, class_probs=[0.25, 0.25, 0.25, 0.25]).rename(root / "probs.json")
@@ -323,33 +332,35 @@ def test_what_cannot_be_imported(pool, three, refused, words, message):
 
 
 @pytest.mark.parametrize("name", ["../x", "a b", ".hidden", ""])
-def test_names_that_are_no_folders(pool, three, refused, name):
-    assert "must be a name" in refused(three[0], name, *three[2:])
+def test_import_unusable_name_exits_with_message(pool, three, refused, name):
+    message = refused(three[0], name, *three[2:])
+    assert "name" in message.lower()
+    assert name in message
 
 
-def test_a_checkpoint_named_twice(pool, three, refused):
+def test_import_repeated_checkpoint_exits_with_message(pool, three, refused):
     words = [f"{word}@1:500" if word.endswith(".json") else word for word in three]
     assert "run 1, iteration 500" in refused(*words)
 
 
-def test_runs_and_iterations():
+def test_parse_members_runs_and_iterations():
     files = parse_members(["a@2x.json@1:500", "b.json@0:7"])
     assert [(file.path.name, file.run, file.iteration) for file in files] == [("a@2x.json", 1, 500), ("b.json", 0, 7)]
     assert [(file.run, file.iteration) for file in parse_members(["a@2x.json", "b.json"])] == [(0, 0), (0, 1)]
-    with pytest.raises(ConfigError, match=r"got a.json beside others"):
+    with pytest.raises(ConfigError, match=r"a\.json"):
         parse_members(["a.json", "b.json@0:7"])
 
 
-def test_an_ensemble_of_detectron2_is_not_replaced(pool, three, refused):
+def test_import_keeps_ensemble_of_detectron2(pool, three, refused):
     _, output, _ = pool
     (output / "train").mkdir(parents=True)
     stage_metadata = {"status": "complete", "digest": "", "settings": {"CURATE.ENSEMBLE": {"num_runs": 2}}}
     (output / "train" / "stage.json").write_text(json.dumps(stage_metadata))
-    assert "holds a trained ensemble" in refused(*three)
+    assert str(output) in refused(*three)
     assert (output / "train" / "stage.json").exists()
 
 
-def test_a_fresh_start_keeps_what_it_starts_from(pool, three, done):
+def test_fresh_run_keeps_import_in_use(pool, three, done):
     config, output, _ = pool
     done(*three)
     done(*curate(config, "--fresh"))
@@ -358,22 +369,23 @@ def test_a_fresh_start_keeps_what_it_starts_from(pool, three, done):
     assert not (output / "imported").exists()
 
 
-def test_a_dry_run_tells_what_was_imported(pool, three, done):
+def test_dry_run_names_import(pool, three, done):
     config, output, _ = pool
     done(*three)
     text = done(*curate(config, "--dry-run"))
-    assert "3 members, imported as yolo" in text
+    assert "3 members" in text
+    assert "yolo" in text
     assert not (output / "train").exists()
 
 
-def test_a_damaged_copy_is_found(pool, three, done, refused):
+def test_predict_damaged_copy_exits_with_message(pool, three, done, refused):
     config, output, _ = pool
     done(*three)
     next(iter((output / "imported" / "yolo").glob("*/results.json"))).write_text("[]")
-    assert "import the results again" in refused(*curate(config))
+    assert str(output / "imported" / "yolo") in refused(*curate(config))
 
 
-def test_help_describes_the_format(capsys):
+def test_import_help_names_options(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["import", "--help"])
     assert stop.value.code == 0
