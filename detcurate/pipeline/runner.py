@@ -1,4 +1,4 @@
-"""Running the stages in order, and telling beforehand what that would do."""
+"""Run the stages in order, and plan a run without running it."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ from detcurate.pipeline.workspace import (
 
 
 def plan_stages(run: Run, names: Sequence[str]) -> dict[str, str]:
-    """Say of each of the stages what it would do and cost.
+    """Return stage -> what it would do and cost, as text.
 
     Raises:
-        SelectionError: The budget, or the seed set, does not go with the size of the pool.
+        SelectionError: The budget or the seed set does not fit the size of the pool.
     """
     settings = run.settings
     num_images = settings.render.num_images if run.is_rendered else len(run.pool)
@@ -71,7 +71,7 @@ def plan_stages(run: Run, names: Sequence[str]) -> dict[str, str]:
 
 
 def _ensemble_plans(run: Run, num_images: int) -> dict[str, str]:
-    """Say what the training of the ensemble, and asking it, would cost; of all rounds where there are several."""
+    """Return the costs of training the ensemble and predicting with it, and of all rounds of a search, as text."""
     runs, size, added = run.settings.ensemble.num_runs, member_bytes(run), len(added_members(run))
     members = planned_members(run)
     trained = (
@@ -79,35 +79,35 @@ def _ensemble_plans(run: Run, num_images: int) -> dict[str, str]:
         f"{members - added:,} members of {size / 1e6:.1f} MB"
     )
     if added or not runs:
-        trained = (f"{trained}, and " if runs else "") + f"{added} members that were added"
+        trained = (f"{trained}, and " if runs else "") + f"{added} added members"
     requested = f"{members:,} members on {num_images:,} images: {members * num_images:,} forward passes"
     requested += prediction_mode(run.settings).passes
     plans = {"train": trained, "predict": requested}
     if builds_up(run):
         sizes = " → ".join(planned_rounds(run, num_images))
-        plans["search"] = f"{sizes} images; every round before the last costs what train and predict say of that"
+        plans["search"] = f"{sizes} images; every round before the last costs as much as train and predict"
     return plans
 
 
 def _arm_plans(run: Run, num_evaluation: int) -> dict[str, str]:
     settings, solver, ensemble = run.settings, run.cfg.SOLVER, run.settings.ensemble
     seeds = len(retrain_seeds(settings, run.cfg.SEED))
-    detectors, there = seeds * len(settings.retrain.all_arms), 0
+    detectors, num_reused = seeds * len(settings.retrain.all_arms), 0
     if "full" in settings.retrain.arms and settings.search.scheme in ("compress", "none"):
-        there = sum(ensemble.augmentation(number) == "default" for number in range(min(ensemble.num_runs, seeds)))
-    new, taken = detectors - there, f"; {there} of the full arm are the ensemble's own runs" if there else ""
-    prediction_sets = detectors * num_evaluation
+        num_reused = sum(ensemble.augmentation(number) == "default" for number in range(min(ensemble.num_runs, seeds)))
+    new, reused = detectors - num_reused, f"; reuses {num_reused} runs of the ensemble" if num_reused else ""
+    num_passes = detectors * num_evaluation
     up_to = "up to " if settings.retrain.equal == "epochs" else ""
     return {
         "retrain": f"{new} detectors of {up_to}{solver.MAX_ITER:,} iterations "
         f"({up_to}{new * _images_seen(run):,} images seen): {', '.join(settings.retrain.all_arms)} with {seeds} "
-        f"seeds{taken}",
-        "evaluate": f"{detectors} detectors on {num_evaluation:,} images: {prediction_sets:,} forward passes",
+        f"seeds{reused}",
+        "evaluate": f"{detectors} detectors on {num_evaluation:,} images: {num_passes:,} forward passes",
     }
 
 
 def _images_seen(run: Run) -> int:
-    """Return how many images a training sees."""
+    """Return the number of images that one training sees."""
     return int(run.cfg.SOLVER.MAX_ITER * run.cfg.SOLVER.IMS_PER_BATCH)
 
 
@@ -129,25 +129,25 @@ _TRAIN = ("search", "train", "retrain")
 _STATES = {
     "complete": "up to date",
     "interrupted": "to continue",
-    "changed": "to do again",
-    "new": "to do",
+    "changed": "to run again",
+    "new": "to run",
 }
 
 
 def run_pipeline(
     run: Run, *, until: str | None = None, only: str | None = None, fresh: bool = False, wait: bool = False
 ) -> None:
-    """Bring the stages up to date, in order.
+    """Run the stages in order; stages that are up to date are skipped.
 
     Args:
         run: The run.
-        until: Stop after this stage.
-        only: Run this stage alone, on what the stages before it have left.
-        fresh: First remove what an earlier run left in ``OUTPUT_DIR``.
-        wait: Wait for another run in ``OUTPUT_DIR`` to end, instead of refusing.
+        until: The last stage to run.
+        only: The only stage to run, on the results of earlier stages.
+        fresh: Whether to remove earlier results in ``OUTPUT_DIR`` first.
+        wait: Whether to wait for another run in ``OUTPUT_DIR`` to end, instead of raising ``ConfigError``.
 
     Raises:
-        DetcurateError: Anything that the user can mend; what is finished is kept.
+        DetcurateError: An error that the user can fix; finished work is kept.
     """
     names = stage_names(run, until=until, only=only)
     _validate(run, names)
@@ -162,7 +162,7 @@ def run_pipeline(
 
 
 def join_pipeline(run: Run, *, wait_seconds: float) -> None:
-    """Help a run that is at its stage ``predict``, from another process or machine; see :func:`join_predict`."""
+    """Help another process with the stage ``predict`` of its run; see :func:`join_predict`."""
     require_joinable(run)
     require_own_directory(run)
     _validate(run, ["predict"])
@@ -170,14 +170,14 @@ def join_pipeline(run: Run, *, wait_seconds: float) -> None:
 
 
 def stage_names(run: Run, *, until: str | None = None, only: str | None = None) -> list[str]:
-    """Return the names of the stages to run, in order; the search is one where the subset is built up in rounds.
+    """Return the names of the stages to run, in order; ``search`` is one of them if the subset is built up in rounds.
 
     Raises:
-        ConfigError: The search is asked for where there is none.
+        ConfigError: The stage ``search`` is named without the scheme ``build_up``.
     """
     if not builds_up(run) and SEARCH in (until, only):
         raise ConfigError(
-            f"CURATE.SEARCH.SCHEME must be build_up for the stage {SEARCH}, got {run.settings.search.scheme}"
+            f"CURATE.SEARCH.SCHEME: must be build_up for the stage {SEARCH} (got {run.settings.search.scheme})."
         )
     if only is not None:
         return [only]
@@ -186,7 +186,7 @@ def stage_names(run: Run, *, until: str | None = None, only: str | None = None) 
 
 
 def _stages(run: Run, name: str) -> Iterator[tuple[Run, str, Stage]]:
-    """Give the stages behind a name, each with its run and its own name; one is built when the one before is done."""
+    """Yield the stages of a name, each with its run and its own name; each is created after the previous has run."""
     if name != SEARCH:
         yield run, name, STAGES[name](run)
         return
@@ -199,7 +199,7 @@ def _stages(run: Run, name: str) -> Iterator[tuple[Run, str, Stage]]:
 def dry_run(
     run: Run, *, until: str | None = None, only: str | None = None, fresh: bool = False
 ) -> list[tuple[str, str, str]]:
-    """Validate everything and tell, a row a stage, its name, its state and what it would do; write nothing."""
+    """Validate the run and return name, state and plan of each stage; nothing is written."""
     require_own_directory(run)
     require_own_root(run)
     names = stage_names(run, until=until, only=only)
@@ -207,7 +207,7 @@ def dry_run(
     plans = plan_stages(run, names)
     rows, known = [], not fresh
     for name in names:
-        state = "to do"
+        state = _STATES["new"]
         if known:
             try:
                 state, known = _state(run, name)
@@ -222,7 +222,7 @@ def dry_run(
 
 
 def _state(run: Run, name: str) -> tuple[str, bool]:
-    """Say in which state the stages behind a name are, the first that is not up to date, and whether all are."""
+    """Return the state of the first stage of a name that is not up to date, and whether all are."""
     for _, _, stage in _stages(run, name):
         found = stage_state(stage)
         if found != "complete":
@@ -232,12 +232,12 @@ def _state(run: Run, name: str) -> tuple[str, bool]:
 
 
 def _validate(run: Run, names: list[str]) -> None:
-    """Find what can be found before the first long stage: settings, files, budget, devices."""
+    """Check settings, files, budget and devices before the first long stage."""
     require_locations(run)
     if run.settings.manifest.croissant:
         require_mlcroissant()
     if run.cfg.SEED < 0:
-        raise ConfigError(f"SEED must be at least 0, so that a run can be repeated, got {run.cfg.SEED}")
+        raise ConfigError(f"SEED: must be at least 0, so that the run can be repeated (got {run.cfg.SEED}).")
     require_selectable(run, predicts="predict" in names)
     require_search(run, len(added_members(run)))
     if not run.is_rendered:
@@ -246,8 +246,7 @@ def _validate(run: Run, names: list[str]) -> None:
                 root = run.image_root(part)
                 if not root.is_dir():
                     raise ConfigError(
-                        f"the image root of the {part} must be a directory, got {root}; "
-                        f"set DATASETS.ROOT and CURATE.{part.upper()}.IMAGE_ROOT"
+                        f"CURATE.{part.upper()}.IMAGE_ROOT: no such folder (got {root}). Fix it or DATASETS.ROOT."
                     )
         if "pool" in names:
             require_same_classes(run.pool, run.evaluation)

@@ -46,7 +46,7 @@ def test_dry_run_prints_every_stage_and_writes_nothing(tiny_config, capsys):
         ),
         (("CURATE.ENSEMBLE.ITERATIONS", "(1, 4)"), "from 0 to SOLVER.MAX_ITER - 1 = 3, got [1, 4]"),
         (("CURATE.ENSEMBLE.MEMBERS_PER_RUN", "3"), "at most the 2 iterations of the last fraction, got 3"),
-        (("SEED", "-1"), "SEED must be at least 0"),
+        (("SEED", "-1"), "SEED: must be at least 0"),
         (("MODEL.DEVICE", "cuda"), "MODEL.DEVICE: "),
         (("MODEL.DEVICE", "toaster"), "(got 'toaster')"),
         (
@@ -108,7 +108,7 @@ def test_run_prints_results_of_this_call_and_dry_run_with_fresh_plans_all(tiny_c
     assert "pool      up to date" in done("--config-file", config, "--dry-run")
     plan = done("--config-file", config, "--dry-run", "--fresh")
     assert "up to date" not in plan
-    assert "curated, random, full with 2 seeds; 2 of the full arm are the ensemble's own runs" in plan
+    assert "curated, random, full with 2 seeds; reuses 2 runs of the ensemble" in plan
     assert (output / "pool" / "stage.json").exists()
 
 

@@ -117,7 +117,7 @@ def test_ensemble_add_makes_checkpoints_members_of_the_run(theirs, tiny_config, 
         found = load_file(output / "train" / member.file)
         assert all(torch.equal(found[name], original[name]) for name in found)
     done("--config-file", config, "--only", "pool")
-    assert "26 images by 3 members" in done("--config-file", config, "--only", "predict")
+    assert "26 images with 3 members" in done("--config-file", config, "--only", "predict")
     text = done("--config-file", config, "--until", "manifest", *ALONE)
     assert [line.split(":")[0] for line in text.splitlines() if "up to date" in line] == ["pool", "train", "predict"]
     provenance = json.loads((output / "manifest" / "provenance.json").read_text())
@@ -137,7 +137,7 @@ def test_added_members_leave_trained_runs_unchanged(finished_run, theirs, tmp_pa
     runs = [member.run for member in read_index(output / "train" / "ensemble.jsonl")]
     assert runs == [0, 0, 1, 1, 2, 2, 2]
     assert (output / "train" / "run-0" / "log.txt").read_text() == log
-    assert "26 images by 7 members" in done("--config-file", config, "--until", "predict")
+    assert "26 images with 7 members" in done("--config-file", config, "--until", "predict")
     text = done("--config-file", config, "--until", "train", "SOLVER.BASE_LR", "0.003")
     assert "train: runs again (SOLVER.BASE_LR" in text  # the trained runs are; the added members stay
     assert [m.run for m in read_index(output / "train" / "ensemble.jsonl")] == runs

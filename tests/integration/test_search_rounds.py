@@ -163,7 +163,7 @@ def test_finished_search_is_skipped_and_dry_run_tells_what_changed(built_up, don
     assert done(*words, "--until", "manifest").count("up to date") == 1 + 1 + 5 + 5
     assert "up to date" in done(*words, "--until", "manifest", "--dry-run").splitlines()[1]
     rows = done(*words, "--until", "manifest", "--dry-run", "CURATE.SCORE.AGGREGATION", "max").splitlines()
-    assert rows[1].startswith("search    to do again (aggregation top_k_mean -> max)")
+    assert rows[1].startswith("search    to run again (aggregation top_k_mean -> max)")
     assert "4 → 7 → 13 images" in rows[1]
 
 

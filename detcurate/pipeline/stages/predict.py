@@ -1,4 +1,4 @@
-"""The stages that ask detectors: the ensemble about the pool, and the retrained arms about the evaluation images."""
+"""The stages ``predict`` (the ensemble on the pool) and ``evaluate`` (the retrained arms on the evaluation images)."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ from detcurate.predictions.store import read_predictions
 from detcurate.structures import Detections
 
 FIGURES = "figures.json"
+"""COCO's figures of every detector, below ``evaluate/``."""
+
 NUM_REPLICATES = 1000
-"""How often the evaluation images are drawn again for the interval over seeds and images."""
+"""The number of resampled evaluation sets for the confidence interval over seeds and images."""
 
 
 def predict_stage(run: Run) -> Stage:
-    """Build the stage ``predict``: every member on every image of the pool, or the answers that were imported."""
+    """Return the stage ``predict``: every member on every image of the pool, or the imported predictions."""
     if run.settings.predict.results:
         return imported_predict_stage(run)
     require_detectron2("the stage 'predict'")
@@ -43,7 +45,7 @@ def predict_stage(run: Run) -> Stage:
 
 
 def evaluate_stage(run: Run) -> Stage:
-    """Build the stage ``evaluate``: every retrained detector on the evaluation images."""
+    """Return the stage ``evaluate``: every retrained detector on the evaluation images."""
     require_detectron2("the stage 'evaluate'")
     inputs = {name: output_digest(run.stage_metadata(name)) for name in ("pool", "retrain")}
     settings = {**inference_settings(run), "replicates": [NUM_REPLICATES, "figures", "per_class"]}
@@ -53,7 +55,7 @@ def evaluate_stage(run: Run) -> Stage:
 def _stage(
     run: Run, name: str, settings: dict[str, Any], inputs: dict[str, str], work: Callable[[], StageResult]
 ) -> Stage:
-    # A member that is new, or gone, leaves the others' answers good.
+    # Predictions of the other members stay valid when a member is added or removed.
     return Stage(name, run.directory(name), settings, inputs, work, keeps_good_files=True)
 
 
@@ -69,8 +71,8 @@ def predict_pool(run: Run, preparation: Preparation = Preparation()) -> StageRes
     weights = {f"{member.file}@{member.sha256}": (ensemble / member.file, member.sha256) for member in members}
     written = mode.predict(run, weights, preparation)
     summary = (
-        f"{len(run.usable_image_ids):,} images by {len(members)} members in "
-        f"{count_shards(run, run.usable_image_ids)} shards"
+        f"predicted {len(run.usable_image_ids):,} images with {len(members)} members "
+        f"({count_shards(run, run.usable_image_ids)} shards)"
     )
     written += predict_copies(run, weights, preparation)
     if mode.settings(run.settings):
@@ -99,12 +101,12 @@ def _evaluate(run: Run) -> StageResult:
         replicates |= {f"{model['arm']}/seed-{model['seed']}/{name}": values for name, values in found.items()}
     write_json(directory / FIGURES, rows)
     written.append(ReplicatesTable.within(directory).write(replicates))
-    summary = f"{len(models)} detectors on {len(run.evaluation):,} images"
+    summary = f"evaluated {len(models)} detectors on {len(run.evaluation):,} images"
     return StageResult([directory / FIGURES, *written], summary)
 
 
 def resampled_figures(matches: MatchTable, weights: np.ndarray, class_names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return a model's figures on B resampled evaluation sets: ``figures/AP``, ``per_class/car``, … -> (B,)."""
+    """Return a detector's figures on B resampled evaluation sets: ``figures/AP``, ``per_class/car``, … -> (B,)."""
     found = weighted_figures(matches, weights)
     classes = zip(class_names, found.pop("per_class").T, strict=True)
     return {f"figures/{name}": values for name, values in found.items()} | {

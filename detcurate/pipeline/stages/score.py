@@ -13,7 +13,7 @@ _FORMULAS = 3
 
 
 def score_stage(run: Run) -> Stage:
-    """Build the stage ``score``."""
+    """Return the stage ``score``."""
     mode = predicted_mode(run)
     settings = {**mode.score_settings(run.settings).model_dump(mode="json"), "formulas": _FORMULAS}
     inputs = {name: output_digest(run.stage_metadata(name)) for name in ("pool", "predict")}
