@@ -1,10 +1,11 @@
-"""For notebooks: what a run has left below ``OUTPUT_DIR``, with a good ``repr``, as data frames, and as plots.
+"""Views of a finished run for notebooks: a readable ``repr``, data frames and plots.
 
-Everything is read by the functions that the stages themselves use; nothing is computed anew and nothing is written.
-``to_pandas`` wants pandas (``pip install 'detcurate[notebook]'``); a plot draws on the matplotlib ``ax`` it is given.
+The views read the files below a run's ``OUTPUT_DIR`` with the functions of the stages; they compute and write nothing.
+They are also importable from ``detcurate`` itself. ``to_pandas`` needs pandas (``pip install 'detcurate[notebook]'``).
+A plot draws on the matplotlib ``ax`` that it is given.
 
-These are views for people. The records that functions pass to each other are in :mod:`detcurate.structures`, whose
-``Selection`` is another class than the one here.
+The records that functions pass to each other are in :mod:`detcurate.structures`. Its ``Selection`` is another class
+than the view here.
 """
 
 from detcurate.api.manifest_view import Manifest

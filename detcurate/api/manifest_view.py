@@ -1,4 +1,4 @@
-"""The subset that a run has written, where it came from, and which labels want a look."""
+"""The subset of a run, its provenance and its suspected label errors as a view."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Manifest:
     """A subset of a pool.
 
     Args:
-        directory: The manifest's.
+        directory: The folder of the manifest.
         subset: The images and labels of ``subset.json``.
-        provenance: What ``provenance.json`` says; docs/explanation/coco-files.md tells of it.
-        label_errors: What ``relabel.json`` lists, worst first, with rows of ``pool``.
+        provenance: The content of ``provenance.json``; see docs/explanation/coco-files.md.
+        label_errors: The label errors in ``relabel.json``, the most suspicious first, with rows of ``pool``.
         pool: The pool that it is a subset of.
     """
 
@@ -45,7 +45,7 @@ class Manifest:
         """Open the manifest of a run.
 
         Raises:
-            DetcurateError: The folder is of no run, or no manifest is written there.
+            DetcurateError: The folder is not of a run, or it has no manifest yet.
         """
         run = open_run(output_dir)
         run.stage_metadata("manifest")
@@ -58,20 +58,20 @@ class Manifest:
 
     def __repr__(self) -> str:
         kinds = Counter(label_error.kind for label_error in self.label_errors)
-        found = ", ".join(f"{name} {count:,}" for name, count in kinds.items()) or "no suspected label"
+        found = ", ".join(f"{name} {count:,}" for name, count in kinds.items()) or "no suspected label error"
         return (
             f"Manifest({len(self):,} of {len(self.pool):,} images, {self.subset.num_boxes:,} of "
             f"{self.pool.dataset.num_boxes:,} boxes by {self.provenance['strategy']}; {found})"
         )
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a row an image of the subset, as ``Pool.to_pandas`` does."""
+        """Return one row per image of the subset, as ``Pool.to_pandas`` does."""
         return Pool(self.subset, self.pool.image_root).to_pandas()
 
     def label_errors_to_pandas(self) -> pd.DataFrame:
-        """Return a row a suspected label, worst first.
+        """Return one row per suspected label error, the most suspicious first.
 
-        The columns are ``image_id``, ``file_name``, ``kind``, ``label_error_score``, ``labelled`` (null: none),
+        The columns are ``image_id``, ``file_name``, ``kind``, ``label_error_score``, ``labelled`` (null: no label),
         ``consensus``, ``score``, ``num_votes``, ``num_members``, ``selected``.
         """
         pool = self.pool.dataset
@@ -96,7 +96,7 @@ class Manifest:
         )
 
     def plot_before_after(self, ax: Axes, field: str = "classes") -> Axes:
-        """Draw the shares of a histogram of the provenance, of the pool and of the subset.
+        """Draw the shares of a histogram in the provenance for pool and subset.
 
         Raises:
             ConfigError: The provenance has no such histogram.

@@ -1,42 +1,35 @@
-"""The labelled pool."""
+"""The labelled pool as a view, and helpers of all views."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from detcurate.coco.dataset import CocoDataset, read_coco
 from detcurate.coco.image_files import opened_image
+from detcurate.errors import ConfigError, DatasetError
 from detcurate.interop.export.content import require_inside
 from detcurate.interop.export.relabel_queue import LabelError
 from detcurate.io.storage import Location, image_files, local_file, locate
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-from detcurate.errors import ConfigError, DatasetError
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.workspace import named_run
 
 if TYPE_CHECKING:
     import pandas as pd
-
+    from matplotlib.axes import Axes
 
 Folder = str | os.PathLike[str]
 
 
 def open_run(output_dir: Folder) -> Run:
-    """Return the run that has left ``output_dir``.
+    """Return the run that wrote ``output_dir``.
 
     Raises:
-        ConfigError: The folder is not that of a run.
+        ConfigError: The folder is not the ``OUTPUT_DIR`` of a run.
     """
     return named_run(None, [str(output_dir)])
 
@@ -51,19 +44,19 @@ def data_frame(columns: Mapping[str, Any]) -> pd.DataFrame:
         import pandas
     except ImportError as error:
         raise ConfigError(
-            "to_pandas must have pandas, got none; install it with pip install 'detcurate[notebook]'"
+            "to_pandas: pandas is not installed. Install it with pip install 'detcurate[notebook]'."
         ) from error
     frame: pd.DataFrame = pandas.DataFrame(dict(columns))
     return frame
 
 
 def original_ids(pool: CocoDataset, image_ids: Sequence[int] | np.ndarray) -> list[int | str]:
-    """Return images' ids as the pool's file has them."""
+    """Return image ids as they are in the annotation file."""
     return [pool.text_ids.get(int(number), int(number)) for number in image_ids]
 
 
 def row_of(pool: CocoDataset, image_id: int | str) -> int:
-    """Return an image's row.
+    """Return the row of an image.
 
     Raises:
         DatasetError: There is no such image.
@@ -71,16 +64,16 @@ def row_of(pool: CocoDataset, image_id: int | str) -> int:
     for row in range(len(pool)):
         if pool.original_id(row) == image_id:
             return row
-    raise DatasetError(f"image_id must be an image of {pool.path}, got {image_id!r}; see Pool.to_pandas()")
+    raise DatasetError(f"image_id: not an image of {pool.path} (got {image_id!r}). Pool.to_pandas() lists all.")
 
 
 def require_column(name: str, known: Sequence[str]) -> None:
     """Raise ``ConfigError`` unless a column exists."""
     if name not in known:
-        raise ConfigError(f"the column must be one of {', '.join(known)}, got {name!r}")
+        raise ConfigError(f"column: must be one of {', '.join(known)} (got {name!r})")
 
 
-_LABEL, _CONSENSUS = "#0072b2", "#d55e00"  # told apart by line style too
+_LABEL, _CONSENSUS = "#0072b2", "#d55e00"  # line styles differ too, for readers who do not see the colours
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,8 +81,8 @@ class Pool:
     """Labelled images.
 
     Args:
-        dataset: Their columns; see :class:`detcurate.coco.dataset.CocoDataset`.
-        image_root: What the file names are relative to, here or in object storage.
+        dataset: The columns; see :class:`detcurate.coco.dataset.CocoDataset`.
+        image_root: The folder or URL that file names are relative to.
     """
 
     dataset: CocoDataset
@@ -100,14 +93,14 @@ class Pool:
         """Open the pool of a run.
 
         Raises:
-            DetcurateError: The folder is of no run, or the pool cannot be read.
+            DetcurateError: The folder is not of a run, or the pool cannot be read.
         """
         run = open_run(output_dir)
         return cls(run.pool, run.image_root("pool"))
 
     @classmethod
     def read(cls, annotations: Folder, image_root: Folder) -> Pool:
-        """Read an annotation file of no run; it and the images may be in object storage.
+        """Read an annotation file that belongs to no run; it and the images may be in object storage.
 
         Raises:
             DatasetError: It cannot be read.
@@ -126,7 +119,7 @@ class Pool:
         )
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a row an image: ``image_id``, ``file_name``, ``width``, ``height``, ``sequence``, ``num_boxes``."""
+        """Return one row per image: ``image_id``, ``file_name``, ``width``, ``height``, ``sequence``, ``num_boxes``."""
         pool = self.dataset
         return data_frame(
             {
@@ -140,7 +133,7 @@ class Pool:
         )
 
     def boxes_to_pandas(self) -> pd.DataFrame:
-        """Return a row a box: ``image_id``, ``annotation_id``, ``class_name``, ``x1`` to ``y2`` in px, ``iscrowd``."""
+        """Return one row per box: ``image_id``, ``annotation_id``, ``class_name``, ``x1`` to ``y2``, ``iscrowd``."""
         pool = self.dataset
         sides = dict(zip(("x1", "y1", "x2", "y2"), pool.boxes.T, strict=True))
         return data_frame(
@@ -162,12 +155,12 @@ class Pool:
         return ax
 
     def plot_image(self, image_id: int | str, ax: Axes, label_errors: Iterable[LabelError] = ()) -> Axes:
-        """Draw an image with its labels, and the consensus boxes of those suspicions that are about it.
+        """Draw an image with its labels, and the consensus boxes of its suspected label errors.
 
         Args:
-            image_id: As in the annotation file.
-            ax: Where to.
-            label_errors: Such as ``Manifest.label_errors``; those of other images are left out.
+            image_id: The id in the annotation file.
+            ax: The axes to draw on.
+            label_errors: Such as ``Manifest.label_errors``; those of other images are ignored.
 
         Raises:
             DatasetError: There is no such image, or its file name leads out of the image root.
@@ -191,18 +184,18 @@ class Pool:
         return ax
 
 
-def _plain(words: str) -> str:
-    """Return a text that matplotlib does not read as mathematics."""
-    return words.replace("$", r"\$")
+def _plain(text: str) -> str:
+    """Return a text that matplotlib does not parse as mathematics."""
+    return text.replace("$", r"\$")
 
 
-def _draw(ax: Axes, box: list[float], words: str, color: str, line: str) -> None:
+def _draw(ax: Axes, box: list[float], text: str, color: str, line: str) -> None:
     x1, y1, x2, y2 = box
     ax.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], line, color=color, linewidth=1.5)
     ax.text(
         x1,
         y1,
-        _plain(words),
+        _plain(text),
         color="white",
         fontsize=7,
         va="bottom",

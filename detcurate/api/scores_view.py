@@ -1,7 +1,9 @@
-"""The scores of a pool."""
+"""Scores and selection of a pool as views."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,19 +18,17 @@ from detcurate.structures import ImageScores
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-from collections import Counter
-from collections.abc import Mapping
 
 _SCORE = "image_score"
 
 
 @dataclass(frozen=True, repr=False)
 class Scores:
-    """One row an image: the score, and every component that was computed.
+    """The score of each image and its components.
 
     Args:
         images: The columns; see :class:`detcurate.structures.ImageScores`.
-        objects: ``score/objects.parquet``; absent after the mode ``dense``.
+        objects: The table ``score/objects.parquet``; the mode ``dense`` writes none.
         pool: The pool that was scored.
     """
 
@@ -41,7 +41,7 @@ class Scores:
         """Open the scores of a run.
 
         Raises:
-            DetcurateError: The folder is of no run, or nothing is scored there.
+            DetcurateError: The folder is not of a run, or its pool is not scored yet.
         """
         run = open_run(output_dir)
         return cls(read_scores(run), ObjectsTable.of(run), run.pool)
@@ -55,13 +55,13 @@ class Scores:
         return f"Scores({len(self):,} images, image_score {low:.3f} to {high:.3f}, {count} components)"
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a row an image, the highest score first; docs/explanation/scoring.md has the columns."""
+        """Return one row per image, the highest score first; docs/explanation/scoring.md describes the columns."""
         order = np.lexsort((self.images.image_ids, -self.images.image_score))
         columns = {name: values[order] for name, values in self._columns().items()}
         return data_frame({"image_id": original_ids(self.pool, self.images.image_ids[order]), **columns})
 
     def objects_to_pandas(self, image_id: int | str | None = None) -> pd.DataFrame:
-        """Return a row an object of one image or, where they fit into memory, of all (columns: explanation/scoring).
+        """Return one row per object of one image, or of all images where they fit into memory.
 
         Raises:
             DatasetError: There is no such image.
@@ -87,7 +87,7 @@ class Scores:
         return ax
 
     def plot_against(self, ax: Axes, x: str = "num_objects", y: str = _SCORE) -> Axes:
-        """Draw one column against another: whether the score buys crowded images, by default.
+        """Draw one column against another; by default, whether the score prefers crowded images.
 
         Raises:
             ConfigError: There is no such column.
@@ -106,7 +106,7 @@ class Scores:
 
 @dataclass(frozen=True, repr=False)
 class Selection:
-    """The images that were taken, best first, and those that were not, each with one reason.
+    """The selected images, best first, and the excluded ones, each with one reason.
 
     Args:
         taken: The columns of ``select/selection.parquet``.
@@ -123,7 +123,7 @@ class Selection:
         """Open the selection of a run.
 
         Raises:
-            DetcurateError: The folder is of no run, or nothing is selected there.
+            DetcurateError: The folder is not of a run, or nothing is selected yet.
         """
         run = open_run(output_dir)
         return cls(SelectionTable.of(run).read(), RemovedTable.of(run).read(), run.pool)
@@ -137,14 +137,14 @@ class Selection:
         return f"Selection({len(self):,} of {total:,} images; {reasons})"
 
     def reasons(self) -> dict[str, int]:
-        """Return how many images have each reason, those of the taken ones first."""
+        """Return the number of images of each reason, those of selected images first."""
         return {**Counter(self.taken["reason"].tolist()), **Counter(self.removed["reason"].tolist())}
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a row an image, the taken ones first by rank.
+        """Return one row per image, the selected ones first by rank.
 
-        The columns are ``image_id``, ``rank`` (null where it was not taken), ``image_score``, ``reason``, and
-        ``because``, the image that it gave way to.
+        The columns are ``image_id``, ``rank`` (null for excluded images), ``image_score``, ``reason``, and
+        ``replaced_by``, the id of the image that was kept instead (null where there is none).
         """
         given = [
             None if other != other else int(other) for other in self.removed["replaced_by"].tolist()
@@ -168,7 +168,7 @@ class Selection:
         return original_ids(self.pool, [image_id])[0]
 
     def plot_reasons(self, ax: Axes) -> Axes:
-        """Draw how many images have each reason; what was not taken is hatched."""
+        """Draw the number of images of each reason; excluded images are hatched."""
         reasons, taken = self.reasons(), set(self.taken["reason"].tolist())
         for name, count in reversed(reasons.items()):
             is_taken = name in taken

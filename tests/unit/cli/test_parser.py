@@ -93,13 +93,6 @@ print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
     assert done.stderr == "[]\n"
 
 
-def test_importing_detcurate_imports_no_heavy_module():
-    code = f"import sys, detcurate; print([name for name in {HEAVY!r} if name in sys.modules], detcurate.__version__)"
-    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": ""}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout == f"[] {__version__}\n"
-
-
 @pytest.fixture
 def parsed(monkeypatch):
     """Return a function that runs the command line and gives the arguments that reached a handler."""
