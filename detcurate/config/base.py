@@ -84,8 +84,9 @@ def parse_quota(text: str, *, num_names: int) -> tuple[tuple[str, ...], int]:
 
 def location(text: str, info: ValidationInfo) -> str:
     """Return a path, or a URL of a supported kind without credentials; else raise ``ValueError``."""
+    name = str(info.field_name).upper()
     try:
-        locate(text, name=str(info.field_name).upper())
+        locate(text, name=name)
     except ConfigError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(str(error).removeprefix(f"{name}: ")) from None
     return text
