@@ -40,7 +40,7 @@ lint: $(READY)  ## run ruff and mypy
 	$(BIN)/mypy
 
 docs: $(READY)  ## build the documentation into site/
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lock:  ## update requirements.lock from pyproject.toml
 	$(PYTHON) tools/lock.py
