@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from helpers import REPOSITORY
 
+from detcurate.cli.parser import build_parser
 from detcurate.config.declaration import default_config
 from detcurate.pipeline.object_table import object_table
 from detcurate.pipeline.tables import ImagesTable
@@ -49,6 +51,24 @@ def test_code_blocks_of_documents_parse(document):
         ast.parse(snippet)
     for snippet in snippets(document, "yaml"):
         assert yaml.safe_load(snippet)
+
+
+def documented_commands():
+    """Return the `detcurate` command lines of the documents' bash blocks, with the document's name."""
+    for document in DOCUMENTS:
+        for snippet in snippets(document, "bash"):
+            for line in snippet.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words[:1] == ["detcurate"]:
+                    yield pytest.param(words[1:], id=f"{document}: {' '.join(words)[:70]}")
+
+
+@pytest.mark.parametrize("arguments", list(documented_commands()))
+def test_commands_of_documents_parse(arguments):
+    try:
+        build_parser().parse_args(arguments)
+    except SystemExit as end:
+        assert end.code == 0  # --help and --version
 
 
 def test_readme_fits_its_length():
