@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""Reading, validating, subsetting and verifying large COCO files, beside pycocotools, one process a measurement.
+"""Measure reading, validating, subsetting and verifying large COCO files, in comparison with pycocotools.
 
-Peak memory is the largest resident set of the process, pages of the mapped file included.
+Each measurement runs in a process of its own. Peak memory is the largest resident set of that process, resident pages
+of the mapped file included.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _CHUNK = 100_000
 
 
 def make_file(path: Path, num_images: int) -> None:
-    """Write a COCO file of driving frames: 15 boxes an image on average, in no order, with fields of a team's own."""
+    """Write a COCO file of driving frames: 15 boxes an image on average, in no order, with additional fields."""
     rng = np.random.default_rng(0)
     with path.open("w") as stream:
         stream.write('{"info": {"year": 2026}, "images": [')
@@ -59,7 +60,7 @@ def make_file(path: Path, num_images: int) -> None:
 
 
 def load_pycocotools(folder: Path) -> Callable[[], object]:
-    """``pycocotools.coco.COCO(path)``: parse and index, no validation."""
+    """Prepare ``pycocotools.coco.COCO(path)``: parse and index, no validation."""
     from pycocotools.coco import COCO
 
     def run() -> object:
@@ -70,19 +71,19 @@ def load_pycocotools(folder: Path) -> Callable[[], object]:
 
 
 def load_json(folder: Path) -> Callable[[], object]:
-    """``json.load``."""
+    """Prepare ``json.loads``."""
     return lambda: json.loads((folder / "source.json").read_bytes())
 
 
 def load_detcurate(folder: Path) -> Callable[[], object]:
-    """``read_coco``: digest, parse, columns, every check of annotations, images and categories."""
+    """Prepare ``read_coco``: digest, parse, columns, and all checks of annotations, images and categories."""
     from detcurate.coco.dataset import read_coco
 
     return lambda: read_coco(folder / "source.json")
 
 
 def write_subset(folder: Path) -> Callable[[], object]:
-    """``write_subset`` of every second image of a dataset that has been read."""
+    """Read the source and prepare ``write_subset`` of every second image."""
     from detcurate.coco.dataset import read_coco
     from detcurate.manifest import write as manifest
 
@@ -91,7 +92,7 @@ def write_subset(folder: Path) -> Callable[[], object]:
 
 
 def verify(folder: Path) -> Callable[[], object]:
-    """``verify_manifest`` of a manifest of every second image, its source at hand."""
+    """Write a manifest of every second image and prepare ``verify_manifest`` with its source."""
     from detcurate.coco.dataset import read_coco
     from detcurate.manifest import write as manifest
     from detcurate.manifest.verify import verify_manifest
@@ -120,7 +121,7 @@ def verify(folder: Path) -> Callable[[], object]:
 
 
 def digest(folder: Path) -> Callable[[], object]:
-    """SHA-256 of the source and of the subset: the least that a verification can take."""
+    """Prepare SHA-256 of the source and the subset: a lower bound of the verification."""
     from detcurate.io.files import sha256_file
 
     paths = (folder / "source.json", folder / "manifest" / "subset.json")
@@ -142,16 +143,68 @@ WORK = {
 
 
 def measure(name: str, folder: Path) -> tuple[float, float]:
-    """Run one piece of work in a process of its own; return its seconds and the process's peak memory in GB."""
+    """Run a task in a process of its own; return its seconds and the peak memory of the process in GB."""
     command = [sys.executable, __file__, "--run", name, str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=_environment()).stdout
     seconds, peak = printed.split()
     return float(seconds), float(peak)
 
 
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+
+
+PROCESSES = {
+    "pycocotools COCO(path)": "from pycocotools.coco import COCO; COCO(sys.argv[1])",
+    "detcurate validate": "from detcurate.cli import main; main(['validate', sys.argv[1]])",
+}
+
+
+def measure_process(program: str, path: Path) -> tuple[float, float, float]:
+    """Run a program on a file; return the seconds, CPU seconds and peak memory in GB of its whole process."""
+    start = time.perf_counter()
+    command = [sys.executable, "-c", f"import sys; {program}", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=_environment())
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{command} failed with status {process.returncode}")
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e6
+
+
+def compare_processes(num_images: int, repeats: int) -> list[str]:
+    """Measure whole processes in turn, start-up included, and return a table."""
+    figures: dict[str, list[tuple[float, float, float]]] = {name: [] for name in PROCESSES}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "source.json"
+        make_file(path, num_images)
+        for _ in range(repeats):
+            for name, program in PROCESSES.items():
+                figures[name].append(measure_process(program, path))
+                print(f"{num_images:,} images: whole process, {name}: {figures[name][-1]}", file=sys.stderr)
+    reference, lines = np.array(next(iter(figures.values()))), []
+    for name, values in figures.items():
+        own = np.array(values)
+        speed = np.median(reference[:, 0] / own[:, 0])
+        lines.append(
+            f"| whole process, {name} | {np.median(own[:, 0]):.2f} | {own[:, 0].min():.2f} | {speed:.1f} | "
+            f"{np.median(own[:, 1]):.2f} | {own[:, 2].max():.2f} | {own[:, 2].max() / reference[:, 2].max():.2f} |"
+        )
+    return [
+        f"## Whole process, start-up included: {num_images:,} images, {num_images * _BOXES_AN_IMAGE:,} boxes",
+        "",
+        f"{repeats} pairs of processes in turn; the speed-up is the median of the pairs.",
+        "",
+        "| what | median s | min s | × pycocotools | CPU s | peak GB | share of its memory |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        *lines,
+        "",
+    ]
+
+
 def run_one(name: str, folder: Path) -> None:
-    """Do one piece of work here and print its figures."""
+    """Run a task in this process and print its figures."""
     work = WORK[name](folder)
     start = time.perf_counter()
     result = work()
@@ -161,7 +214,7 @@ def run_one(name: str, folder: Path) -> None:
 
 
 def compare(num_images: int, repeats: int, names: list[str]) -> list[str]:
-    """Measure some work at one size, in turn, and return a table."""
+    """Measure tasks at one size, in turn, and return a table."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_file(folder / "source.json", num_images)
@@ -191,19 +244,24 @@ def compare(num_images: int, repeats: int, names: list[str]) -> list[str]:
 def main() -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--num-images", type=int, default=100_000, help="side by side (default: %(default)s)")
+    parser.add_argument("--num-images", type=int, default=100_000, help="size of the comparison (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument(
-        "--growth", type=int, nargs="*", default=[125_000, 250_000, 500_000], help="sizes for ours alone, once each"
+        "--growth",
+        type=int,
+        nargs="*",
+        default=[125_000, 250_000, 500_000],
+        help="sizes for detcurate only, once each",
     )
-    parser.add_argument("--output", type=Path, help="write the tables there too")
+    parser.add_argument("--output", type=Path, help="a Markdown file for the same text")
     parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
         run_one(arguments.run[0], Path(arguments.run[1]))
         return
     load = os.getloadavg()[0]
-    lines = ["# Reading and writing COCO files", "", *compare(arguments.num_images, arguments.repeats, list(WORK))]
+    lines = ["# Reading and writing COCO files", "", *compare_processes(arguments.num_images, arguments.repeats)]
+    lines += compare(arguments.num_images, arguments.repeats, list(WORK))
     for num_images in arguments.growth:
         lines += compare(num_images, 1, ["detcurate read + validate", "detcurate write 50 % subset"])
     command = f"python benchmarks/coco_io.py --repeats {arguments.repeats}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -201,6 +203,19 @@ def inspect_coco(
     return dataset, dataset.findings
 
 
+@contextmanager
+def _paused_collector() -> Iterator[None]:
+    """Pause Python's cycle collector: it would search hundreds of thousands of new records that form no cycle."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_paused_collector()
 def _read(path: Path, policies: Mapping[str, str]) -> tuple[CocoDataset, Opened]:
     log = FindingLog(policies)
     source, top_level = _open(path, log)

@@ -7,12 +7,12 @@ import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import orjson
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from detcurate.io.storage import Location
+
+if TYPE_CHECKING:  # every command imports this module, few of them read YAML
+    import yaml
 
 MOST_YAML_BYTES = 1 << 20
 MOST_YAML_NODES = 100_000
@@ -104,6 +104,8 @@ def read_json(path: Location, most_bytes: int = MOST_JSON_BYTES) -> Any:
         OSError: It cannot be opened.
         ValueError: It is no JSON, too large, or no regular file.
     """
+    import orjson
+
     return orjson.loads(read_bytes(path, most_bytes))
 
 
@@ -122,6 +124,8 @@ def load_yaml(text: str) -> Any:
         yaml.YAMLError: It is not plain YAML.
         ValueError: It goes beyond a bound.
     """
+    import yaml
+
     if len(text) > MOST_YAML_BYTES:
         raise ValueError(f"it has {len(text):,} characters, more than {MOST_YAML_BYTES:,}")
     depth = 0
@@ -153,6 +157,8 @@ def _count(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int
             raise ValueError("a value must not hold itself")
         return known[id(node)]
     known[id(node)] = _BEGUN
+    import yaml
+
     if isinstance(node, yaml.ScalarNode):
         if node.tag.endswith((":int", ":float", ":timestamp")) and len(node.value) > MOST_NUMBER:
             raise ValueError(f"a number must have at most {MOST_NUMBER} characters, got {len(node.value):,}")
@@ -173,6 +179,8 @@ def _count(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int
 
 def _require_each_key_once(node: yaml.MappingNode) -> None:
     """Refuse a key that stands twice: the first one's value, perhaps a whole section, would be lost without a word."""
+    import yaml
+
     seen: set[str] = set()
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:

@@ -90,8 +90,8 @@ def _unique_rows(path: Path, name: str, ids: np.ndarray, log: FindingLog) -> np.
     order = np.argsort(ids, kind="stable")
     first = np.ones(len(ids), bool)
     first[1:] = np.diff(ids[order]) != 0
-    repeated = np.unique(ids[order[~first]])
-    if len(repeated):
+    if not first.all():
+        repeated = np.unique(ids[order[~first]])
         shown = ", ".join(map(str, repeated[:3])) + (", …" if len(repeated) > 3 else "")
         example = f"{name} ids are not unique (got {shown} more than once)"
         log.add(f"duplicate_{name}_id", example, int((~first).sum()))
