@@ -186,7 +186,7 @@ _ABOUT = {
                "Images that a minimum quota selected whatever their score, one of each quota in turn.",
                "No minimum quota is set, or none selected an image."),
         _About("duplicates", "Near-duplicates",
-               "The largest groups: the selected image first, then the images that it replaces.",
+               "The largest groups: the image with the highest score, then the images that it replaces.",
                "No near-duplicate was removed: DUPLICATE_SIMILARITY is off, or no image reaches it."),
         _About("missing_label", "Possible label errors: missing label",
                "The members are confident of an object where nothing is labelled. Highest score first.",
@@ -265,7 +265,9 @@ def _tile(source: _Source, gallery: str, pick: Pick, place: int) -> Tile:
         group = int(pick.group[place])
         first = int(pick.rows[np.argmax(pick.group == group)])
         count = int((choice.replaced_by == first).sum())
-        heading = f"Group {group + 1}: image {_original(run, int(pool.image_ids[first]))} replaces {count}"
+        heading = (
+            f"Group {group + 1}: image {_original(run, int(pool.image_ids[first]))} replaces {count_of(count, 'image')}"
+        )
         return Tile(key, f"{'highest score' if row == first else 'replaced'}; {score}", group=heading)
     return Tile(key, f"{score}, {count_of(int(pool.num_boxes[row]), 'label')}")
 

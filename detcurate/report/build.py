@@ -215,9 +215,7 @@ def _cards(data: ReportData, found: Verdict) -> list[tuple[str, str, str]]:
         cards.append(("AP of the subset", mean_and_std(curated["figures"]["AP"]), f"in percent, {seeds}"))
     for claim in found.claims[:2]:
         if claim.mean is not None:
-            about = (
-                f"95 % confidence interval\n{span(claim.over_seeds)}" if claim.over_seeds else "one seed, no interval"
-            )
+            about = f"95 % interval\n{span(claim.over_seeds)}" if claim.over_seeds else "one seed, no interval"
             name = {"full": "whole pool", "random": "random images"}.get(claim.other, claim.other)
             cards.append((f"vs {name}", f"{signed(claim.mean)} AP", about))
     return [*cards, *_saving(data.comparison)]

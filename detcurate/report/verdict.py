@@ -165,4 +165,4 @@ def _headline(claim: Claim) -> str:
         return f"{signed(claim.mean or 0)} AP against {claim.name} with one seed, which may be chance."
     if claim.kind == "undefined":
         return "The evaluation images have no boxes, so AP is not defined."
-    return f"No difference to {claim.name} can be claimed with {_seeds(claim.num_seeds)}."
+    return f"No difference from {claim.name} can be claimed with {_seeds(claim.num_seeds)}."
