@@ -54,7 +54,7 @@ def shards_of(output, folder):
 
 
 @pytest.mark.parametrize("mode", ["reference", "dense"])
-def test_a_helper_does_what_the_run_does_not(request, copied_to, tmp_path, mode):
+def test_join_predicts_missing_shards(request, copied_to, tmp_path, mode):
     """The run is held up as soon as it has begun; the helper makes every shard but the one that the run is at.
 
     The mode reference has two rounds: the helper waits for the second too.
@@ -89,7 +89,7 @@ def test_a_helper_does_what_the_run_does_not(request, copied_to, tmp_path, mode)
     assert leftover == []
 
 
-def test_a_helper_writes_no_marker_and_waits_for_the_same_settings(copied, refused, done):
+def test_join_writes_no_metadata_and_waits_for_same_settings(copied, refused, done):
     words, output = copied
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     assert "--join-wait" in refused(*words, "--join", "--join-wait", "0.1")
@@ -100,13 +100,13 @@ def test_a_helper_writes_no_marker_and_waits_for_the_same_settings(copied, refus
     assert "--join-wait" in refused(*other)
 
 
-def test_what_cannot_be_joined(copied, refused):
+def test_join_unsuitable_run_refused(copied, refused):
     words, _ = copied
     assert "CURATE.PREDICT.RESULTS" in refused(*words, "--join", "CURATE.PREDICT.RESULTS", "yolo")
     assert "CURATE.SEARCH.SCHEME" in refused(*words, "--join", "CURATE.SEARCH.SCHEME", "build_up")
 
 
-def test_a_half_written_file_that_was_cleared_away_is_written_again():
+def test_join_retries_after_removed_temporary_file():
     tries = [FileNotFoundError(2, "gone", ".shard-00001.parquet.x.partial"), None]
 
     def work():

@@ -1,4 +1,4 @@
-"""The stage ``select`` and ``detcurate explain``, on a rendered pool with scores and embeddings made up here."""
+"""The stage ``select`` and ``detcurate explain`` on a rendered pool with made-up scores and embeddings."""
 
 import json
 
@@ -19,7 +19,7 @@ MEMBERS = 4
 
 
 def finish(directory, *names: str):
-    """Write the marker of a stage that has left these files."""
+    """Write the metadata of a finished stage with these outputs."""
     paths = {name: directory / name for name in names}
     outputs = {name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for name, path in paths.items()}
     stage_metadata = {"stage": directory.name, "status": "complete", "digest": "made up", "settings": {}, "inputs": {}}
@@ -72,7 +72,7 @@ def scored(tmp_path_factory):
 
 @pytest.fixture
 def select_again(scored, capsys):
-    """Return a function that runs the stage with overrides; it gives the status and what was printed."""
+    """Return a function that runs the stage with overrides and returns the status and the printed text."""
 
     def run(*overrides: tuple):
         words = ["--config-file", str(scored[0]), "--only", "select"]
@@ -87,7 +87,7 @@ def tables(output):
     return {path.stem: pq.read_table(path).to_pydict() for path in sorted((output / "select").glob("*.parquet"))}
 
 
-def test_by_default_the_better_half_and_the_rest_with_its_reason(scored, select_again):
+def test_select_default_keeps_better_half_with_reasons(scored, select_again):
     _, output, pool, columns = scored
     status, text = select_again()
     assert status == 0
@@ -104,7 +104,7 @@ def test_by_default_the_better_half_and_the_rest_with_its_reason(scored, select_
     assert facts == {"selected": [["top_n", 13]], "removed": [["budget", 13]]}
 
 
-def test_every_setting_reaches_the_selection(scored, select_again):
+def test_select_applies_every_setting(scored, select_again):
     _, output, pool, columns = scored
     car = pool.class_names.index("car")
     options = (
@@ -134,14 +134,14 @@ def test_every_setting_reaches_the_selection(scored, select_again):
 
 
 @pytest.mark.parametrize("strategy", ["k_center", "facility_location", "strata", "random", "stratified_random"])
-def test_the_strategies_run_on_what_the_pool_has(scored, select_again, strategy):
+def test_select_strategy_runs_on_scored_pool(scored, select_again, strategy):
     status, text = select_again(("CURATE.SELECT.STRATEGY", strategy), ("CURATE.SELECT.FRACTION", 0.2))
     assert status == 0, text
     assert set(tables(scored[1])["selection"]["reason"]) == {strategy}
     assert len(tables(scored[1])["selection"]["rank"]) == 5
 
 
-def test_near_duplicates_by_hash_where_there_are_no_embeddings(scored, select_again):
+def test_select_without_embeddings_finds_duplicates_by_hash(scored, select_again):
     _, output, pool, _ = scored
     stage_metadata = output / "predict" / "stage.json"
     with_embeddings = stage_metadata.read_bytes()
@@ -191,7 +191,7 @@ def test_duplicate_similarity_auto_by_embedding_without_copies_leaves_recall_unk
     assert "recall unknown" in text
 
 
-def test_a_threshold_that_most_of_the_pool_reaches_is_warned_of(scored, select_again):
+def test_select_low_duplicate_threshold_warns(scored, select_again):
     status, text = select_again(("CURATE.SELECT.DUPLICATE_SIMILARITY", 0.0001))
     assert status == 0, text
     assert "of the pool are near-duplicates at CURATE.SELECT.DUPLICATE_SIMILARITY 0.0001" in text
@@ -200,7 +200,7 @@ def test_a_threshold_that_most_of_the_pool_reaches_is_warned_of(scored, select_a
     assert "random pairs" not in text
 
 
-def test_embeddings_of_another_pool_raise(scored, select_again):
+def test_select_embeddings_of_another_pool_raise(scored, select_again):
     _, output, pool, _ = scored
     stage_metadata = output / "predict" / "stage.json"
     before = stage_metadata.read_bytes()
@@ -238,19 +238,19 @@ def test_embeddings_of_another_pool_raise(scored, select_again):
         ("OVERSAMPLING", 0.5, "CURATE.SELECT.OVERSAMPLING: must be greater than or equal to 1 (got 0.5)"),
     ],
 )
-def test_bad_settings_are_named(select_again, key, value, message):
+def test_select_invalid_setting_is_named(select_again, key, value, message):
     status, text = select_again((f"CURATE.SELECT.{key}", value))
     assert status == 2
     assert message in text
 
 
-def test_two_budgets_are_refused(select_again):
+def test_select_two_budgets_refused(select_again):
     status, text = select_again(("CURATE.SELECT.NUM_BOXES", 9), ("CURATE.SELECT.NUM_IMAGES", 5))
     assert status == 2
     assert "['NUM_IMAGES 5', 'NUM_BOXES 9']" in text
 
 
-def test_a_dry_run_tells_the_budget(scored, capsys):
+def test_dry_run_shows_budget(scored, capsys):
     for words, expected in (
         (["CURATE.SELECT.NUM_BOXES", "40"], "40 boxes of 26 images by top_n"),
         (
@@ -262,7 +262,7 @@ def test_a_dry_run_tells_the_budget(scored, capsys):
         assert expected in capsys.readouterr().out
 
 
-def test_the_manifest_has_the_budget_and_the_counts_of_each_step(scored, select_again):
+def test_manifest_records_budget_and_counts_of_each_step(scored, select_again):
     config, output, pool, _ = scored
     options = (("CURATE.SELECT.NUM_BOXES", 15), ("CURATE.SELECT.SEQUENCE_GAP", 3))
     assert select_again(*options)[0] == 0
@@ -280,7 +280,7 @@ def test_the_manifest_has_the_budget_and_the_counts_of_each_step(scored, select_
     assert sum(step["images"] for part in steps.values() for step in part) == len(pool)
 
 
-def test_sequences_are_numbered_by_name():
+def test_sequence_codes_follow_names():
     assert sequence_codes((None, "b", "a")).tolist() == [-1, 1, 0]
 
 
@@ -294,7 +294,7 @@ def explained(capsys, *words: object):
     return captured.out
 
 
-def test_an_image_that_was_taken(scored, select_again, capsys):
+def test_explain_selected_image_shows_scores_and_rank(scored, select_again, capsys):
     config, output, pool, columns = scored
     select_again()
     row = int(columns["image_score"].argmax())
@@ -314,7 +314,7 @@ def test_an_image_that_was_taken(scored, select_again, capsys):
     assert json.loads(explained(capsys, image_id, output, "--json")) == found
 
 
-def test_its_objects_are_told_with_their_votes(scored, capsys):
+def test_explain_shows_objects_with_votes(scored, capsys):
     _, output, pool, _ = scored
     found = json.loads(explained(capsys, pool.image_ids[1], output, "--json"))["objects"]
     assert [row["kind"] for row in found] == ["cluster"] * 14 + ["ground_truth"]
@@ -327,7 +327,7 @@ def test_its_objects_are_told_with_their_votes(scored, capsys):
     assert "no object is predicted or labelled" in explained(capsys, pool.image_ids[25], output)
 
 
-def test_its_neighbours_in_time_and_in_look(scored, capsys):
+def test_explain_shows_neighbours_by_sequence_and_embedding(scored, capsys):
     _, output, pool, _ = scored
     found = json.loads(explained(capsys, pool.image_ids[1], output, "--json"))["neighbours"]
     frames = [row for row in found if row["by"] == "sequence"]
@@ -339,7 +339,7 @@ def test_its_neighbours_in_time_and_in_look(scored, capsys):
     assert pool.original_id(1) not in [row["image_id"] for row in found]
 
 
-def test_why_an_image_was_not_taken(scored, select_again, capsys):
+def test_explain_removed_image_shows_reason(scored, select_again, capsys):
     _, output, pool, columns = scored
     select_again(("CURATE.SELECT.SEQUENCE_GAP", 4))
     removed = tables(output)["removed"]
@@ -350,7 +350,7 @@ def test_why_an_image_was_not_taken(scored, select_again, capsys):
     assert "not selected: " in explained(capsys, worst, output)
 
 
-def test_nothing_is_selected_yet(scored, select_again, capsys):
+def test_explain_before_selection_succeeds(scored, select_again, capsys):
     _, output, pool, _ = scored
     select_again(("CURATE.SELECT.EMPTY_MINIMUM", 27))  # leaves the stage begun and not finished
     text = explained(capsys, pool.image_ids[0], output)
@@ -358,18 +358,18 @@ def test_nothing_is_selected_yet(scored, select_again, capsys):
 
 
 @pytest.mark.parametrize("name", ["999", "seven", "-3"])
-def test_an_image_that_does_not_exist(scored, capsys, name):
+def test_explain_unknown_image_refused(scored, capsys, name):
     words = ["explain", "--config-file", str(scored[0]), "--", name]
     assert main(words) == 2
     assert f"IMAGE_ID: not an image of {scored[1] / 'pool' / 'train.json'} (got '{name}')" in capsys.readouterr().err
 
 
-def test_a_run_that_is_not_named(scored, capsys, tmp_path):
+def test_explain_without_run_refused(scored, capsys, tmp_path):
     for words, expected in ((["1"], "--config-file FILE"), (["1", str(tmp_path)], str(tmp_path))):
         assert main(["explain", *words]) == 2
         assert expected in capsys.readouterr().err
 
 
-def test_a_pool_that_is_not_scored(scored, capsys, tmp_path):
+def test_explain_unscored_pool_refused(scored, capsys, tmp_path):
     assert main(["explain", "1", "--config-file", str(scored[0]), "OUTPUT_DIR", str(tmp_path)]) == 2
     assert "the stage 'score' has not finished" in capsys.readouterr().err
