@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from detcurate.io.parquet import fixed_lists, matrix_of
-from detcurate.pipeline.tables import IMAGE_ID, LABEL_ERROR_MEANINGS, Column, Table, measure_columns
-from detcurate.score.label_errors import LABEL_ERRORS
+from detcurate.pipeline.tables import IMAGE_ID, Column, Table, measure_columns
+from detcurate.score.label_errors import LABEL_ERROR_MEANINGS, LABEL_ERRORS
 from detcurate.score.measures import LABEL_MEASURES, MEASURES
 from detcurate.structures import ObjectScores
 

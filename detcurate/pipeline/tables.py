@@ -22,7 +22,8 @@ from detcurate.io.storage import Location
 from detcurate.legacy import COLUMNS as OLD_NAMES
 from detcurate.legacy import renamed, renamed_reason
 from detcurate.pipeline.context import Run
-from detcurate.score.measures import LABEL_MEASURES, MEASURES
+from detcurate.score.label_errors import LABEL_ERROR_MEANINGS
+from detcurate.score.measures import LABEL_MEASURES, MEASURES, describe_measure
 from detcurate.structures import ImageScores, Selection
 
 IMAGE_ID, IMAGE_SCORE = "image_id", "image_score"
@@ -48,19 +49,9 @@ class Column:
 
 
 def measure_columns(names: Mapping[str, Any], dtype: pa.DataType) -> tuple[Column, ...]:
-    """Return a column for each measure, with the first line of its function's docstring as the meaning."""
-    return tuple(Column(name, dtype, _first_line(measure), is_optional=True) for name, measure in names.items())
+    """Return a column for each measure, with its meaning from the registry."""
+    return tuple(Column(name, dtype, describe_measure(name).meaning, is_optional=True) for name in names)
 
-
-def _first_line(function: Any) -> str:
-    return str(function.__doc__ or "").strip().partition("\n")[0].rstrip(".") + "."
-
-
-LABEL_ERROR_MEANINGS = {
-    "missing_label": "Label-error score in [0, 1]: a confident consensus where nothing is labelled.",
-    "wrong_class": "Label-error score in [0, 1]: the members agree on another class than the label's.",
-    "inaccurate_box": "Label-error score in [0, 1]: the members agree on another box than the label's.",
-}
 
 Self = TypeVar("Self", bound="Table")
 

@@ -1,1 +1,1 @@
-"""Scoring: arrays in, arrays out; no torch, no Detectron2, no files."""
+"""Scores of objects and images from the predictions of an ensemble: arrays in, arrays out, no files."""

@@ -1,4 +1,4 @@
-"""Aggregation: from one value an object to one value an image."""
+"""Aggregation of object values to image values, and combination of several measures to one image score."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from detcurate.errors import ConfigError, PredictionError
 
 Aggregation = Callable[[np.ndarray, np.ndarray, int, int], np.ndarray]
-"""From (G,) values, the (G,) image index of each, the number of images I and k to (I,) float64."""
+"""Function of (G,) values, their (G,) image index, the number of images I, and k; returns (I,) float64."""
 
 
 def aggregate(
@@ -22,26 +22,26 @@ def aggregate(
     k: int = 3,
     object_weights: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Reduce the objects of each image to one value.
+    """Aggregate the objects of each image to one value.
 
-    An image without objects gets 0, whatever the aggregation. ``sum`` favours crowded images, ``max`` the single
-    outlier, ``mean`` the images with few objects; ``top_k_mean`` (over fewer than k where the image has fewer) stands
-    between ``max`` and ``mean``, ``sqrt_sum`` (sum over the root of the count) between ``mean`` and ``sum``.
-    ``class_weighted_sum`` is a sum in which each object counts as much as its class is rare.
+    An image without objects gets 0. ``sum`` favours crowded images, ``max`` single outliers, ``mean`` images with few
+    objects. ``top_k_mean`` (the mean of the k highest values) lies between ``max`` and ``mean``, ``sqrt_sum`` (sum
+    divided by the root of the count) between ``mean`` and ``sum``. ``class_weighted_sum`` is a sum with weights
+    inverse to the frequency of the class.
 
     Args:
-        values: (G,) floating, one a object; higher = more disagreement.
+        values: (G,) floating, one per object; higher = more disagreement.
         image_index: (G,) integers in [0, I), in any order.
-        num_images: I, the images of the pool, those without objects included.
-        aggregation: a name in ``AGGREGATIONS``.
-        k: of ``top_k_mean``, at least 1.
+        num_images: I, the number of images of the pool, including those without objects.
+        aggregation: A name in ``AGGREGATIONS``.
+        k: The k of ``top_k_mean``, at least 1.
         object_weights: (G,) floating, 0 or more, for ``class_weighted_sum``: ``class_weights(counts)[class_index]``.
 
     Returns:
         (I,) float64; higher = more disagreement.
 
     Raises:
-        ConfigError: The aggregation has no such name, k is below 1, or weights are missing or of no use.
+        ConfigError: The aggregation is unknown, k is below 1, or weights are missing or superfluous.
         PredictionError: The columns differ in length or an index is outside [0, I).
 
     Source:
@@ -56,35 +56,35 @@ def aggregate(
         [0.3667, 0.0, 0.2]
     """
     if aggregation not in AGGREGATIONS:
-        raise ConfigError(f"aggregation must be one of {', '.join(AGGREGATIONS)}, got {aggregation!r}")
+        raise ConfigError(f"CURATE.SCORE.AGGREGATION must be one of {', '.join(AGGREGATIONS)} (got {aggregation!r})")
     if k < 1:
-        raise ConfigError(f"k must be at least 1, got {k}")
+        raise ConfigError(f"k must be at least 1 (got {k})")
     if (object_weights is not None) != (aggregation in WEIGHTED):
-        raise ConfigError(f"object_weights must be given for {', '.join(WEIGHTED)} and for no other, got {aggregation}")
+        raise ConfigError(f"object_weights must be given for {', '.join(WEIGHTED)} only (got {aggregation})")
     if values.shape != image_index.shape or values.ndim != 1:
         raise PredictionError(
-            f"values and image_index must both have shape (G,), got {values.shape} and {image_index.shape}"
+            f"values and image_index must both have shape (G,) (got {values.shape} and {image_index.shape})"
         )
     if len(image_index) and not (0 <= image_index.min() and image_index.max() < num_images):
         raise PredictionError(
-            f"image_index must be in [0, {num_images}), got values from {image_index.min()} to {image_index.max()}"
+            f"image_index must be in [0, {num_images}) (got values from {image_index.min()} to {image_index.max()})"
         )
     if object_weights is not None:
         if object_weights.shape != values.shape:
             raise PredictionError(
-                f"object_weights must have the shape of values, got {object_weights.shape} and {values.shape}"
+                f"object_weights must have the shape of values (got {object_weights.shape} and {values.shape})"
             )
         values = values * object_weights
     return AGGREGATIONS[aggregation](values, image_index, num_images, k)
 
 
 def class_weights(counts: np.ndarray) -> np.ndarray:
-    """Return the weight of each class: inverse to its frequency, and 1 on average over the pool's boxes.
+    """Return class weights that are inverse to the frequency and 1 on average over the pool's boxes.
 
-    A class without a box is taken for one with a single box.
+    A class without boxes gets the weight of a class with one box.
 
     Args:
-        counts: (C,) integers, the pool's boxes of each class.
+        counts: (C,) integers, the number of boxes of each class in the pool.
 
     Returns:
         (C,) float64 above 0.
@@ -107,7 +107,7 @@ def _sum(values: np.ndarray, image_index: np.ndarray, num_images: int, k: int) -
 
 
 def _count(image_index: np.ndarray, num_images: int) -> np.ndarray:
-    """The (I,) divisor of the means: the number of objects, 1 where there is none so that 0 / 1 stays 0."""
+    """Return the (I,) divisor of the means: the number of objects, at least 1."""
     counts: np.ndarray = np.maximum(np.bincount(image_index, minlength=num_images), 1)
     return counts
 
@@ -146,7 +146,7 @@ AGGREGATIONS: Mapping[str, Aggregation] = {
 }
 
 WEIGHTED = ("class_weighted_sum",)
-"""The aggregations that weigh the objects by their class."""
+"""The aggregations with class weights."""
 
 
 def _rank(values: np.ndarray) -> np.ndarray:
@@ -160,8 +160,8 @@ def _rank(values: np.ndarray) -> np.ndarray:
 
 
 def _zscore(values: np.ndarray) -> np.ndarray:
-    """Deviations from the mean in standard deviations (divided by I); all equal gives 0."""
-    # Compared as values: the deviation of equal floats from their rounded mean need not be 0.
+    """Return deviations from the mean in standard deviations (divided by I); equal values give 0."""
+    # Compared as values, because equal floats may deviate from their rounded mean.
     if len(values) == 0 or values.min() == values.max():
         return np.zeros(len(values))
     standardised: np.ndarray = (values - values.mean()) / values.std()
@@ -178,22 +178,22 @@ NORMALIZATIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {"rank": _ran
 def combine(
     components: Mapping[str, np.ndarray], weights: Mapping[str, float], *, normalization: str = "rank"
 ) -> np.ndarray:
-    """Normalise each component over the pool and take the weighted mean of those that have a weight.
+    """Normalise components over the pool and return their weighted mean.
 
-    Under ``rank`` an image that is last by every component gets 0 and one that is first by every one gets 1; a pool of
-    one image, or of images that are all alike, gets 0.5. ``zscore`` gives 0 there. ``none`` leaves the components as
-    they are, for components that share a scale already. An empty pool gives no value.
+    With ``rank`` an image that is lowest in every component gets 0, one that is highest in every component gets 1, and
+    one image alone, or images that are all equal, get 0.5 (``zscore``: 0). ``none`` uses the components unchanged, for
+    components of one scale.
 
     Args:
-        components: name -> (I,) column; higher = more disagreement.
-        weights: name -> weight, 0 or more; a component that is not named has no part in the score.
-        normalization: a name in ``NORMALIZATIONS``.
+        components: Name -> (I,) column; higher = more disagreement.
+        weights: Name -> weight, 0 or more; components without a weight are ignored.
+        normalization: A name in ``NORMALIZATIONS``.
 
     Returns:
         (I,) float64; higher = keep first.
 
     Raises:
-        ConfigError: The normalization or a weight names what does not exist, a weight is negative or not finite, the
+        ConfigError: The normalization or the component of a weight is unknown, a weight is negative or not finite, the
             weights sum to 0, or the components differ in length.
 
     Example:
@@ -202,7 +202,9 @@ def combine(
         [0.25, 0.875, 0.375]
     """
     if normalization not in NORMALIZATIONS:
-        raise ConfigError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
+        raise ConfigError(
+            f"CURATE.SCORE.NORMALIZATION must be one of {', '.join(NORMALIZATIONS)} (got {normalization!r})"
+        )
     _validate_weights(components, weights)
     normalize = NORMALIZATIONS[normalization]
     columns = [weight * normalize(np.asarray(components[name], np.float64)) for name, weight in weights.items()]
@@ -211,14 +213,14 @@ def combine(
 
 
 def _validate_weights(components: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> None:
-    """Check that the weights are usable and that the components they name are columns of one length."""
+    """Validate the weights, and that their components are columns of one length."""
     for name, weight in weights.items():
         if name not in components:
-            raise ConfigError(f"weights must name components among {', '.join(components)}, got {name!r}")
+            raise ConfigError(f"weights must be for components among {', '.join(components)} (got {name!r})")
         if not (math.isfinite(weight) and weight >= 0):
-            raise ConfigError(f"the weight of {name} must be finite and at least 0, got {weight}")
+            raise ConfigError(f"the weight of {name} must be finite and at least 0 (got {weight})")
     if not math.fsum(weights.values()) > 0:
-        raise ConfigError(f"weights must sum to more than 0, got {dict(weights)}; give one component a weight of 1")
+        raise ConfigError(f"weights must have a sum above 0 (got {dict(weights)})")
     shapes = {name: np.shape(components[name]) for name in weights}
     if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
-        raise ConfigError(f"components must be columns of one length, got shapes {shapes}")
+        raise ConfigError(f"components must be columns of one length (got shapes {shapes})")

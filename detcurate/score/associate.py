@@ -1,4 +1,4 @@
-"""Association: which detections of the members are answers about the same object."""
+"""Association of the members' detections to clusters, one per object hypothesis."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detcurate.score.kernels.association import associate_images
 from detcurate.structures import Clusters, Detections
 
 ASSOCIATIONS: Mapping[str, int] = {"sequential": 0, "optimal": 1}
-"""The ways to associate, by the number that the compiled code knows them by."""
+"""Association method -> its number in the compiled code."""
 
 
 def associate(
@@ -22,32 +22,31 @@ def associate(
     method: str = "sequential",
     per_class: bool = False,
 ) -> Clusters:
-    """Group the detections of all members into object hypotheses: at most one detection a member in each.
+    """Group the detections of all members into clusters with at most one detection per member.
 
-    ``sequential``: image by image, in descending order of score, each detection looks for the cluster whose running
-    mean box it overlaps most. At ``iou_threshold`` or more it joins; if its member has already voted there it is
-    absorbed, that is dropped: a member suppresses duplicates per class, so it may put several boxes on one object, and
-    a cluster of their own would look like an object that only one member sees. Below the threshold it opens a cluster.
+    ``sequential``: in each image, by descending score, a detection joins the cluster whose running mean box it overlaps
+    most, if the IoU is at least ``iou_threshold``; otherwise it opens a cluster. If its member has a detection there
+    already, it is dropped: non-maximum suppression works per class, so a member may put several boxes on one object,
+    and a separate cluster would look like an object that only one member detects.
 
-    ``optimal``: member by member, the one with the best detection first, all detections of a member are assigned to
-    the running mean boxes at once, one to one, so that the sum of the IoUs at ``iou_threshold`` or more is the
-    greatest; those left over open clusters. What overlaps a better detection of the same member that much is absorbed
-    before. It costs more, and separates objects that stand close to each other better.
+    ``optimal``: the members are processed in order of their best detection. All detections of a member are assigned to
+    the running mean boxes one to one, with the greatest sum of IoUs of at least ``iou_threshold``; the others open
+    clusters. Detections that overlap a better one of the same member so much are dropped first. This is slower and
+    separates neighbouring objects better.
 
-    Equal scores are ordered by the content of the detection, never by its row, so the result does not depend on the
-    order of the rows or on the numbering of the members. No detection gives no cluster. Members that agree exactly
-    give one cluster an object with no miss.
+    Equal scores are ordered by the content of the detection, so the result does not depend on the order of the rows or
+    on the numbering of the members. Members that agree exactly give one cluster per object without misses.
 
     Args:
         detections: N rows, of any images in any order.
-        num_members: E, the size of the ensemble, whether or not each member fired.
-        iou_threshold: the least IoU with a cluster's mean box to be taken for the same object, in (0, 1].
-        method: a name in ``ASSOCIATIONS``.
-        per_class: whether detections of different ``class_index`` are never of one object. Off, so that members that
-            see the same object as a car and as a truck disagree rather than miss it.
+        num_members: E, the size of the ensemble, including members without detections.
+        iou_threshold: The smallest IoU with a cluster's mean box to join it, in (0, 1].
+        method: A name in ``ASSOCIATIONS``.
+        per_class: Whether clusters have detections of one ``class_index`` only. Off by default, so that members that
+            predict car and truck for one object disagree instead of missing it.
 
     Returns:
-        G clusters, ordered by image_id and then by when they were opened.
+        G clusters, ordered by image_id and then by the order in which they were opened.
 
     Raises:
         ConfigError: The method has no such name.
@@ -55,7 +54,7 @@ def associate(
 
     Source:
         Sequential association to the running mean box, as in weighted boxes fusion (Solovyev et al. 2021, arXiv
-        1910.13302), with one vote a member and unweighted means [ours]. The assignment: Kuhn 1955, by shortest
+        1910.13302), with one vote per member and unweighted means [ours]. The assignment: Kuhn 1955, by shortest
         augmenting paths (Jonker and Volgenant 1987).
 
     Example:
@@ -75,9 +74,9 @@ def associate(
     """
     validate_members(detections, num_members)
     if not 0 < iou_threshold <= 1:
-        raise PredictionError(f"iou_threshold must be in (0, 1], got {iou_threshold}; 0.5 is the usual choice")
+        raise PredictionError(f"iou_threshold must be in (0, 1] (got {iou_threshold}). 0.5 is the usual choice.")
     if method not in ASSOCIATIONS:
-        raise ConfigError(f"the association must be one of {', '.join(ASSOCIATIONS)}, got {method!r}")
+        raise ConfigError(f"CURATE.SCORE.ASSOCIATION must be one of {', '.join(ASSOCIATIONS)} (got {method!r})")
     rows, starts = rows_by_image(detections.image_ids)
     columns = kernel_columns(detections)
     image, means, votes = associate_images(
@@ -87,7 +86,7 @@ def associate(
 
 
 def rows_by_image(image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (N,) int64 rows by ascending image_id, and (I + 1,) int64 where each image's begin; I images have rows."""
+    """Return (N,) int64 rows by ascending image_id, and (I + 1,) int64, the start of each of I images with rows."""
     if (image_ids[1:] >= image_ids[:-1]).all():
         rows = np.arange(len(image_ids))
     else:
@@ -98,7 +97,7 @@ def rows_by_image(image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def kernel_columns(detections: Detections) -> tuple[np.ndarray, ...]:
-    """Return member, boxes, scores, class_index and class_probs in the types that the kernels are compiled for."""
+    """Return member, boxes, scores, class_index and class_probs in the types of the compiled kernels."""
     return (
         kernel_array(detections.member, np.int32),
         kernel_array(detections.boxes, np.float32),
@@ -109,22 +108,21 @@ def kernel_columns(detections: Detections) -> tuple[np.ndarray, ...]:
 
 
 def kernel_array(values: np.ndarray, dtype: type) -> np.ndarray:
-    """Return an array as the kernels want it; a copy where it is of another type, layout, or cannot be written to.
+    """Return an array in the type of the compiled kernels, as a copy if its type or layout differs or it is read-only.
 
-    The kernels write to none of them, but a read-only array, as Parquet gives, is another type: they would be compiled
-    again for it.
+    The kernels do not write to it, but numba would compile them again for the read-only arrays that Parquet returns.
     """
     return np.require(values, dtype, ["C", "W"])
 
 
 def validate_members(detections: Detections, num_members: int) -> None:
-    """Raise ``PredictionError`` unless every detection belongs to one of E members, and E is at least 1."""
+    """Raise ``PredictionError`` unless E is at least 1 and every detection belongs to one of E members."""
     if num_members < 1:
-        raise PredictionError(f"num_members must be at least 1, got {num_members}")
+        raise PredictionError(f"num_members must be at least 1 (got {num_members})")
     outside = np.flatnonzero((detections.member < 0) | (detections.member >= num_members))
     if len(outside):
         member, image_id = detections.member[outside[0]], detections.image_ids[outside[0]]
         raise PredictionError(
-            f"member must be in [0, {num_members}), got {member} (image_id {image_id}); "
-            "pass the size of the ensemble that made the predictions"
+            f"member must be in [0, {num_members}) (got {member}, image_id {image_id}). "
+            "Pass the size of the ensemble that made the predictions."
         )

@@ -1,6 +1,6 @@
-"""Calibration: one temperature a member, so that a confidence means the same from every member.
+"""Calibration with one temperature per member, so that confidences of different members are comparable.
 
-A checkpoint taken early is less certain than one taken late, and a mean of both listens to the louder one.
+Early checkpoints are less certain than late ones, so an uncalibrated mean is dominated by the late ones.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from detcurate.errors import PredictionError
 from detcurate.score.label_measures import gather_label_statistics
 from detcurate.structures import Detections, Labels
 
-_SMALLEST = 1e-7  # what float32 keeps of a probability beside 1
+_SMALLEST = 1e-7  # float32 resolution of a probability near 1
 _TEMPERATURES = (0.05, 20.0)
 _STEPS = 60
 _GOLDEN = (np.sqrt(5.0) - 1) / 2
@@ -22,12 +22,12 @@ _GOLDEN = (np.sqrt(5.0) - 1) / 2
 
 @dataclass(frozen=True)
 class Calibration:
-    """The temperature of each member, and what it does to confidences that it was not fitted on.
+    """The temperature of each member, and the calibration error on images that it was not fitted on.
 
     Args:
-        temperatures: (E,) float64 above 0; above 1 makes a member less certain, 1 leaves it as it is.
-        error_before: (E,) float64 in [0, 1], the expected calibration error as the members answered.
-        error_after: (E,) float64 in [0, 1], the same with the temperatures.
+        temperatures: (E,) float64 above 0; above 1 makes a member less certain, 1 changes nothing.
+        error_before: (E,) float64 in [0, 1], the expected calibration error of the original confidences.
+        error_after: (E,) float64 in [0, 1], the expected calibration error with the temperatures.
     """
 
     temperatures: np.ndarray
@@ -38,16 +38,16 @@ class Calibration:
 def calibrate(
     detections: Detections, labels: Labels, *, num_members: int, iou_threshold: float = 0.5, seed: int = 0
 ) -> Calibration:
-    """Fit each member's temperature on one half of the images, and measure its error on the other.
+    """Fit each member's temperature on one half of the images, and measure the calibration error on the other half.
 
     A member without detections on the first half keeps the temperature 1.
 
     Args:
         detections: N rows of all members on some images.
-        labels: the ground truth of these images.
+        labels: The ground truth of these images.
         num_members: E.
-        iou_threshold: in (0, 1], of the match of detections to labels.
-        seed: of the halves.
+        iou_threshold: In (0, 1], for the match of detections to labels.
+        seed: Seed of the split into halves.
 
     Raises:
         PredictionError: There are fewer than two images, or as ``gather_label_statistics``.
@@ -57,7 +57,9 @@ def calibrate(
     """
     image_ids = np.union1d(detections.image_ids, labels.image_ids)
     if len(image_ids) < 2:
-        raise PredictionError(f"calibration must have at least two images, got {len(image_ids)}; give it more")
+        raise PredictionError(
+            f"CURATE.SCORE.CALIBRATION_IMAGES: calibration needs at least two images (got {len(image_ids)})"
+        )
     chosen = np.random.default_rng(seed).permutation(image_ids)[: len(image_ids) // 2]
     outcome = detection_outcomes(detections, labels, num_members=num_members, iou_threshold=iou_threshold)
     is_fitted = np.isin(detections.image_ids, chosen)
@@ -77,7 +79,7 @@ def calibrate(
 def detection_outcomes(
     detections: Detections, labels: Labels, *, num_members: int, iou_threshold: float = 0.5
 ) -> np.ndarray:
-    """Return (N,) int64: the class of the label that each detection is the answer to, C for none."""
+    """Return (N,) int64: the class of the label that each detection is matched to, C for none."""
     predictions = gather_label_statistics(detections, labels, num_members=num_members, iou_threshold=iou_threshold)
     classes = labels.class_index[~labels.iscrowd]
     outcome = np.full(len(detections), detections.num_classes)
@@ -87,7 +89,7 @@ def detection_outcomes(
 
 
 def fit_temperature(detections: Detections, outcome: np.ndarray) -> float:
-    """Return the temperature with the lowest negative log-likelihood of the outcomes; 1 for no detection.
+    """Return the temperature with the lowest negative log-likelihood of the outcomes; 1 without detections.
 
     Args:
         detections: N rows.
@@ -99,7 +101,7 @@ def fit_temperature(detections: Detections, outcome: np.ndarray) -> float:
     if not len(detections):
         return 1.0
     low, high = np.log(_TEMPERATURES)
-    for _ in range(_STEPS):  # golden section: in the logarithm of the temperature the loss has one minimum
+    for _ in range(_STEPS):  # golden section: the loss has one minimum in the logarithm of the temperature
         left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
         if _loss(detections, outcome, np.exp(left)) < _loss(detections, outcome, np.exp(right)):
             high = right
@@ -109,9 +111,10 @@ def fit_temperature(detections: Detections, outcome: np.ndarray) -> float:
 
 
 def apply_temperatures(detections: Detections, temperatures: Sequence[float] | np.ndarray) -> Detections:
-    """Return the detections with each member's posteriors, and with them its scores, at its temperature.
+    """Return the detections with posteriors and scores scaled by the temperature of their member.
 
-    Softmax: p_k^(1/T) / Σ p^(1/T), which is the softmax of the logits over T. Sigmoid: the logit of each class over T.
+    Softmax: p_k^(1/T) / Σ p^(1/T), which is the softmax of the logits divided by T. Sigmoid: the logit of each class is
+    divided by T.
 
     Args:
         detections: N rows of E members.
@@ -124,12 +127,12 @@ def apply_temperatures(detections: Detections, temperatures: Sequence[float] | n
 
 
 def expected_calibration_error(confidence: np.ndarray, is_right: np.ndarray, *, num_bins: int = 15) -> float:
-    """Mean distance of confidence and accuracy over bins of equal width, weighted by their sizes; 0 for no value.
+    """Return the mean difference of confidence and accuracy over bins of equal width, weighted by size; 0 if empty.
 
     Args:
         confidence: (N,) floating in [0, 1].
         is_right: (N,) bool.
-        num_bins: at least 1.
+        num_bins: At least 1.
 
     Returns:
         A number in [0, 1].

@@ -1,4 +1,4 @@
-"""Evidence: what the members' answers about each object hypothesis come to, gathered once for all measures."""
+"""Statistics of the members' predictions for each cluster, computed once for all measures."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from detcurate.score.kernels.cluster_sums import gather_predictions
 from detcurate.structures import Clusters, Detections
 
 MISSING = ("background", "ignore")
-"""What a member that has no detection in a cluster answers: background with certainty, or nothing."""
+"""The treatment of a member without a detection in a cluster: background with probability 1, or not counted."""
 
 
 @dataclass(frozen=True)
 class ClusterStatistics:
-    """The answers about G clusters, summed over the members; what a measure is a function of.
+    """The predictions of all members for G clusters, summed over the members: the input of the measures.
 
     Args:
         posterior_form: ``"softmax"`` or ``"sigmoid"``, as in the detections.
         num_members: E, the size of the ensemble.
         num_fired: (G,) int64 in [1, E].
-        num_predictions: (G,) int64, what the means below are over: E, or with ``missing="ignore"`` those that fired.
+        num_predictions: (G,) int64, the divisor of the means below: E, or ``num_fired`` with ``missing="ignore"``.
         mean_probs: (G, C + 1) float64, the consensus posterior, background last. Softmax: rows that sum to 1. Sigmoid:
-            the mean of each class's probability, 0 for a miss, and in the last column 1 less their maximum.
-        own_entropies: (G, 1) float64 for softmax, (G, C) for sigmoid: the mean of the members' own entropies, of the
-            whole distribution or of each class's yes or no, nats.
-        outcomes: (G, C + 1) int64, how many members find each outcome the most probable, background last.
-        favourites: (G, E) int16, these outcomes member by member, -1 for a miss.
-        mean_iou: (G,) float64 in [0, 1], the mean overlap of the members' boxes with the consensus box.
+            the mean of each class's probability, 0 for a miss, and in the last column 1 minus their maximum.
+        own_entropies: (G, 1) float64 for softmax, (G, C) for sigmoid: the mean entropy of the members, of the whole
+            distribution or of each class as a binary variable, nats.
+        outcomes: (G, C + 1) int64, the number of members for which each class is the most probable, background last.
+        favourites: (G, E) int16, the most probable class of each member, -1 for a miss.
+        mean_iou: (G,) float64 in [0, 1], the mean IoU of the members' boxes with the consensus box.
         box_deviation: (G,) float64, 0 or more: the root of the mean variance of (cx/w̄, cy/h̄, ln w, ln h).
     """
 
@@ -50,27 +50,28 @@ class ClusterStatistics:
 
     @property
     def is_sigmoid(self) -> bool:
-        """Whether each class is a question of its own."""
+        """Whether each class is a binary variable of its own."""
         return self.posterior_form == "sigmoid"
 
 
 def gather_cluster_statistics(
     detections: Detections, clusters: Clusters, *, missing: str = "background"
 ) -> ClusterStatistics:
-    """Sum up the members' answers about each cluster. No cluster gives no row.
+    """Summarise the members' predictions for each cluster.
 
     Args:
         detections: N rows with posteriors over C classes and the background.
         clusters: G clusters of E members.
-        missing: a name in ``MISSING``.
+        missing: A name in ``MISSING``.
 
     Raises:
         ConfigError: ``missing`` has no such name.
-        PredictionError: A vote names a row that the detections do not have.
+        PredictionError: A vote is a row beyond the detections.
 
     Source:
         Chitta et al. 2019 (arXiv 1905.12737): the ensemble's posterior is the mean of its members'; the miss as a
-        vote for background is [ours]. ``ignore`` is what probdet does (Harakeh and Waslander 2021, arXiv 2101.05036).
+        vote for background is [ours]. ``ignore`` is the convention of probdet (Harakeh and Waslander 2021, arXiv
+        2101.05036).
 
     Example:
         >>> one = Detections(
@@ -82,13 +83,13 @@ def gather_cluster_statistics(
         ...     class_probs=np.array([[1.0, 0.0]]),
         ... )
         >>> seen_by_one_of_two = Clusters(np.array([7]), one.boxes, np.array([[0, -1]]))
-        >>> gather_evidence(one, seen_by_one_of_two).mean_probs.tolist()
+        >>> gather_cluster_statistics(one, seen_by_one_of_two).mean_probs.tolist()
         [[0.5, 0.5]]
-        >>> gather_evidence(one, seen_by_one_of_two, missing="ignore").mean_probs.tolist()
+        >>> gather_cluster_statistics(one, seen_by_one_of_two, missing="ignore").mean_probs.tolist()
         [[1.0, 0.0]]
     """
     if missing not in MISSING:
-        raise ConfigError(f"missing must be one of {', '.join(MISSING)}, got {missing!r}")
+        raise ConfigError(f"CURATE.SCORE.MISSING must be one of {', '.join(MISSING)} (got {missing!r})")
     clusters.validate_rows(detections)
     counts_misses = missing == "background"
     _, boxes, _, _, class_probs = kernel_columns(detections)

@@ -1,9 +1,9 @@
-"""Suspicion: how likely a label is wrong, and in which of three ways.
+"""Label-error scores: how likely a label is wrong, and in which of three ways.
 
-``missing_label``: the members are confident of an object, and nothing is labelled there. ``wrong_class``: they agree on
-another class than the label's. ``inaccurate_box``: they agree on another box than the label's. Each is in [0, 1], and
-higher is more suspicious. They tell wrong labels from hard ones by what the members *agree* on: a hard object has
-members that miss it or differ, and gets no suspicion from that.
+``missing_label``: the members are confident of an object without a label. ``wrong_class``: they agree on another class
+than the label's. ``inaccurate_box``: they agree on another box than the label's. Each score is in [0, 1]; higher means
+more likely wrong. The members' *agreement* distinguishes wrong labels from difficult objects: on a difficult object the
+members miss or differ, so it gets a low score.
 """
 
 from __future__ import annotations
@@ -18,23 +18,27 @@ from detcurate.score.kernels.cluster_sums import compare_clusters
 from detcurate.score.label_measures import LabelStatistics, by_image
 from detcurate.structures import Clusters, Labels, ObjectScores
 
-LABEL_ERRORS = ("missing_label", "wrong_class", "inaccurate_box")
+LABEL_ERROR_MEANINGS = {
+    "missing_label": "Label-error score in [0, 1]: a confident consensus where nothing is labelled.",
+    "wrong_class": "Label-error score in [0, 1]: the members agree on another class than the label's.",
+    "inaccurate_box": "Label-error score in [0, 1]: the members agree on another box than the label's.",
+}
+LABEL_ERRORS = tuple(LABEL_ERROR_MEANINGS)
 
 _IN_CROWD = 0.5
 
 
 @dataclass(frozen=True)
 class LabelErrorScores:
-    """How suspicious the labels of some images are.
+    """The label-error scores of some images.
 
     Args:
-        missing_label: (G,) float64 in [0, 1], of each cluster.
-        nearest_label: (G,) int64, the row of the label that each cluster overlaps most, crowd regions left out as in
-            the label evidence; -1 where it overlaps none.
-        wrong_class: (J,) float64 in [0, 1], of each label that is no crowd region.
-        inaccurate_box: (J,) float64 in [0, 1], likewise.
-        own_cluster: (J,) int64, likewise: the row of the cluster that ``inaccurate_box`` compares with the label; -1
-            where no cluster overlaps it.
+        missing_label: (G,) float64 in [0, 1], one per cluster.
+        nearest_label: (G,) int64, the row of the label that each cluster overlaps most, counted without crowd regions;
+            -1 for none.
+        wrong_class: (J,) float64 in [0, 1], one per label without crowd regions.
+        inaccurate_box: (J,) float64 in [0, 1], one per label without crowd regions.
+        own_cluster: (J,) int64, the row of the cluster that ``inaccurate_box`` compares with each label; -1 for none.
     """
 
     missing_label: np.ndarray
@@ -52,25 +56,25 @@ def label_error_scores(
     *,
     iou_threshold: float = 0.5,
 ) -> LabelErrorScores:
-    """Tell how suspicious each label is, and each place without one.
+    """Compute the label-error scores of labels, and of clusters without a label.
 
-    - missing_label, of a cluster with the consensus confidence c and the IoU o with its nearest label: c (1 − o/t), 0
-      at o = t (``iou_threshold``) and above. A label that is merely touched explains nothing, so a car whose neighbour
-      is labelled can lack a label. A cluster half of which lies in a crowd region is not.
-    - wrong_class, of a label y with the consensus p̄ at its box: max_{k ≠ y} p̄_k − p̄_y over the C classes, at least 0. A
-      label that the members miss has no p̄ to speak of, and is not wrong_class.
-    - inaccurate_box, of a label whose clusters include one of confidence c, mean overlap a of its members, and IoU o
-      with the label: c (a − o), at least 0, for the cluster with the greatest c o. Its clusters are those that overlap
-      no other label more, and those that no label explains (all IoU below t), for the place of a shifted label may be
-      nearer to its neighbour's; an IoU below 0.05 is no more than a touch. It is 0 where the label lies as near to the
-      consensus as the members themselves do, so where they do not agree with each other.
+    - missing_label, for a cluster with consensus confidence c and IoU o with its nearest label: c (1 − o/t), and 0 if
+      o ≥ t (``iou_threshold``). A small overlap does not count as a label, so an object beside a labelled one can be
+      missing. Clusters with at least half of their area in a crowd region get 0.
+    - wrong_class, for a label y with the consensus p̄ at its box: max_{k ≠ y} p̄_k − p̄_y over the C classes, at least 0.
+      Labels that the members miss get 0.
+    - inaccurate_box, for a label and a cluster of confidence c, mean IoU a of its members with its box, and IoU o with
+      the label: c (a − o), at least 0, for the cluster with the greatest c o. Candidates are clusters that overlap no
+      other label more, and clusters with an IoU below t with all labels, because a shifted label may be nearer to
+      another object; an IoU below 0.05 is ignored. The score is 0 if the label is as near to the consensus as the
+      members' own boxes are, and so where the members disagree.
 
     Args:
         clusters: G clusters.
-        statistics: of the clusters.
-        labels: of the same images, crowd regions included.
-        label_statistics: of the labels that are no crowd regions.
-        iou_threshold: in (0, 1], that of the association.
+        statistics: Of the clusters.
+        labels: Labels of the same images, including crowd regions.
+        label_statistics: Of the labels without crowd regions.
+        iou_threshold: In (0, 1], that of the association.
 
     Source:
         The three kinds are ObjectLab's (Tkachenko et al. 2023, arXiv 2309.00832). The formulas are [ours]: over an
@@ -92,7 +96,7 @@ def label_error_scores(
 
 @dataclass(frozen=True)
 class Corrections:
-    """What the ensemble sees in place of K suspected labels.
+    """The corrections that the ensemble proposes for K suspected label errors.
 
     Args:
         boxes: (K, 4) float64, xyxy in absolute pixels.
@@ -109,17 +113,17 @@ class Corrections:
 
 
 def corrections(objects: ObjectScores, kinds: np.ndarray, *, num_classes: int) -> Corrections:
-    """Return what the ensemble sees in place of suspected labels.
+    """Return the corrections that the ensemble proposes for suspected label errors.
 
     - missing_label, of a cluster: its own box, class, confidence and votes.
-    - inaccurate_box: box, class, confidence and votes of the cluster that is compared with the label.
-    - wrong_class: the class other than the label's with most votes among the members' predictions at the label, of
-      equally many that of the compared cluster, else the first; the box is the compared cluster's, the label's own
-      where there is none.
+    - inaccurate_box, of a label: box, class, confidence and votes of the cluster that it is compared with.
+    - wrong_class, of a label: the class other than the label's with most votes among the members' predictions at the
+      label. Ties go to the compared cluster's class, else to the first. The box is the compared cluster's, or the
+      label's own if there is none.
 
     Args:
-        objects: K rows, a row twice where two kinds of error are suspected; of labels with their consensus.
-        kinds: (K,) integers, the place of each row's suspected error in ``LABEL_ERRORS``.
+        objects: K rows, with consensus columns for labels; an object with two suspected errors has two rows.
+        kinds: (K,) integers, the index of each row's suspected error in ``LABEL_ERRORS``.
         num_classes: C.
     """
     rows, num_members = np.arange(len(objects)), objects.votes.shape[1]
@@ -144,7 +148,7 @@ def corrections(objects: ObjectScores, kinds: np.ndarray, *, num_classes: int) -
 
 
 def _consensus(objects: ObjectScores) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return the compared cluster's box, class, confidence and votes; those of no cluster where none is known."""
+    """Return the compared cluster's box, class, confidence and votes; without consensus columns those of no cluster."""
     if objects.consensus_boxes is None:
         nothing = np.zeros(len(objects), np.int64)
         return objects.boxes, nothing - 1, nothing.astype(np.float64), nothing
@@ -158,11 +162,12 @@ def _consensus(objects: ObjectScores) -> tuple[np.ndarray, np.ndarray, np.ndarra
 def _compare(
     clusters: Clusters, labels: Labels, confidence: np.ndarray, iou_threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Compare clusters and labels, whose rows may be in any order.
+    """Compare clusters and labels in any order.
 
     Returns:
-        Of each cluster: its nearest label, counted without the crowd regions, its IoU, and its share in a crowd. Of
-        each label that is no crowd region: the cluster that speaks for it, and its IoU. -1 and 0 for none.
+        For each cluster its nearest label, counted without crowd regions, their IoU, and the share of its area in a
+        crowd region. For each label without crowd regions the cluster that it is compared with, and their IoU. -1 and 0
+        for none.
     """
     image_ids = np.union1d(clusters.image_ids, labels.image_ids)
     rows, starts = by_image(clusters.image_ids, image_ids)
@@ -176,7 +181,7 @@ def _compare(
         labels.iscrowd[label_rows],
         float(iou_threshold),
     )
-    without_crowds = np.append(np.cumsum(~labels.iscrowd)[label_rows] - 1, -1)  # the last is for -1, that is none
+    without_crowds = np.append(np.cumsum(~labels.iscrowd)[label_rows] - 1, -1)  # the last entry is for -1
     of_clusters = [_in_row_order(rows, column) for column in (without_crowds[nearest], overlap, in_crowd)]
     of_labels = [_in_row_order(label_rows, column) for column in (np.append(rows, -1)[own], own_overlap)]
     return (*of_clusters, *(column[~labels.iscrowd] for column in of_labels))

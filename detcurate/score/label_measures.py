@@ -1,8 +1,7 @@
-"""Label-aware measures: how hard each ground-truth box is for the members.
+"""Measures that use the labels: how difficult each ground-truth box is for the members; higher = more difficult.
 
-A member that missed the box gives its class a probability of 0. Higher means harder for every measure here, and a
-wrong label is as hard as a hard object: :mod:`detcurate.score.label_errors` tells the two apart. No label gives no
-value.
+A member that misses the box gives its class a probability of 0. Wrong labels and difficult objects both have high
+values; :mod:`detcurate.score.label_errors` distinguishes them.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from detcurate.structures import Detections, Labels
 
 @dataclass(frozen=True)
 class LabelStatistics:
-    """The members' answers about J ground-truth boxes; what a label-aware measure is a function of.
+    """The members' predictions at J ground-truth boxes: the input of the measures that use labels.
 
     Args:
         posterior_form: ``"softmax"`` or ``"sigmoid"``, as in the detections.
-        votes: (J, E) int64, the row of each member's answer in the detections, -1 where it missed the box.
-        probability: (J, E) float64 in [0, 1], q: what each member gives the label's class at the box, 0 when missed.
-        iou: (J, E) float64 in [0, 1], u: the overlap of each member's answer with the box, 0 when missed.
-        favourites: (J, E) int16, the most probable outcome of each answer, C for background, -1 where it missed.
+        votes: (J, E) int64, the row of each member's matched detection, -1 for a miss.
+        probability: (J, E) float64 in [0, 1], q: each member's probability of the label's class, 0 for a miss.
+        iou: (J, E) float64 in [0, 1], u: the IoU of each member's detection with the box, 0 for a miss.
+        favourites: (J, E) int16, the most probable class of each detection, C for background, -1 for a miss.
         is_right: (J, E) bool, whether that is the label's class.
         distance: (J,) float64, the mean over members of the Euclidean distance of the posterior from the label.
-        mean_probs: (J, C + 1) float64, the consensus posterior, a miss counting as background.
-        trajectories: The members of each run in iteration order, for what happens along a training.
+        mean_probs: (J, C + 1) float64, the consensus posterior; a miss counts as background.
+        trajectories: The members of each run in iteration order, for measures along a training.
     """
 
     posterior_form: str
@@ -56,42 +55,40 @@ def gather_label_statistics(
     iou_threshold: float = 0.5,
     trajectories: Sequence[Sequence[int]] = (),
 ) -> LabelStatistics:
-    """Find what each member says about each ground-truth box, crowd regions left out.
+    """Match each member's detections to the ground-truth boxes, without crowd regions.
 
-    Each detection speaks about the box that it overlaps most, at ``iou_threshold`` or more and whatever the class; of
-    a member's several detections on one box its most confident one counts. No label gives no row, and a label that no
-    member sees has misses only.
+    A detection is matched to the box with the highest IoU, at least ``iou_threshold``, whatever its class. Of several
+    detections of a member on one box the most confident one is used. A label that no member detects has misses only.
 
     Args:
         detections: N rows, of any images in any order.
-        labels: of the same images; rows that are ``iscrowd`` are left out.
-        num_members: E, the size of the ensemble, whether or not each member fired.
-        iou_threshold: in (0, 1].
-        trajectories: Members by number, a list a run, in iteration order; members of no list take no part in what is
-            measured along a training.
+        labels: Labels of the same images; rows with ``iscrowd`` are ignored.
+        num_members: E, the size of the ensemble, including members without detections.
+        iou_threshold: In (0, 1].
+        trajectories: The numbers of the members of each run in iteration order. Members in no list are ignored by
+            measures along a training.
 
     Raises:
         PredictionError: A member, of the detections or of a trajectory, is outside [0, E), the threshold is outside
-            (0, 1], or a label has a class that the detections do not know.
+            (0, 1], or a label has a class beyond those of the detections.
 
     Source:
-        Answers by ground-truth box: dataset cartography (Swayamdipta et al. 2020, arXiv 2009.10795) asks per example;
-        the match to boxes is [ours].
+        Statistics per example: dataset cartography (Swayamdipta et al. 2020, arXiv 2009.10795); the match to boxes is
+        [ours].
     """
     validate_members(detections, num_members)
     if not 0 < iou_threshold <= 1:
-        raise PredictionError(f"iou_threshold must be in (0, 1], got {iou_threshold}; 0.5 is the usual choice")
+        raise PredictionError(f"iou_threshold must be in (0, 1] (got {iou_threshold}). 0.5 is the usual choice.")
     runs = tuple(np.asarray(members, np.int64) for members in trajectories)
     if any(((members < 0) | (members >= num_members)).any() for members in runs):
         raise PredictionError(
-            f"trajectories must name members in [0, {num_members}), got {[members.tolist() for members in runs]}; "
-            "number the members as the detections do"
+            f"trajectories must have members in [0, {num_members}) (got {[members.tolist() for members in runs]})"
         )
     labels = labels.take(~labels.iscrowd)
     if len(labels) and int(labels.class_index.max()) >= detections.num_classes:
         raise PredictionError(
-            f"labels must be of the detections' {detections.num_classes} classes, got class_index "
-            f"{labels.class_index.max()}; predict with the classes of the pool"
+            f"labels must have the detections' {detections.num_classes} classes (got class_index "
+            f"{labels.class_index.max()}). Predict with the classes of the pool."
         )
     image_ids = np.union1d(detections.image_ids, labels.image_ids)
     rows, starts = by_image(detections.image_ids, image_ids)
@@ -121,18 +118,18 @@ def gather_label_statistics(
 
 
 def by_image(row_image_ids: np.ndarray, image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (N,) int64 rows by image, and (I + 1,) int64 where the rows of each of ascending ``image_ids`` begin."""
+    """Return (N,) int64 rows by image, and (I + 1,) int64, the start of each of the ascending ``image_ids``."""
     rows = np.argsort(row_image_ids, kind="stable")
     return rows, np.searchsorted(row_image_ids[rows], np.append(image_ids, np.iinfo(np.int64).max))
 
 
 def error_count(statistics: LabelStatistics) -> np.ndarray:
-    """Share of the members that are wrong, #{e : argmax p_e ≠ y or missed} / E.
+    """Return the share of members that miss the box or predict another class, #{e : argmax p_e ≠ y or missed} / E.
 
-    0 when every member finds the label the most probable, 1 when none does.
+    0 when every member predicts the label's class, 1 when none does.
 
     Args:
-        statistics: of J ground-truth boxes.
+        statistics: Of J ground-truth boxes.
 
     Returns:
         (J,) float64 in [0, 1]; higher = more members are wrong.
@@ -145,13 +142,13 @@ def error_count(statistics: LabelStatistics) -> np.ndarray:
 
 
 def el2n(statistics: LabelStatistics) -> np.ndarray:
-    """Mean distance of the posterior from the label, (1/E) Σ_e ‖p_e − onehot(y)‖₂.
+    """Return the mean distance of the posterior from the label, (1/E) Σ_e ‖p_e − onehot(y)‖₂.
 
-    0 when every member is certain of the label, √2 when every one is certain of something else or misses the box. For
-    sigmoids over the C classes: a miss is at distance 1, and √C is the greatest.
+    0 when every member is certain of the label, √2 when every one is certain of another class or misses the box. For
+    sigmoids the distance is over the C classes: a miss has 1, and √C is the maximum.
 
     Args:
-        statistics: of J ground-truth boxes.
+        statistics: Of J ground-truth boxes.
 
     Returns:
         (J,) float64 in [0, √2], for sigmoids [0, √C]; higher = farther from the label.
@@ -163,13 +160,13 @@ def el2n(statistics: LabelStatistics) -> np.ndarray:
 
 
 def forgetting(statistics: LabelStatistics) -> np.ndarray:
-    """Number of times that a run unlearns the label: right at one member, wrong at the next, summed over the runs.
+    """Return the number of forgetting events: right at one checkpoint and wrong at the next, summed over the runs.
 
-    0 when no member that follows a right one is wrong, never having been right included. Members of one checkpoint
-    each cannot forget.
+    0 when no wrong checkpoint follows a right one, also if the label was never learned. Runs with one checkpoint have
+    no forgetting events.
 
     Args:
-        statistics: of J ground-truth boxes, with the runs' trajectories.
+        statistics: Of J ground-truth boxes, with the runs' trajectories.
 
     Returns:
         (J,) float64, whole numbers, 0 or more; higher = forgotten more often.
@@ -185,30 +182,30 @@ def forgetting(statistics: LabelStatistics) -> np.ndarray:
 
 
 def low_confidence(statistics: LabelStatistics) -> np.ndarray:
-    """One less the mean probability of the label, 1 − (1/E) Σ_e q_e.
+    """Return 1 minus the mean probability of the label, 1 − (1/E) Σ_e q_e.
 
-    0 when every member is certain of the label, 1 when none gives it anything.
+    0 when every member is certain of the label, 1 when all give it probability 0.
 
     Args:
-        statistics: of J ground-truth boxes.
+        statistics: Of J ground-truth boxes.
 
     Returns:
         (J,) float64 in [0, 1]; higher = less confident.
 
     Source:
-        ``confidence`` of dataset cartography (Swayamdipta et al. 2020, arXiv 2009.10795), turned round.
+        ``confidence`` of dataset cartography (Swayamdipta et al. 2020, arXiv 2009.10795), with the sign reversed.
     """
     lack: np.ndarray = np.maximum(1.0 - statistics.probability.mean(axis=1), 0.0)
     return lack
 
 
 def variability(statistics: LabelStatistics) -> np.ndarray:
-    """Standard deviation of the probability of the label over the members.
+    """Return the standard deviation of the label's probability over the members.
 
-    0 when all members agree, 1/2 when half are certain of the label and half give it nothing.
+    0 when all members agree, 1/2 when half are certain of the label and half give it probability 0.
 
     Args:
-        statistics: of J ground-truth boxes.
+        statistics: Of J ground-truth boxes.
 
     Returns:
         (J,) float64 in [0, 1/2]; higher = more disagreement.
@@ -221,13 +218,12 @@ def variability(statistics: LabelStatistics) -> np.ndarray:
 
 
 def prediction_variance(statistics: LabelStatistics) -> np.ndarray:
-    """Variance over the members of the probability of the label, and of the overlap with its box, added.
+    """Return the variance over members of the label's probability plus that of the IoU with its box.
 
-    0 when all members give the same probability and overlap the box as much, 1/2 when half of them are perfect and
-    half miss it.
+    0 when all members have equal probability and IoU, 1/2 when half of them are perfect and half miss the box.
 
     Args:
-        statistics: of J ground-truth boxes.
+        statistics: Of J ground-truth boxes.
 
     Returns:
         (J,) float64 in [0, 1/2]; higher = more disagreement.

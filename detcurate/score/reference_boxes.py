@@ -1,6 +1,6 @@
-"""The mode ``reference``: which boxes every member is asked about, and the disagreement of their answers.
+"""The mode ``reference``: boxes that every member classifies, and the disagreement of the members about them.
 
-There is no association and no missing answer: each reference box is one object, and all E members speak of it.
+It needs no association and has no misses: each reference box is one object with a prediction of each of E members.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _LEAST_SIZE_PX = 1.0
 def choose_references(
     truth: np.ndarray, consensus: np.ndarray, *, size: tuple[int, int], iou_threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the boxes of one image to ask about: the labelled ones, and the consensus boxes that none of them covers.
+    """Return the reference boxes of one image: the labelled boxes, and consensus boxes without a label.
 
-    A consensus box that overlaps a labelled box by ``iou_threshold`` or more is taken for the same object, and the
-    label is asked about. Boxes are clipped to the image; what has nothing inside it is left out.
+    A consensus box with an IoU of at least ``iou_threshold`` with a labelled box is the same object, and the labelled
+    box is used. Boxes are clipped to the image; boxes outside it are dropped.
 
     Args:
         truth: (T, 4) floating, xyxy in pixels, the labels without crowd regions.
-        consensus: (K, 4) floating, likewise, of the members' clusters.
+        consensus: (K, 4) floating, xyxy in pixels, the boxes of the members' clusters.
         size: Width and height of the image, px.
-        iou_threshold: The least IoU to be the same object, in (0, 1]; that of the association.
+        iou_threshold: The smallest IoU of the same object, in (0, 1]; that of the association.
 
     Returns:
         (R, 4) float32 boxes, the labelled ones first, and (R,) bool, whether each is labelled.
@@ -51,25 +51,24 @@ def choose_references(
 def score_references(
     image_ids: np.ndarray, boxes: np.ndarray, class_probs: np.ndarray, *, measures: Sequence[str]
 ) -> ObjectScores:
-    """Measure the disagreement of E members about R reference boxes; no box gives no object.
+    """Measure the disagreement of E members about R reference boxes.
 
-    Class measures are of the posteriors. Measures of the place are of the members' refined boxes; one whose sides are
-    below a pixel, as that of a member that would put the object outside the image, is widened to a pixel, so that it
-    has a size and hardly overlaps the others. ``num_fired`` counts the members whose most probable class is not the
-    background; it may be 0.
+    Class measures use the posteriors, box measures the members' refined boxes. Sides below a pixel are widened to one
+    pixel: a member that moves the box outside the image gives such a box, which then barely overlaps the others.
+    ``num_fired`` counts the members with another most probable class than background; it may be 0.
 
     Args:
         image_ids: (R,) int64.
         boxes: (R, E, 4) float32, xyxy in pixels, refined by each member.
         class_probs: (R, E, C + 1) float32, rows that sum to 1, background last.
-        measures: As in ``score_objects``.
+        measures: See ``score_objects``.
 
     Returns:
-        R objects in the order given; their box is the mean of the refined ones.
+        R objects in the given order; their box is the mean of the refined boxes.
 
     Raises:
-        ConfigError: A measure has no such name, none is given, or one compares members and there is one member.
-        PredictionError: A row is no posterior, or a value is NaN or infinite.
+        ConfigError: A measure is unknown, none is given, or a measure compares members and there is one member.
+        PredictionError: A row is not a posterior, or a value is NaN or infinite.
     """
     r, e, columns = class_probs.shape
     validate_measures(measures, e, known=tuple(MEASURES))
@@ -79,7 +78,7 @@ def score_references(
         image_ids=np.repeat(image_ids, e),
         member=np.tile(np.arange(e, dtype=np.int32), r),
         boxes=refined.reshape(r * e, 4),
-        scores=np.minimum(foreground.max(axis=1), np.float32(1)),  # a softmax may round to a hair above 1
+        scores=np.minimum(foreground.max(axis=1), np.float32(1)),  # a softmax may round to slightly above 1
         class_index=foreground.argmax(axis=1).astype(np.int32),
         class_probs=class_probs.reshape(r * e, columns),
     )
@@ -90,13 +89,13 @@ def score_references(
 
 
 def _num_seen(class_probs: np.ndarray) -> np.ndarray:
-    """(R,) int64: the members whose most probable class is not the background."""
+    """Return (R,) int64, the number of members with another most probable class than background."""
     seen: np.ndarray = (class_probs.argmax(axis=2) < class_probs.shape[2] - 1).sum(axis=1, dtype=np.int64)
     return seen
 
 
 def _clip(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(N, 4) float32: the boxes inside the image, without those that have no inside in that precision."""
+    """Return (N, 4) float32, the boxes clipped to the image, without those of zero size in float32."""
     limits = np.array([*size, *size], np.float32)
     clipped = np.clip(boxes.reshape(-1, 4).astype(np.float32), np.float32(0), limits)
     inside: np.ndarray = clipped[(clipped[:, :2] < clipped[:, 2:]).all(axis=1)]
@@ -104,7 +103,7 @@ def _clip(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _widen(boxes: np.ndarray) -> np.ndarray:
-    """(..., 4) float32: sides below a pixel made a pixel long, about their middle."""
+    """Return (..., 4) float32, boxes with sides below a pixel widened to one pixel about their centre."""
     lack = np.maximum(_LEAST_SIZE_PX - (boxes[..., 2:] - boxes[..., :2]), 0) / 2
     widened: np.ndarray = np.concatenate((boxes[..., :2] - lack, boxes[..., 2:] + lack), axis=-1)
     return widened

@@ -1,4 +1,4 @@
-"""From the detections of whole images to one row an object: clusters, and ground-truth boxes where there are any."""
+"""Scores of objects (clusters and ground-truth boxes) and of images."""
 
 from __future__ import annotations
 
@@ -27,25 +27,24 @@ def score_objects(
     per_class: bool = False,
     missing: str = "background",
 ) -> ObjectScores:
-    """Associate the detections of one shard of images and measure the disagreement on every object.
+    """Associate the detections of one shard of images, and measure the disagreement on every cluster.
 
-    An image must lie in one shard as a whole; the shards' results are joined with ``ObjectScores.concatenate``.
-    No detection gives no object.
+    All detections of an image must be in one shard; join the results of shards with ``ObjectScores.concatenate``.
 
     Args:
         detections: N rows, of any images in any order.
-        num_members: E, the size of the ensemble, whether or not each member fired.
-        measures: names in ``MEASURES``, one or more; of an ensemble of one, names in ``SINGLE_MEMBER_MEASURES``.
-        iou_threshold: the least IoU with a cluster's mean box to be taken for the same object, in (0, 1].
-        association: a name in ``ASSOCIATIONS``.
-        per_class: whether detections of different classes are never of one object.
-        missing: a name in ``MISSING``.
+        num_members: E, the size of the ensemble, including members without detections.
+        measures: Names in ``MEASURES``, at least one; for one member, names in ``SINGLE_MEMBER_MEASURES``.
+        iou_threshold: The smallest IoU with a cluster's mean box to join it, in (0, 1].
+        association: A name in ``ASSOCIATIONS``.
+        per_class: Whether clusters have detections of one class only.
+        missing: A name in ``MISSING``.
 
     Returns:
         G objects, ordered by image_id.
 
     Raises:
-        ConfigError: A name does not exist, no measure is given, or one compares members and there is one member.
+        ConfigError: A name is unknown, no measure is given, or a measure compares members and there is one member.
         PredictionError: A member is outside [0, E), or the threshold is outside (0, 1].
     """
     validate_measures(measures, num_members, known=tuple(MEASURES))
@@ -62,13 +61,13 @@ def score_clusters(
     measures: Sequence[str],
     missing: str = "background",
 ) -> ObjectScores:
-    """Measure the disagreement on clusters that are known already; as ``score_objects`` otherwise.
+    """Measure the disagreement on given clusters; otherwise like ``score_objects``.
 
     Args:
         detections: N rows.
         clusters: G clusters of them.
-        measures: names in ``MEASURES``.
-        missing: a name in ``MISSING``.
+        measures: Names in ``MEASURES``.
+        missing: A name in ``MISSING``.
     """
     return _cluster_scores(clusters, gather_cluster_statistics(detections, clusters, missing=missing), measures)
 
@@ -85,27 +84,27 @@ def score_labelled_objects(
     missing: str = "background",
     trajectories: Sequence[Sequence[int]] = (),
 ) -> tuple[ObjectScores, ObjectScores]:
-    """Do as ``score_objects``, and compare the members with the ground truth.
+    """Score clusters like ``score_objects``, and ground-truth boxes by the members' predictions at them.
 
-    The suspicions ``missing_label``, ``wrong_class`` and ``inaccurate_box`` are always among the measures.
+    The label-error scores ``missing_label``, ``wrong_class`` and ``inaccurate_box`` are always included.
 
     Args:
         detections: N rows, of any images in any order.
-        labels: J rows of the same images, crowd regions included.
+        labels: J rows of the same images, including crowd regions.
         num_members: E.
-        measures: names in ``MEASURES`` and ``LABEL_MEASURES``, one or more.
-        iou_threshold: in (0, 1], for the association and for the match of detections to labels.
-        association: a name in ``ASSOCIATIONS``.
-        per_class: whether detections of different classes are never of one object.
-        missing: a name in ``MISSING``.
-        trajectories: the members of each run in iteration order, for ``forgetting``.
+        measures: Names in ``MEASURES`` and ``LABEL_MEASURES``, at least one.
+        iou_threshold: In (0, 1], for the association and for the match of detections to labels.
+        association: A name in ``ASSOCIATIONS``.
+        per_class: Whether clusters have detections of one class only.
+        missing: A name in ``MISSING``.
+        trajectories: The members of each run in iteration order, for ``forgetting``.
 
     Returns:
-        The clusters, and the labels that are no crowd regions.
+        The clusters, and the labels without crowd regions, with their consensus columns.
 
     Raises:
-        ConfigError: As ``score_objects``.
-        PredictionError: As ``score_objects``, or a label has a class that the detections do not know.
+        ConfigError: See ``score_objects``.
+        PredictionError: See ``score_objects``, or a label has a class beyond those of the detections.
     """
     validate_measures(measures, num_members, known=(*MEASURES, *LABEL_MEASURES))
     clusters = associate(
@@ -115,7 +114,7 @@ def score_labelled_objects(
     predictions = gather_label_statistics(
         detections, labels, num_members=num_members, iou_threshold=iou_threshold, trajectories=trajectories
     )
-    # An object that one member alone saw has a confident consensus where its misses are ignored.
+    # With ignored misses, an object that only one member detects would have a confident consensus.
     counted = statistics if missing == "background" else gather_cluster_statistics(detections, clusters)
     label_error_score = label_error_scores(clusters, counted, labels, predictions, iou_threshold=iou_threshold)
     objects = labels.take(~labels.iscrowd)
@@ -134,7 +133,7 @@ def score_labelled_objects(
 
 
 def _with_consensus(labels: ObjectScores, clusters: ObjectScores, own_cluster: np.ndarray) -> ObjectScores:
-    """Return the labels with box, class, confidence and votes of the cluster that is compared with each."""
+    """Return the labels with box, class, confidence and votes of the cluster that each is compared with."""
     has_cluster = own_cluster >= 0
     boxes, class_index = labels.boxes.copy(), np.full(len(labels), -1, np.int32)
     confidence, votes = np.zeros(len(labels)), np.zeros(len(labels), np.int32)
@@ -152,17 +151,16 @@ def _with_consensus(labels: ObjectScores, clusters: ObjectScores, own_cluster: n
 
 
 def validate_measures(measures: Sequence[str], num_members: int, *, known: Sequence[str]) -> None:
-    """Raise ``ConfigError`` when a measure has no such name, none is given, or an ensemble of one cannot have it."""
+    """Raise ``ConfigError`` if a measure is unknown, none is given, or it needs more than one member."""
     unknown = [name for name in measures if name not in known]
     if unknown or not measures:
         got = repr(unknown[0]) if unknown else "none"
-        raise ConfigError(f"measures must be one or more of {', '.join(known)}, got {got}")
+        raise ConfigError(f"CURATE.SCORE.MEASURES must be one or more of {', '.join(known)} (got {got})")
     comparing = [name for name in measures if name not in SINGLE_MEMBER_MEASURES]
     if num_members == 1 and comparing:
         raise ConfigError(
-            f"measures of an ensemble of one member must be among {', '.join(SINGLE_MEMBER_MEASURES)}, got "
-            f"{', '.join(comparing)}; members are what they compare, and one member agrees with itself on every "
-            "object: train more members or measure its entropy"
+            f"CURATE.SCORE.MEASURES: an ensemble of one member can use only {', '.join(SINGLE_MEMBER_MEASURES)} (got "
+            f"{', '.join(comparing)}, which compare members). Train more members, or use entropy."
         )
 
 
@@ -216,28 +214,28 @@ def image_components(
     k: int = 3,
     class_weights: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Aggregate the objects of whole images to a column a measure.
+    """Aggregate the objects of whole images to one column per measure.
 
-    An image without objects has 0 in every column. A suspicion is taken from the most suspicious object, whatever the
-    aggregation, for one wrong label is what it is about.
+    An image without objects has 0 in every column. Label-error scores are aggregated with ``max`` whatever the
+    aggregation, because one wrong label is enough.
 
     Args:
-        image_ids: (I,) int64, ascending and unique, the images that are asked about.
+        image_ids: (I,) int64, ascending and unique.
         objects: G clusters of these images, in any order.
         labels: J ground-truth boxes of these images, in any order.
-        aggregation: a name in ``AGGREGATIONS``.
-        k: of ``top_k_mean``.
+        aggregation: A name in ``AGGREGATIONS``.
+        k: The k of ``top_k_mean``.
         class_weights: (C,) weights of the classes, for the aggregations in ``WEIGHTED``.
 
     Returns:
-        name -> (I,) float64, and ``num_objects``, with labels ``num_labels`` too, int64.
+        Name -> (I,) float64; and ``num_objects`` and, with labels, ``num_labels``, int64.
 
     Raises:
-        ConfigError: The aggregation has no such name, or weights are missing.
-        PredictionError: An object lies on another image.
+        ConfigError: The aggregation is unknown, or weights are missing.
+        PredictionError: An object is on another image.
         SelectionError: The image_ids are not ascending and unique.
     """
-    validate_ascending("image_ids", image_ids)  # before the search in them, which would miss images that are there
+    validate_ascending("image_ids", image_ids)  # the binary search below needs it
     components: dict[str, np.ndarray] = {}
     for rows, count in ((objects, COUNTS[0]), (labels, COUNTS[1])):
         if rows is None:
@@ -263,24 +261,24 @@ def combine_images(
     normalization: str = "rank",
     without_objects: str = "zero",
 ) -> ImageScores:
-    """Combine the components of the whole pool to one score an image.
-
-    Normalisation is over the pool, so this step wants all of it.
+    """Combine the components to one score per image, normalised over the whole pool.
 
     Args:
         image_ids: (I,) int64, ascending and unique, every image of the pool.
-        components: name -> (I,), ``num_objects`` among them.
-        weights: component -> weight, 0 or more; what is not named is kept in the table only.
-        normalization: a name in ``NORMALIZATIONS``.
-        without_objects: a name in ``WITHOUT_OBJECTS``: the score of an image on which no member saw anything. ``zero``
-            leaves its components 0; the others give it the lowest, the median or the highest of the other scores. An
-            image with labels keeps its own score where a label-aware measure has a weight.
+        components: Name -> (I,), including ``num_objects``.
+        weights: Component -> weight, 0 or more; components without a weight do not affect the score.
+        normalization: A name in ``NORMALIZATIONS``.
+        without_objects: A name in ``WITHOUT_OBJECTS``: the score of images without detections. ``zero`` combines their
+            components of 0; the others assign the lowest, median or highest score of the other images. Images with
+            labels keep their own score if a measure that uses labels has a weight.
 
     Raises:
-        ConfigError: A name that does not exist, or weights that cannot be used.
+        ConfigError: A name is unknown, or the weights are invalid.
     """
     if without_objects not in WITHOUT_OBJECTS:
-        raise ConfigError(f"without_objects must be one of {', '.join(WITHOUT_OBJECTS)}, got {without_objects!r}")
+        raise ConfigError(
+            f"CURATE.SCORE.WITHOUT_OBJECTS must be one of {', '.join(WITHOUT_OBJECTS)} (got {without_objects!r})"
+        )
     score = combine(components, weights, normalization=normalization)
     is_empty = components["num_objects"] == 0
     if "num_labels" in components and any(name in LABEL_MEASURES and weights[name] > 0 for name in weights):
@@ -292,7 +290,7 @@ def combine_images(
 
 
 WITHOUT_OBJECTS = {"zero": None, "lowest": np.min, "median": np.median, "highest": np.max}
-"""What an image without detections scores: nothing in every component, or a figure of the other images' scores."""
+"""Score of images without detections: their components of 0, or a statistic of the other images' scores."""
 
 
 def score_images(
@@ -307,7 +305,7 @@ def score_images(
     normalization: str = "rank",
     without_objects: str = "zero",
 ) -> ImageScores:
-    """Score the images of a pool that fits into memory: ``image_components``, then ``combine_images``."""
+    """Score the images of a pool that fits in memory: ``image_components``, then ``combine_images``."""
     components = image_components(image_ids, objects, labels, aggregation=aggregation, k=k, class_weights=class_weights)
     return combine_images(
         image_ids, components, weights=weights, normalization=normalization, without_objects=without_objects
@@ -338,13 +336,13 @@ def score_box_correlation(scores: ImageScores) -> float:
 
 
 def _image_index(object_image_ids: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
-    """(G,) positions in the ascending ``image_ids``."""
+    """Return (G,) positions in the ascending ``image_ids``."""
     positions = np.searchsorted(image_ids, object_image_ids)
     found = positions < len(image_ids)
     found[found] = image_ids[positions[found]] == object_image_ids[found]
     if not found.all():
         raise PredictionError(
-            f"objects must lie on the pool's {len(image_ids)} images, got image_id {object_image_ids[~found][0]}; "
-            "score the pool that was predicted"
+            f"objects must be on the pool's {len(image_ids)} images (got image_id {object_image_ids[~found][0]}). "
+            "Score the pool that was predicted."
         )
     return positions

@@ -17,7 +17,7 @@ from detcurate.config.declaration import load_config
 from detcurate.d2 import registration  # noqa: F401  registers the small backbone
 from detcurate.d2.infer.dense import DenseAccumulator, anchors_inside, dense_outputs, require_dense
 from detcurate.errors import ConfigError, EnsembleError, PredictionError
-from detcurate.score.disagreement import yes_no_entropy
+from detcurate.score.disagreement import binary_entropy
 
 CONFIGS = REPOSITORY / "configs"
 N, C, LEVELS = 2, 3, (12, 6, 2)
@@ -43,7 +43,7 @@ def accumulated(members, centerness=None):
 def stacked(probs):
     """Mean and mutual information of (E, ...) probabilities, all held at once, in float64."""
     mean = probs.mean(axis=0)
-    return mean, yes_no_entropy(mean) - yes_no_entropy(probs).mean(axis=0)
+    return mean, binary_entropy(mean) - binary_entropy(probs).mean(axis=0)
 
 
 def assert_maps(maps, probs_per_level):

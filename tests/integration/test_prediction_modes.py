@@ -33,7 +33,7 @@ from detcurate.predictions.shards import (
 )
 from detcurate.predictions.store import read_members, read_predictions
 from detcurate.score.associate import associate
-from detcurate.score.disagreement import yes_no_entropy
+from detcurate.score.disagreement import binary_entropy
 from detcurate.structures import Detections
 from detcurate.structures.boxes import box_iou
 
@@ -267,7 +267,7 @@ def test_dense_rows_equal_float64_oracle(densely):
             features = model.backbone(model.preprocess_image([sample]).tensor)
             outputs = dense_outputs(model, features, [sample])
         probs.append(np.concatenate([level[0].double().sigmoid().numpy() for level in outputs.logits]))
-    information = yes_no_entropy(np.mean(probs, axis=0)) - np.mean([yes_no_entropy(one) for one in probs], axis=0)
+    information = binary_entropy(np.mean(probs, axis=0)) - np.mean([binary_entropy(one) for one in probs], axis=0)
     ranked = -np.sort(-information.ravel())  # 96x64 is a multiple of 32: no anchor lies in a padding
     expected = {"max": ranked[0], "top_k_mean": ranked[:3].mean(), "sum": ranked.sum()}
     assert ranked[0] > 1e-3

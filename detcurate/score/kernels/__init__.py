@@ -1,1 +1,1 @@
-"""Compiled loops over columns. Their callers check what goes in; here nothing is checked."""
+"""Compiled loops of the scoring."""

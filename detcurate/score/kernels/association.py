@@ -1,6 +1,6 @@
-"""The compiled association: content order, the two ways to group, and the assignment of one to one.
+"""The compiled association: content order, the two methods, and one-to-one assignment.
 
-Everything is scalar on purpose: array views cost more than the arithmetic.
+All loops are scalar on purpose: array views cost more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def associate_images(
 
     Args:
         rows: (N,) int64, the detections by image.
-        starts: (I + 1,) int64, where each image's begin in ``rows``.
+        starts: (I + 1,) int64, the start of each image in ``rows``.
         member: (N,) int32.
         boxes: (N, 4) float32.
         scores: (N,) float32.
@@ -67,7 +67,7 @@ def associate_images(
 
 @njit(cache=True, nogil=True)
 def compare_content(a, b, boxes, scores, class_index, class_probs):
-    """Return -1 when detection a comes first, 1 when b does, 0 when all of their content is the same."""
+    """Return -1 if detection a comes first, 1 if b does, 0 if their content is equal."""
     if scores[a] != scores[b]:
         return -1 if scores[a] > scores[b] else 1
     for side in range(4):
@@ -83,9 +83,9 @@ def compare_content(a, b, boxes, scores, class_index, class_probs):
 
 @njit(cache=True, nogil=True)
 def _content_order(rows, member, boxes, scores, class_index, class_probs):
-    """Return one image's rows by descending score, then content; only equal content is ordered by member."""
+    """Return one image's rows by descending score, then content, then member."""
     order = rows[np.argsort(-scores[rows], kind="mergesort")]
-    for place in range(1, len(order)):  # the ties alone are out of order, and they are few
+    for place in range(1, len(order)):  # only ties are out of order, and they are few
         row, hole = order[place], place
         while hole > 0 and scores[order[hole - 1]] == scores[row]:
             before = order[hole - 1]
@@ -100,8 +100,8 @@ def _content_order(rows, member, boxes, scores, class_index, class_probs):
 
 @njit(cache=True, nogil=True)
 def pair_iou(boxes, row, means, cluster):
-    """IoU of one row of each of two arrays of boxes."""
-    # In float64 even of float32 boxes: equal boxes then have an IoU of exactly 1.
+    """Return the IoU of one row of each of two arrays of boxes."""
+    # In float64 also for float32 boxes, so that equal boxes have an IoU of exactly 1.
     width = np.float64(min(boxes[row, 2], means[cluster, 2])) - max(boxes[row, 0], means[cluster, 0])
     height = np.float64(min(boxes[row, 3], means[cluster, 3])) - max(boxes[row, 1], means[cluster, 1])
     if width <= 0.0 or height <= 0.0:
@@ -127,7 +127,7 @@ def _join(row, cluster, state, boxes, kind):
 
 @njit(cache=True, nogil=True)
 def _sequential(order, first, state, member, boxes, class_index, per_class, num_members, iou_threshold):
-    """Group one image's detections, best first; return the number of clusters after it."""
+    """Group one image's detections, best first; return the new number of clusters."""
     means, kinds, count = state[1], state[4], first
     fired = np.zeros((len(order), num_members), np.bool_)
     corners, overlap = np.empty((5, len(order))), np.empty(len(order))
@@ -150,9 +150,9 @@ def _sequential(order, first, state, member, boxes, class_index, per_class, num_
     return count
 
 
-@njit(cache=True, nogil=True, error_model="numpy")  # a check for a zero divisor is a branch
+@njit(cache=True, nogil=True, error_model="numpy")  # the check for a zero divisor would be a branch
 def _overlaps(boxes, row, corners, count, overlap):
-    """Fill in the IoU of a detection with each of the clusters; corner by corner and without branches, for SIMD."""
+    """Compute the IoU of a detection with each cluster into ``overlap``, without branches for SIMD."""
     left, top, right, bottom = (
         np.float64(boxes[row, 0]),
         np.float64(boxes[row, 1]),
@@ -169,7 +169,7 @@ def _overlaps(boxes, row, corners, count, overlap):
 
 @njit(cache=True, nogil=True)
 def _optimal(order, first, state, columns, per_class, num_members, iou_threshold):
-    """Assign one image's detections member by member; return the number of clusters after it."""
+    """Assign one image's detections member by member; return the new number of clusters."""
     member, boxes, class_index = columns[0], columns[1], columns[3]
     means, kinds, count = state[1], state[4], first
     for which in _member_order(order, columns, num_members):
@@ -193,7 +193,7 @@ def _optimal(order, first, state, columns, per_class, num_members, iou_threshold
 
 @njit(cache=True, nogil=True)
 def _without_duplicates(own, boxes, class_index, per_class, iou_threshold):
-    """Return a member's rows, best first, without those that overlap a better one too much."""
+    """Return a member's rows, best first, without those that overlap a better one by the threshold."""
     kept = np.empty(len(own), np.int64)
     count = 0
     for row in own:
@@ -211,7 +211,7 @@ def _without_duplicates(own, boxes, class_index, per_class, iou_threshold):
 
 @njit(cache=True, nogil=True)
 def _member_order(order, columns, num_members):
-    """Return the members that have detections, by these, best first, and never by their number."""
+    """Return the members with detections, ordered by their detections, best first, and not by their number."""
     member, boxes, scores, class_index, class_probs = columns
     rows = np.full((num_members, len(order)), -1, np.int64)
     sizes = np.zeros(num_members, np.int64)
@@ -238,10 +238,10 @@ def _member_order(order, columns, num_members):
 
 @njit(cache=True, nogil=True)
 def assign(values):
-    """Return (n,) int64: the column of each row in the assignment of greatest sum, -1 where its value is 0.
+    """Return (n,) int64, the column of each row in the assignment of greatest sum; -1 where the value is 0.
 
     Args:
-        values: (n, m) float64, 0 or more; 0 means that the two must not be assigned.
+        values: (n, m) float64, 0 or more; pairs with 0 are never assigned.
     """
     n, m = values.shape
     if n == 0 or m == 0:
@@ -259,10 +259,10 @@ def assign(values):
 
 @njit(cache=True, nogil=True)
 def _shortest_paths(values):
-    """Return (m,) int64: the row assigned to each column, -1 for none; every of the n <= m rows is assigned."""
+    """Return (m,) int64, the row assigned to each column, -1 for none; each of the n <= m rows is assigned."""
     n, m = values.shape
     row_price, column_price = np.zeros(n), np.zeros(m + 1)
-    row_of = np.full(m + 1, -1, np.int64)  # column m is where a row waits to be assigned
+    row_of = np.full(m + 1, -1, np.int64)  # column m holds the row that is being assigned
     came_from = np.zeros(m + 1, np.int64)
     for start in range(n):
         row_of[m] = start

@@ -1,4 +1,4 @@
-"""The compiled comparison of detections and clusters with the ground truth."""
+"""Compiled sums over the members' detections of clusters and labels, and the comparison of clusters with labels."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from detcurate.score.kernels.association import compare_content, pair_iou
 
 @njit(cache=True, nogil=True)
 def gather_predictions(votes, class_probs, boxes, consensus_boxes, is_sigmoid, counts_misses):
-    """Sum up the answers about each cluster.
+    """Sum the predictions of the members for each cluster.
 
-    The sums go member by member: a (G, E, C + 1) array of a shard would be gigabytes for large ensembles. Softmax rows
-    are renormalised in float64, for a float32 row is off by up to 1e-3 and an entropy of it would be too.
+    The sums are accumulated member by member: a (G, E, C + 1) array would take gigabytes for large ensembles.
+    Softmax rows are renormalised in float64, because float32 rows may deviate by 1e-3, and their entropies too.
 
     Args:
         votes: (G, E) int64, rows or -1 for a miss.
@@ -21,12 +21,12 @@ def gather_predictions(votes, class_probs, boxes, consensus_boxes, is_sigmoid, c
         boxes: (N, 4) float32.
         consensus_boxes: (G, 4) float32.
         is_sigmoid: bool.
-        counts_misses: bool; whether a miss answers background with certainty, or nothing at all.
+        counts_misses: bool, whether a miss counts as background with probability 1, or is not counted.
 
     Returns:
-        (G, C + 1) mean posterior, (G, 1) for softmax or (G, C) mean of the members' own entropies, (G, C + 1) int64
-        members by their most probable outcome, (G, E) int16 these outcomes, -1 for a miss, (G,) mean IoU with the
-        consensus box, (G,) box deviation.
+        (G, C + 1) mean posterior; mean entropy of the members, (G, 1) for softmax or (G, C); (G, C + 1) int64 number of
+        members by most probable class; (G, E) int16 these classes, -1 for a miss; (G,) mean IoU with the consensus box;
+        (G,) box deviation.
     """
     num_clusters, num_members = votes.shape
     num_columns = class_probs.shape[1]
@@ -50,7 +50,7 @@ def gather_predictions(votes, class_probs, boxes, consensus_boxes, is_sigmoid, c
                 for column in range(background):
                     probability = np.float64(class_probs[row, column])
                     means[g, column] += probability
-                    own[g, column] += yes_no_entropy_of(probability)
+                    own[g, column] += binary_entropy_of(probability)
             else:
                 own[g, 0] += _add_softmax(class_probs, row, means, g)
         predictions = num_members if counts_misses else fired
@@ -69,7 +69,7 @@ def gather_predictions(votes, class_probs, boxes, consensus_boxes, is_sigmoid, c
 
 @njit(cache=True, nogil=True)
 def most_probable(class_probs, row):
-    """Return the column of the highest probability of a row, the first of equals."""
+    """Return the column of the highest probability of a row, the first of equal ones."""
     best = 0
     for column in range(1, class_probs.shape[1]):
         if class_probs[row, column] > class_probs[row, best]:
@@ -78,7 +78,7 @@ def most_probable(class_probs, row):
 
 
 @njit(cache=True, nogil=True)
-def yes_no_entropy_of(probability):
+def binary_entropy_of(probability):
     """Return h(p) = −p ln p − (1 − p) ln(1 − p)."""
     if probability <= 0.0 or probability >= 1.0:
         return 0.0
@@ -137,7 +137,7 @@ def _centre_and_size(boxes, row):
     return (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
 
 
-_TOUCH = 0.05  # a cluster that overlaps a label by less has nothing to say about it
+_TOUCH = 0.05  # a cluster with a smaller IoU is not compared with a label
 
 
 @njit(cache=True, nogil=True)
@@ -154,12 +154,12 @@ def match_predictions(
     num_members,
     iou_threshold,
 ):
-    """Find each member's answer to each ground-truth box.
+    """Match each member's detections to the ground-truth boxes.
 
     Args:
         rows: (N,) int64, the detections by image.
-        starts: (I + 1,) int64, where each image's begin in ``rows``.
-        label_starts: (I + 1,) int64, where each image's ground-truth boxes begin.
+        starts: (I + 1,) int64, the start of each image in ``rows``.
+        label_starts: (I + 1,) int64, the start of each image's ground-truth boxes.
         member: (N,) int32.
         boxes: (N, 4) float32.
         scores: (N,) float32.
@@ -170,7 +170,7 @@ def match_predictions(
         iou_threshold: float.
 
     Returns:
-        (J, E) int64 rows, -1 for a miss, and (J, E) float64 IoU of the answers, 0 for a miss.
+        (J, E) int64 rows, -1 for a miss, and (J, E) float64 IoUs, 0 for a miss.
     """
     votes = np.full((len(label_boxes), num_members), -1, np.int64)
     overlaps = np.zeros((len(label_boxes), num_members))
@@ -185,7 +185,7 @@ def match_predictions(
             if best < 0 or best_iou < iou_threshold:
                 continue
             other = votes[best, member[row]]
-            # Of several answers the most confident one; of equally confident ones the first by content.
+            # Of several detections the most confident one; of equally confident ones the first by content.
             if other >= 0 and compare_content(row, other, boxes, scores, class_index, class_probs) >= 0:
                 continue
             votes[best, member[row]], overlaps[best, member[row]] = row, best_iou
@@ -194,7 +194,7 @@ def match_predictions(
 
 @njit(cache=True, nogil=True)
 def judge_predictions(votes, class_probs, label_class, is_sigmoid):
-    """Compare the answers with the labels.
+    """Compare the matched detections with the labels.
 
     Args:
         votes: (J, E) int64, rows or -1 for a miss.
@@ -203,7 +203,7 @@ def judge_predictions(votes, class_probs, label_class, is_sigmoid):
         is_sigmoid: bool.
 
     Returns:
-        (J, E) float64 probability of the label, 0 for a miss; (J, E) int16 most probable outcome of each answer, -1
+        (J, E) float64 probability of the label, 0 for a miss; (J, E) int16 most probable class of each detection, -1
         for a miss; (J,) float64 mean distance of the posterior from the label; (J, C + 1) mean posterior.
     """
     num_labels, num_members = votes.shape
@@ -241,11 +241,11 @@ def judge_predictions(votes, class_probs, label_class, is_sigmoid):
 
 @njit(cache=True, nogil=True)
 def compare_clusters(cluster_starts, label_starts, cluster_boxes, confidence, label_boxes, is_crowd, iou_threshold):
-    """Compare the clusters of each image with its ground truth, crowd regions included.
+    """Compare the clusters of each image with its ground truth, including crowd regions.
 
     Args:
-        cluster_starts: (I + 1,) int64, where each image's clusters begin.
-        label_starts: (I + 1,) int64, where each image's ground-truth boxes begin.
+        cluster_starts: (I + 1,) int64, the start of each image's clusters.
+        label_starts: (I + 1,) int64, the start of each image's ground-truth boxes.
         cluster_boxes: (G, 4) float32, by image.
         confidence: (G,) float64.
         label_boxes: (J, 4) float32, by image.
@@ -253,11 +253,10 @@ def compare_clusters(cluster_starts, label_starts, cluster_boxes, confidence, la
         iou_threshold: float.
 
     Returns:
-        (G,) int64 the label that each cluster overlaps most, crowds left aside, -1 for none; (G,) float64 that IoU;
-        (G,) float64 the greatest share of the cluster's area that lies in one crowd region; (J,) int64 the cluster that
-        speaks for each label, -1 for none; (J,) float64 their IoU. The cluster is the one of the greatest product of
-        confidence and IoU among those nearest to the label and those that overlap every label by less than the
-        threshold.
+        (G,) int64 the label that each cluster overlaps most, not a crowd region, -1 for none; (G,) float64 their IoU;
+        (G,) float64 the greatest share of the cluster's area in one crowd region; (J,) int64 the cluster that each
+        label is compared with, -1 for none; (J,) float64 their IoU. That cluster has the greatest product of confidence
+        and IoU among those nearest to the label and those with an IoU below the threshold with every label.
     """
     nearest = np.full(len(cluster_boxes), -1, np.int64)
     overlap, in_crowd = np.zeros(len(cluster_boxes)), np.zeros(len(cluster_boxes))
@@ -284,7 +283,7 @@ def compare_clusters(cluster_starts, label_starts, cluster_boxes, confidence, la
 
 @njit(cache=True, nogil=True)
 def _share_inside(boxes, row, others, other):
-    """Return the share of a box's area that lies in another."""
+    """Return the share of a box's area inside another box."""
     width = min(boxes[row, 2], others[other, 2]) - max(boxes[row, 0], others[other, 0])
     height = min(boxes[row, 3], others[other, 3]) - max(boxes[row, 1], others[other, 1])
     if width <= 0.0 or height <= 0.0:

@@ -58,7 +58,7 @@ def trained(results, **num_images: int):
     return records
 
 
-def test_mean_and_deviation_by_hand():
+def test_summary_mean_and_deviation_by_hand():
     arm = summarise({"curated": [figures(ap, car=ap) for ap in (30.0, 34.0, 38.0)]})["arms"]["curated"]
     assert arm["num_seeds"] == 3
     assert arm["figures"]["AP"]["mean"] == pytest.approx(34.0)
@@ -72,7 +72,7 @@ def test_mean_and_deviation_by_hand():
     assert arm["figures"]["AP_small"] == arm["per_class"]["bike"] == absent
 
 
-def test_one_seed_has_no_deviation():
+def test_summary_of_one_seed_has_no_deviation():
     figure = summarise(arms(random=[31.5]))["arms"]["random"]["figures"]["AP"]
     assert figure == {"mean": 31.5, "std": None, "interval": None, "values": [31.5]}
 
@@ -89,19 +89,19 @@ def test_differences_are_paired_by_seed():
     assert summary["differences"]["curated - full"]["per_class"]["car"]["mean"] == 0.0
 
 
-def test_arms_with_another_number_of_seeds_are_not_paired():
+def test_arms_with_other_number_of_seeds_are_not_paired():
     summary = summarise(arms(curated=[20.0, 30.0], random=[19.0, 28.0, 40.0], full=[25.0, 30.0]))
     assert list(summary["differences"]) == ["curated - full"]
     assert summarise(arms(random=[1.0], full=[2.0]))["differences"] == {}
     assert summarise({}) == {"arms": {}, "differences": {}}
 
 
-def test_curated_is_compared_with_every_arm_and_those_that_everyone_asks_about_first():
+def test_curated_is_compared_with_every_arm_random_and_full_first():
     summary = summarise(arms(most_boxes=[1.0], full=[2.0], curated=[3.0], random=[4.0]))
     assert list(summary["differences"]) == ["curated - random", "curated - full", "curated - most_boxes"]
 
 
-def test_a_difference_is_claimed_when_both_intervals_leave_out_0():
+def test_difference_is_claimed_if_both_intervals_exclude_0():
     results = arms(curated=[30.0, 33.0, 36.0], random=[20.0, 24.0, 25.0])
     summary = summarise(results, resampled(results))
     low, high = summary["differences"]["curated - random"]["bootstrap"]
@@ -121,12 +121,12 @@ def _last(summary):
     return markdown_table(summary, {}).splitlines()[-1]
 
 
-def test_the_summary_is_json():
+def test_summary_is_json():
     summary = summarise(arms(curated=[20.0, 30.0], random=[19.0, 28.0]))
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
-def test_results_that_cannot_be_compared():
+def test_results_of_different_sets_raise():
     with pytest.raises(PredictionError, match=r"results: .*full"):
         summarise({"curated": [figures(1.0)], "full": []})
     with pytest.raises(PredictionError, match=r"results: .*one evaluation set"):
@@ -160,7 +160,7 @@ def sentence(**values: list[float]):
     return markdown_table(summarise(arms(**values)), {}).splitlines()[-1]
 
 
-def test_a_difference_within_the_deviation_is_not_claimed():
+def test_difference_within_deviation_is_not_claimed():
     text = sentence(curated=[30.0, 36.0, 33.0], random=[29.0, 37.0, 31.0])
     assert text == (
         "Seeds of one arm deviate by up to 4.2 AP; curated - random is +0.7 AP (95 % interval -3.1 to +4.5): "
@@ -191,16 +191,16 @@ def test_clear_differences_are_named_with_their_direction():
     assert text.count(".") - sum(character == "." for character in "4.2 10.0 7.5 12.5 10.0 12.5 7.5") == 1
 
 
-def test_a_set_without_boxes_says_so():
+def test_evaluation_set_without_boxes_is_reported():
     text = sentence(curated=[math.nan] * 2, random=[math.nan] * 2)
     assert "curated - random is undefined: the evaluation set has no boxes" in text
 
 
-def test_every_figure_of_the_record_is_summarised():
+def test_all_figures_are_summarised():
     assert set(FIGURES) == set(summarise(arms(full=[1.0]))["arms"]["full"]["figures"])
 
 
-def test_what_the_trainings_took_is_averaged_over_the_seeds():
+def test_training_cost_is_averaged_over_seeds():
     results = arms(curated=[30.0, 31.0, 32.0], full=[33.0, 34.0, 35.0])
     summary = summarise(results, training=trained(results, curated=100, full=200))
     expected = {"num_images": 100, "num_boxes": 701, "iterations": 60, "images_seen": 480, "seconds": 11}
@@ -233,7 +233,7 @@ def test_differences_have_intervals_by_size_and_class():
     assert "of 6 differences" in lines[-1]
 
 
-def test_one_seed_has_no_interval_by_class_either():
+def test_one_seed_has_no_interval_by_class():
     results = arms(curated=[30.0], random=[20.0])
     lines = difference_section(summarise(results, resampled(results))).splitlines()
     assert "| AP   |            +10.0 |" in lines
@@ -256,7 +256,7 @@ def curve_summary(*, curated=(32.0, 32.0), full=(35.0, 35.0), seeds=2):
     )
 
 
-def test_what_the_curated_images_are_worth():
+def test_equivalent_images_of_curated_by_hand():
     """The points lie on AP = 40 - 2000 / images, which gives 32 AP at 250 images."""
     summary = curve_summary()
     assert [point["arm"] for point in summary["learning_curve"]["points"]] == [
@@ -274,7 +274,7 @@ def test_what_the_curated_images_are_worth():
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
-def test_the_arms_of_the_curve_are_listed_but_not_compared():
+def test_curve_arms_are_listed_but_not_compared():
     summary = curve_summary()
     assert list(summary["differences"]) == ["curated - random", "curated - full"]
     lines = markdown_table(summary, {}).splitlines()
@@ -289,7 +289,7 @@ def test_the_arms_of_the_curve_are_listed_but_not_compared():
     assert curve_section(summarise(arms(full=[1.0]))) == ""
 
 
-def test_beyond_the_curve_it_says_so():
+def test_sentence_beyond_the_curve():
     worth = curve_sentence(curve_summary(curated=(36.2, 36.2))["learning_curve"])
     assert worth == (
         "The 125 curated images (36.2 AP) are above the curve: they equal more than 400 random images, over 220 % more "
@@ -305,7 +305,7 @@ def test_beyond_the_curve_it_says_so():
     assert flat.endswith("the curated ones are above that.")
 
 
-def test_an_interval_that_holds_the_whole_curve_is_no_answer():
+def test_sentence_for_interval_over_whole_curve():
     worth = curve_sentence(curve_summary(curated=(5.0, 55.0))["learning_curve"])
     assert worth == (
         "The 125 curated images (30.0 AP) cannot be placed on the curve with 2 seeds: the 95 % interval goes from "
@@ -313,7 +313,7 @@ def test_an_interval_that_holds_the_whole_curve_is_no_answer():
     )
 
 
-def test_a_curve_that_cannot_be_fitted_says_why():
+def test_sentence_for_curve_without_fit_has_reason():
     results = arms(**{"curated": [30.0], "random_25%": [20.0], "random_50%": [25.0]})
     training = trained(results, **{"curated": 10, "random_25%": 5, "random_50%": 10})
     summary = summarise(results, training=training, curve_arms=["random_25%", "random_50%"])

@@ -94,7 +94,7 @@ def resampled(dataset, detections, weights, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_weights_of_1_give_the_figure_of_pycocotools(dataset, seed):
+def test_weights_of_1_equal_pycocotools(dataset, seed):
     figures, table = evaluate_coco(dataset, noisy(dataset, seed))
     assert 5 < figures.AP < 95
     ones = np.ones((1, len(dataset)), np.int64)
@@ -102,7 +102,7 @@ def test_weights_of_1_give_the_figure_of_pycocotools(dataset, seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_every_figure_and_class_against_pycocotools(sized, seed):
+def test_all_figures_and_classes_equal_pycocotools(sized, seed):
     figures, table = evaluate_coco(sized, noisy(sized, seed))
     found = weighted_figures(table, np.ones((1, len(sized)), np.int64))
     classes = found.pop("per_class")
@@ -115,7 +115,7 @@ def test_every_figure_and_class_against_pycocotools(sized, seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_an_image_that_is_drawn_twice_counts_twice_in_every_figure(sized, seed):
+def test_image_drawn_twice_counts_twice(sized, seed):
     """As if it were there twice: without ties between images, whose order the file would decide."""
     rng = np.random.default_rng(seed)
     detections = noisy(sized, seed)
@@ -145,7 +145,7 @@ def slow_ap(table, weights):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_resampled_set_against_the_file_written_out(dataset, seed, tmp_path):
+def test_resampled_set_equals_written_file(dataset, seed, tmp_path):
     rng = np.random.default_rng(seed)
     detections = noisy(dataset, seed)
     # No ties between images: which of two equal scores comes first depends on where their images stand in the file.
@@ -184,7 +184,7 @@ def test_intervals_by_hand():
 # Properties
 
 
-def test_replicates_are_sets_of_the_same_size_and_repeatable():
+def test_image_weights_keep_size_and_repeat_with_seed():
     weights = image_weights(37, 11, seed=4)
     assert (weights.sum(axis=1) == 37).all() and (weights >= 0).all()
     assert weights.tobytes() == image_weights(37, 11, seed=4).tobytes()
@@ -194,7 +194,7 @@ def test_replicates_are_sets_of_the_same_size_and_repeatable():
     np.testing.assert_array_equal(image_weights(37, 230, seed=4), at_once)
 
 
-def test_the_interval_covers_what_is_true():
+def test_interval_covers_true_value():
     """Arms that differ by 1 AP on average: of 200 experiments of 6 seeds about 95 % of the intervals hold it."""
     rng = np.random.default_rng(0)
     held = 0
@@ -208,7 +208,7 @@ def test_the_interval_covers_what_is_true():
 # Messages
 
 
-def test_weights_of_another_set(dataset):
+def test_weights_of_another_set_raise(dataset):
     _, table = evaluate_coco(dataset, noisy(dataset, 0))
     with pytest.raises(PredictionError, match=r"weights .*\(B, 11\).*\(2, 9\)"):
         weighted_ap(table, np.ones((2, 9), np.int64))

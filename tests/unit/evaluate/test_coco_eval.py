@@ -90,7 +90,7 @@ def _with_a_crowd(records):
 
 @pytest.mark.parametrize("change", [_as_is, _numbered_from_zero, _all_with_id_seven, _complete, _with_a_crowd])
 @pytest.mark.parametrize("categories", [((2, "person"), (5, "bike")), ((0, "gap"), (2, "person"), (5, "b"), (90, "x"))])
-def test_perfect_detections_give_100_and_none_gives_0(read, change, categories):
+def test_perfect_detections_give_100_and_none_give_0(read, change, categories):
     dataset = read(coco(change(boxes_of_three_sizes()), categories=categories))
     perfect = coco_figures(dataset, detect(dataset))
     nothing = coco_figures(dataset, Detections.empty(len(categories)))
@@ -136,7 +136,7 @@ def _with_negative_and_null_ids(content):
 
 
 @pytest.mark.parametrize("change", [_with_text_ids, _with_large_ids, _in_another_order, _with_negative_and_null_ids])
-def test_perfect_detections_give_100_whatever_the_ids(read, change):
+def test_perfect_detections_give_100_for_any_ids(read, change):
     content = coco(boxes_of_three_sizes())
     change(content)
     dataset = read(content)
@@ -149,7 +149,7 @@ def test_perfect_detections_give_100_whatever_the_ids(read, change):
 
 
 @pytest.mark.parametrize("change", [_as_is, _numbered_from_zero, _all_with_id_seven, _with_a_crowd])
-def test_a_repaired_file_is_right_for_pycocotools_itself(read, tmp_path, change):
+def test_repaired_file_evaluates_in_pycocotools(read, tmp_path, change):
     """Which by itself takes id 0 for no match, joins records of one id, and fails on missing fields."""
     path = tmp_path / "val.json"
     read(coco(change(boxes_of_three_sizes())))
@@ -176,20 +176,20 @@ def test_average_precision_by_hand(read):
     assert math.isnan(figures.per_class["bike"])
 
 
-def test_a_false_positive_above_the_true_one_halves_precision(read):
+def test_false_positive_above_true_one_halves_precision(read):
     dataset = read(coco([{"image_id": 2, "category_id": 5, "bbox": [0, 0, 40, 40]}]))
     detections = detect(dataset, rows=[0, 0], scores=[0.3, 0.8], boxes=[[0, 0, 40, 40], [300, 300, 340, 340]])
     assert coco_figures(dataset, detections).AP == pytest.approx(50.0)
 
 
-def test_the_size_of_an_object_is_its_area_field(read):
+def test_object_size_is_its_area_field(read):
     records = [{"image_id": 0, "category_id": 2, "bbox": [0, 0, 100, 100], "area": 900.0}]
     figures = coco_figures(read(coco(records)), detect(read(coco(records))))
     assert figures.AP_small == pytest.approx(100.0)
     assert math.isnan(figures.AP_large)
 
 
-def test_a_set_without_boxes_has_no_figures(read):
+def test_set_without_boxes_has_no_figures(read):
     figures = coco_figures(read(coco([])), Detections.empty(2))
     assert all(math.isnan(getattr(figures, name)) for name in FIGURES)
     assert figures.to_dict() == {
@@ -216,7 +216,7 @@ def test_figures_survive_json(read):
     assert CocoFigures.from_dict(json.loads(text)).to_dict() == figures.to_dict()
 
 
-def test_detections_that_do_not_belong_to_the_set(read):
+def test_detections_of_another_set_raise(read):
     dataset = read(coco(boxes_of_three_sizes()))
     detections = detect(dataset)
     stray = Detections(**{**vars(detections), "image_ids": detections.image_ids + 1})
@@ -226,7 +226,7 @@ def test_detections_that_do_not_belong_to_the_set(read):
         coco_figures(dataset, Detections.empty(4))
 
 
-def test_a_detection_on_an_image_that_only_looks_known(read):
+def test_detection_on_unknown_image_raises(read):
     """Text ids have numbers of our own inside; the number of no image is as unknown as ever."""
     content = coco(boxes_of_three_sizes())
     _with_text_ids(content)
@@ -238,7 +238,7 @@ def test_a_detection_on_an_image_that_only_looks_known(read):
 
 
 @pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf])
-def test_a_score_that_is_no_number(read, score):
+def test_score_not_finite_raises(read, score):
     dataset = read(coco(boxes_of_three_sizes()))
     with pytest.raises(PredictionError, match="Detections.scores"):
         detect(dataset, scores=[0.9, 0.8, score, 0.6, 0.5])

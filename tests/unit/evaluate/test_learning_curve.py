@@ -42,7 +42,7 @@ def curve_of(ap, **others: tuple[int, list[float]]):
 # Arithmetic
 
 
-def test_three_points_by_hand():
+def test_fit_of_three_points_by_hand():
     """Each doubling halves what is missing of 40: 20, 30, 35, so the exponent is 1 and the scale 20 · 100."""
     law = fit_power_law(np.array([100, 200, 400]), np.array([[20.0], [30.0], [35.0]]))
     assert (law.asymptote, law.scale, law.exponent) == pytest.approx((40, 2000, 1), rel=1e-6)
@@ -52,13 +52,13 @@ def test_three_points_by_hand():
     assert equivalent_images(law, 32.0) == pytest.approx(250)
 
 
-def test_the_ends_of_what_was_measured():
+def test_equivalent_images_at_the_ends():
     law = PowerLaw(asymptote=40.0, scale=2000.0, exponent=1.0, smallest=100, largest=400, rmse=0.0)
     assert [equivalent_images(law, ap) for ap in (20.0, 35.0)] == pytest.approx([100, 400])
     assert [equivalent_images(law, ap) for ap in (0.0, 19.9, 35.1, 39.99, 40.0, 90.0)] == [0, 0, *[math.inf] * 4]
 
 
-def test_a_curve_that_falls_or_is_flat_is_its_mean():
+def test_fit_of_falling_or_flat_curve_is_its_mean():
     for ap in (np.array([[50.0], [40.0], [30.0]]), np.full((3, 1), 40.0)):
         law = fit_power_law(np.array([100, 200, 400]), ap)
         assert (law.asymptote, law.scale, law.exponent) == (40.0, 0.0, 0.0)
@@ -69,25 +69,25 @@ def test_a_curve_that_falls_or_is_flat_is_its_mean():
     )
 
 
-def test_the_asymptote_is_at_most_100():
+def test_asymptote_is_at_most_100():
     law = fit_power_law(SIZES, np.array([[10.0], [30.0], [50.0], [70.0], [90.0]]))
     assert law.asymptote == 100
     assert law.scale > 0
 
 
-def test_a_step_is_fitted_too():
+def test_fit_of_a_step():
     law = fit_power_law(SIZES, np.array([[10.0], [20.0], [20.0], [20.0], [20.0]]))
     assert law.ap(SIZES) == pytest.approx([10, 20, 20, 20, 20], abs=0.02)
 
 
-def test_the_points_of_one_size_may_be_two_arms():
+def test_fit_with_two_arms_of_one_size():
     sizes = np.array([100, 200, 200, 400])
     law = fit_power_law(sizes, np.array([[20.0], [29.0], [31.0], [35.0]]))
     assert law.ap(200) == pytest.approx(30, abs=1e-4)
     assert law.rmse == pytest.approx(math.sqrt(2 / 4), rel=1e-3)
 
 
-def test_what_a_subset_is_worth_by_hand():
+def test_learning_curve_equivalent_by_hand():
     ap = np.array([[20.0, 20.0], [30.0, 30.0], [35.0, 35.0]])
     found = curve_of(ap, curated=(125, [32.0, 32.0]))
     assert [(point["num_images"], point["mean"], point["std"]) for point in found["points"]] == [
@@ -100,7 +100,7 @@ def test_what_a_subset_is_worth_by_hand():
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
-def test_beyond_the_curve_there_is_no_number_but_a_bound():
+def test_learning_curve_beyond_its_ends_gives_a_bound():
     ap = np.array([[20.0], [30.0], [35.0]])
     above = curve_of(ap, curated=(160, [36.0]))["equivalent"]
     assert above == {
@@ -111,20 +111,20 @@ def test_beyond_the_curve_there_is_no_number_but_a_bound():
     assert (below["images"], below["where"], below["more"]) == (None, "below", pytest.approx(-37.5))
 
 
-def test_nothing_can_be_read_off_a_flat_curve():
+def test_learning_curve_flat_has_no_equivalent():
     worth = curve_of(np.array([[31.0, 30.0], [30.0, 31.0], [29.0, 28.0]]), curated=(160, [40.0, 41.0]))["equivalent"]
     assert (worth["images"], worth["where"], worth["more"]) == (None, "flat", None)
     assert [end["where"] for end in worth["interval"]] == ["above", "above"]
 
 
-def test_without_a_subset_there_is_the_curve_alone():
+def test_learning_curve_without_subset():
     found = curve_of(noisy(0))
     assert found["fit"]["smallest"] == 100
     assert found["equivalent"] is None
     assert curve_of(noisy(0), curated=(160, [40.0] * 6 + [math.nan]))["equivalent"] is None
 
 
-def test_too_few_sizes_are_said_not_raised():
+def test_learning_curve_of_too_few_sizes_has_reason():
     found = curve_of(noisy(0)[:2], full=(200, np.full(7, 40.0)))
     assert found["fit"] is None
     assert "CURATE.RETRAIN.CURVE_FRACTIONS: " in found["why_not"] and "[100, 200]" in found["why_not"]
@@ -139,7 +139,7 @@ def test_too_few_sizes_are_said_not_raised():
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_against_scipy(seed):
+def test_fit_equals_curve_fit_of_three_parameters(seed):
     ap = noisy(seed, sigma=0.3)
     law = fit_power_law(SIZES, ap)
     expected, _ = curve_fit(
@@ -153,7 +153,7 @@ def test_against_scipy(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_interval_against_a_loop(seed):
+def test_bootstrap_interval_equals_loop(seed):
     rng = np.random.default_rng(seed)
     ap = noisy(seed, num_seeds=3)[:, None, :] + rng.normal(0, 0.5, (len(SIZES), 40, 3))
     subset = 45 + rng.normal(0, 1, (40, 3))
@@ -174,7 +174,7 @@ def test_the_interval_against_a_loop(seed):
     exponent=st.floats(0.05, 3),
     sizes=st.lists(st.integers(10, 100_000), min_size=4, max_size=9, unique=True),
 )
-def test_points_on_a_law_give_the_law(asymptote, share, exponent, sizes):
+def test_points_on_a_law_are_recovered(asymptote, share, exponent, sizes):
     sizes = np.array(sizes)
     rise = share * asymptote
     ap = asymptote - rise * (sizes / sizes.min()) ** -exponent
@@ -188,32 +188,32 @@ def test_points_on_a_law_give_the_law(asymptote, share, exponent, sizes):
 
 
 @given(seed=st.integers(0, 500))
-def test_more_ap_is_worth_more_images(seed):
+def test_equivalent_images_are_monotone_in_ap(seed):
     law = fit_power_law(SIZES, noisy(seed, num_seeds=2, sigma=4.0))
     worth = [equivalent_images(law, ap) for ap in np.linspace(0, 100, 60)]
     assert worth == sorted(worth)
     assert (np.diff(law.ap(np.arange(1, 3000, 37))) >= 0).all()
 
 
-def test_the_order_of_sizes_and_seeds_does_not_matter():
+def test_fit_ignores_order_of_sizes_and_seeds():
     ap, order = noisy(3), np.array([3, 0, 4, 2, 1])
     law, other = fit_power_law(SIZES, ap), fit_power_law(SIZES[order], ap[order][:, ::-1])
     assert (law.asymptote, law.exponent, law.rmse) == pytest.approx((other.asymptote, other.exponent, other.rmse))
 
 
-def test_equal_seeds_and_sets_give_an_interval_of_one_number():
+def test_bootstrap_interval_of_equal_draws_is_one_number():
     ap = np.repeat(ap_of(SIZES)[:, None, None], 3, axis=2).repeat(11, axis=1)
     assert bootstrap_interval(SIZES, ap, np.full((11, 3), 45.0)) == pytest.approx((400, 400), rel=1e-4)
 
 
-def test_draws_without_an_ap_are_left_out():
+def test_bootstrap_interval_excludes_draws_without_ap():
     ap = np.repeat(ap_of(SIZES)[:, None, None], 3, axis=2).repeat(11, axis=1)
     ap[2, 4] = np.nan
     assert bootstrap_interval(SIZES, ap, np.full((11, 3), 45.0)) == pytest.approx((400, 400), rel=1e-4)
     assert np.isnan(bootstrap_interval(SIZES, np.full_like(ap, np.nan), np.full((11, 3), 45.0))).all()
 
 
-def test_the_interval_over_the_seeds_by_hand():
+def test_student_interval_by_hand():
     """On AP = 40 - 2000 / images two seeds move all points by ±0.1, which is no difference, and the subset by ±0.01.
 
     At the sizes where the curve is within 12.706 · 0.09 of 32 nothing can be told: from 1.1434 below it to as much
@@ -226,7 +226,7 @@ def test_the_interval_over_the_seeds_by_hand():
     assert (low, high) == pytest.approx((2000 / 9.1435, 2000 / 6.8565), rel=0.01)
 
 
-def test_the_interval_over_the_seeds_beyond_the_curve():
+def test_student_interval_beyond_the_curve():
     sizes, ap = np.array([100, 200, 400]), np.repeat([[20.0], [30.0], [35.0]], 2, axis=1)
     assert student_interval(sizes, ap, np.array([38.0, 38.1])) == (math.inf, math.inf)
     assert student_interval(sizes, ap, np.array([10.0, 10.1])) == (0, 0)
@@ -235,7 +235,7 @@ def test_the_interval_over_the_seeds_beyond_the_curve():
     assert student_interval(sizes, np.full((3, 2), 30.0), np.array([33.0, 33.1])) == (math.inf, math.inf)
 
 
-def test_both_intervals_are_held():
+def test_learning_curve_interval_is_union_of_both():
     """As it is with differences: what the seeds or the images leave open is open."""
     ap, subset = noisy(1, num_seeds=3), np.array([44.0, 45.0, 46.5])
     worth = curve_of(ap, curated=(160, subset))["equivalent"]
@@ -251,7 +251,7 @@ def test_both_intervals_are_held():
 
 
 @pytest.mark.parametrize(("num_seeds", "least"), [(2, 0.88), (4, 0.88)])
-def test_the_interval_covers_what_is_true(num_seeds, least):
+def test_interval_covers_true_value(num_seeds, least):
     """450 images are right: of 100 experiments about 95 intervals hold it, also with two seeds."""
     rng, held = np.random.default_rng(5), 0
     for _ in range(100):
@@ -274,6 +274,6 @@ def test_the_interval_covers_what_is_true(num_seeds, least):
         ([100, 200, 300], [[1.0], [200.0], [3.0]], r"ap .*\[0, 100\].*got 200.0"),
     ],
 )
-def test_points_that_cannot_be_fitted(sizes, ap, message):
+def test_invalid_points_raise(sizes, ap, message):
     with pytest.raises(PredictionError, match=message):
         fit_power_law(np.array(sizes), np.array(ap))

@@ -4,6 +4,7 @@ import pytest
 from detcurate.errors import ConfigError, PredictionError
 from detcurate.score import aggregate as module
 from detcurate.score.aggregate import AGGREGATIONS, WEIGHTED, class_weights
+from detcurate.score.measures import LABEL_MEASURES, MEASURES, describe_measure, describe_measures
 
 # Image 0 holds five objects, image 1 none, image 2 one, image 3 two; the objects come interleaved.
 VALUES = np.array([0.1, 0.4, 0.9, 0.2, 0.3, 0.6, 0.8, 0.5])
@@ -46,22 +47,22 @@ def random_case(seed=0, g=97, num_images=23):
 
 
 @pytest.mark.parametrize("name", AGGREGATIONS)
-def test_by_hand(name):
+def test_aggregate_by_hand(name):
     scores = aggregate(VALUES, IMAGE_INDEX, 4, aggregation=name)
     assert scores == pytest.approx(BY_HAND[name])
     assert scores.dtype == np.float64
 
 
-def test_the_mean_of_the_three_highest_is_the_default():
+def test_aggregate_defaults_to_mean_of_three_highest():
     assert aggregate(VALUES, IMAGE_INDEX, 4) == pytest.approx(BY_HAND["top_k_mean"])
 
 
-def test_k_is_a_setting():
+def test_top_k_mean_uses_k():
     assert aggregate(VALUES, IMAGE_INDEX, 4, k=2) == pytest.approx([0.75, 0.0, 0.4, 0.5])
     assert aggregate(VALUES, IMAGE_INDEX, 4, k=99) == pytest.approx(BY_HAND["mean"])
 
 
-def test_objects_count_as_much_as_their_class_is_rare():
+def test_class_weighted_sum_weighs_rare_classes_more():
     weights = class_weights(np.array([6, 2, 0]))  # 8 boxes, 2 classes seen: 8/12, 8/4, and 8/2 for what is not seen
     assert weights == pytest.approx([2 / 3, 2.0, 4.0])
     class_index = np.array([0, 1, 0, 1, 2, 0, 0, 0])
@@ -80,7 +81,7 @@ def test_class_weights_are_1_on_average_over_the_boxes(counts):
 
 
 @pytest.mark.parametrize("name", AGGREGATIONS)
-def test_against_a_loop_over_the_images(name):
+def test_aggregate_equals_loop_over_images(name):
     values, image_index, num_images = random_case()
     expected = [
         IN_A_LOOP[name](values[image_index == i]) if (image_index == i).any() else 0.0 for i in range(num_images)
@@ -92,7 +93,7 @@ def test_against_a_loop_over_the_images(name):
 
 
 @pytest.mark.parametrize("name", AGGREGATIONS)
-def test_the_order_of_objects_does_not_matter(name):
+def test_aggregate_ignores_order_of_objects(name):
     values, image_index, num_images = random_case(seed=1)
     shuffle = np.random.default_rng(2).permutation(len(values))
     np.testing.assert_allclose(
@@ -103,7 +104,7 @@ def test_the_order_of_objects_does_not_matter(name):
 
 
 @pytest.mark.parametrize("name", AGGREGATIONS)
-def test_a_higher_value_never_lowers_an_image_and_leaves_the_others(name):
+def test_higher_value_raises_its_image_only(name):
     before = aggregate(VALUES, IMAGE_INDEX, 4, aggregation=name)
     raised = VALUES.copy()
     raised[2] += 1.0
@@ -113,19 +114,19 @@ def test_a_higher_value_never_lowers_an_image_and_leaves_the_others(name):
 
 
 @pytest.mark.parametrize("name", AGGREGATIONS)
-def test_an_image_of_equal_values_scores_that_value_unless_it_sums(name):
+def test_equal_values_give_that_value_except_for_sums(name):
     score = aggregate(np.full(4, 0.7), np.zeros(4, np.int64), 1, aggregation=name)[0]
     assert score == pytest.approx({"sum": 2.8, "class_weighted_sum": 2.8, "sqrt_sum": 1.4}.get(name, 0.7))
 
 
 @pytest.mark.parametrize("name", AGGREGATIONS)
-def test_a_pool_without_objects_scores_0(name):
+def test_aggregate_of_no_objects_is_0(name):
     nothing = np.zeros(0), np.zeros(0, np.int64)
     assert aggregate(*nothing, 3, aggregation=name).tolist() == [0.0, 0.0, 0.0]
     assert aggregate(*nothing, 0, aggregation=name).shape == (0,)
 
 
-def test_crowds_are_bought_by_the_sum_and_not_by_the_mean():
+def test_sum_favours_crowds_and_mean_does_not():
     rng = np.random.default_rng(3)
     counts = rng.integers(1, 40, 211)
     image_index = np.repeat(np.arange(211), counts)
@@ -141,28 +142,43 @@ def test_crowds_are_bought_by_the_sum_and_not_by_the_mean():
 # Messages
 
 
-def test_an_unknown_name_is_answered_with_the_names():
-    with pytest.raises(ConfigError, match="one of max, mean, sum, top_k_mean, sqrt_sum, class_.*, got 'median'"):
+def test_unknown_aggregation_raises_with_known_names():
+    with pytest.raises(ConfigError, match="CURATE.SCORE.AGGREGATION .*max, mean, sum, .*got 'median'"):
         aggregate(VALUES, IMAGE_INDEX, 4, aggregation="median")
 
 
-def test_weights_that_do_not_belong_are_refused():
-    with pytest.raises(ConfigError, match="object_weights must be given for class_weighted_sum and for no other, got"):
+def test_superfluous_or_missing_weights_raise():
+    with pytest.raises(ConfigError, match="object_weights .*class_weighted_sum"):
         module.aggregate(VALUES, IMAGE_INDEX, 4, aggregation="class_weighted_sum")
-    with pytest.raises(ConfigError, match="and for no other, got mean"):
+    with pytest.raises(ConfigError, match="object_weights .*got mean"):
         module.aggregate(VALUES, IMAGE_INDEX, 4, aggregation="mean", object_weights=VALUES)
-    with pytest.raises(PredictionError, match=r"the shape of values, got \(3,\) and \(8,\)"):
+    with pytest.raises(PredictionError, match=r"object_weights .*\(3,\) and \(8,\)"):
         aggregate(VALUES, IMAGE_INDEX, 4, aggregation="class_weighted_sum", object_weights=np.ones(3))
-    with pytest.raises(ConfigError, match="k must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="k .*got 0"):
         aggregate(VALUES, IMAGE_INDEX, 4, k=0)
 
 
 @pytest.mark.parametrize("index", [-1, 4])
-def test_an_index_outside_the_pool_is_refused(index):
-    with pytest.raises(PredictionError, match=r"image_index must be in \[0, 4\), got values from"):
+def test_image_index_outside_pool_raises(index):
+    with pytest.raises(PredictionError, match=r"image_index .*\[0, 4\)"):
         aggregate(VALUES[:2], np.array([0, index]), 4)
 
 
-def test_columns_of_different_lengths_are_refused():
-    with pytest.raises(PredictionError, match=r"must both have shape \(G,\), got \(8,\) and \(3,\)"):
+def test_columns_of_different_lengths_raise():
+    with pytest.raises(PredictionError, match=r"image_index .*\(8,\) and \(3,\)"):
         aggregate(VALUES, IMAGE_INDEX[:3], 4)
+
+
+# Descriptions
+
+
+def test_every_measure_has_a_complete_description():
+    found = describe_measures()
+    assert [one.name for one in found] == [*MEASURES, *LABEL_MEASURES]
+    for one in found:
+        assert all((one.meaning, one.value_range, one.higher, one.source)), one.name
+        assert not one.meaning.startswith("Return") and one.meaning.endswith(".")
+    variability = describe_measure("variability")
+    assert (variability.value_range, variability.higher) == ("in [0, 1/2]", "more disagreement")
+    assert (variability.needs_labels, variability.needs_members) == (True, True)
+    assert (describe_measure("entropy").needs_labels, describe_measure("entropy").needs_members) == (False, False)

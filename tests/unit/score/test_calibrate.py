@@ -79,7 +79,7 @@ def test_temperatures_by_hand():
     assert sigmoid.class_probs[0, 2] == pytest.approx(1 - sigmoid.class_probs[0, 0])
 
 
-def test_a_temperature_of_1_changes_nothing():
+def test_temperature_1_changes_nothing():
     detections, _ = sample(1.0, n=50)
     scaled = apply_temperatures(detections, [1.0])
     np.testing.assert_allclose(scaled.class_probs, detections.class_probs, atol=1e-6)
@@ -109,12 +109,12 @@ def test_outcomes_by_hand():
 
 @pytest.mark.parametrize("form", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_a_known_temperature_is_found(form, temperature):
+def test_fit_finds_known_temperature(form, temperature):
     detections, outcome = sample(temperature, form=form)
     assert fit_temperature(detections, outcome) == pytest.approx(temperature, rel=0.1)
 
 
-def test_the_fit_against_scipy():
+def test_fit_equals_scipy():
     detections, outcome = sample(2.0, seed=3, n=300)
     probs = detections.class_probs.astype(np.float64)
 
@@ -129,7 +129,7 @@ def test_the_fit_against_scipy():
 # Properties
 
 
-def test_members_are_calibrated_each_for_itself():
+def test_members_are_calibrated_independently():
     parts = [sample(temperature, seed=number, n=3000) for number, temperature in enumerate((1.0, 4.0))]
     detections = detections_of(
         np.concatenate([part.class_probs for part, _ in parts]),
@@ -154,7 +154,7 @@ def test_members_are_calibrated_each_for_itself():
     assert again.temperatures.tolist() == found.temperatures.tolist()
 
 
-def test_no_detection_keeps_its_temperature():
+def test_member_without_detections_keeps_temperature_1():
     assert fit_temperature(Detections.empty(4), np.zeros(0, np.int64)) == 1.0
     assert len(apply_temperatures(Detections.empty(4), [2.0])) == 0
 
@@ -162,6 +162,6 @@ def test_no_detection_keeps_its_temperature():
 # Messages
 
 
-def test_one_image_is_not_enough():
-    with pytest.raises(PredictionError, match="calibration must have at least two images, got 1; give it more"):
+def test_calibration_of_one_image_raises():
+    with pytest.raises(PredictionError, match="CURATE.SCORE.CALIBRATION_IMAGES: .*got 1"):
         calibrate(detections_of([[0.5, 0.5]]), labels_of([0]), num_members=1)

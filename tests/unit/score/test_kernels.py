@@ -29,7 +29,7 @@ def other_types(values):
 
 @pytest.mark.parametrize("change", [np.array, read_only, other_types], ids=["plain", "read-only", "other types"])
 @pytest.mark.parametrize("num_boxes", [0, 3])
-def test_one_signature(change, num_boxes):
+def test_kernels_compile_one_signature(change, num_boxes):
     boxes = np.tile(np.array([0, 0, 10, 10], np.float32), (num_boxes, 1))
     columns = {
         "image_ids": np.arange(num_boxes),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from helpers.label_pools import detections_of, label_error_scores_of, labels_of, random_pool
-from helpers.slow_scoring import correction, label_error
+from helpers.plain_scoring import correction, label_error
 
 from detcurate.score.label_errors import LABEL_ERRORS, corrections
 from detcurate.score.scoring import score_labelled_objects
@@ -31,13 +31,13 @@ BOX = [100, 100, 140, 120]
 # Arithmetic
 
 
-def test_a_right_label_has_no_suspicion():
+def test_right_label_has_score_0():
     label_error_score, *_ = label_error_scores_of(seen((BOX, CAR)), labels_of([BOX]))
     assert all_of(label_error_score) == ([0], [0], [0])
     assert label_error_score.nearest_label.tolist() == [0]
 
 
-def test_overlooked_by_hand():
+def test_missing_label_by_hand():
     # Nothing labelled; a label that covers a quarter of the object; one that covers half of it.
     far, quarter, half = BOX, [200, 100, 240, 120], [300, 100, 340, 120]
     detections = seen((far, CAR), (quarter, CAR), (half, CAR), members=[0, 1, 3])  # a miss counts: 3/4 of 0.96
@@ -48,14 +48,14 @@ def test_overlooked_by_hand():
     assert label_error_score.nearest_label[order].tolist() == [-1, 0, 1]
 
 
-def test_swapped_by_hand():
+def test_wrong_class_by_hand():
     # Three of four say truck, one misses: 0.72 for truck and 0.015 for car.
     label_error_score, *_ = label_error_scores_of(seen((BOX, TRUCK), members=[0, 1, 3]), labels_of([BOX], [0]))
     assert label_error_score.wrong_class == pytest.approx([0.75 * (0.96 - 0.02)], rel=1e-6)
     assert label_error_score.inaccurate_box.tolist() == [0] and label_error_score.missing_label.tolist() == [0]
 
 
-def test_badly_located_by_hand():
+def test_inaccurate_box_by_hand():
     # The members agree but for one whose box is half as wide; the label lies 10 px off.
     boxes = [BOX, BOX, BOX, [100, 100, 120, 120]]
     detections = detections_of(range(E), boxes, [CAR] * E)
@@ -66,7 +66,7 @@ def test_badly_located_by_hand():
     assert label_error_score.inaccurate_box == pytest.approx([0.96 * (agreement - 25 / 50)], rel=1e-6)
 
 
-def test_sigmoids_by_hand():
+def test_label_errors_of_sigmoids_by_hand():
     detections = detections_of([0, 1, 2], [BOX] * 3, [[0.1, 0.8]] * 3, form="sigmoid")
     label_error_score, *_ = label_error_scores_of(detections, labels_of([BOX], [0]))
     assert label_error_score.wrong_class == pytest.approx([0.75 * 0.7], rel=1e-6)
@@ -78,7 +78,7 @@ def test_sigmoids_by_hand():
 
 
 @pytest.mark.parametrize("step", [1, 5, 9])
-def test_a_car_that_touches_a_labelled_one_is_overlooked_all_the_same(step):
+def test_missing_label_beside_touching_label_is_found(step):
     """ObjectLab leaves out every prediction that overlaps a label, by a pixel too, and has NaN where none is left."""
     parked = [140 - step, 100, 180 - step, 120]
     label_error_score, clusters, *_ = label_error_scores_of(seen((BOX, CAR), (parked, CAR)), labels_of([BOX]))
@@ -90,7 +90,7 @@ def test_a_car_that_touches_a_labelled_one_is_overlooked_all_the_same(step):
     assert label_error_score.wrong_class.tolist() == label_error_score.inaccurate_box.tolist() == [0]
 
 
-def test_neighbours_side_by_side_that_are_both_labelled_have_no_suspicion():
+def test_labelled_neighbours_have_score_0():
     neighbour = [116, 100, 156, 120]  # an IoU of 0.43
     label_error_score, clusters, *_ = label_error_scores_of(
         seen((BOX, CAR), (neighbour, TRUCK)), labels_of([BOX, neighbour], [0, 1])
@@ -99,7 +99,7 @@ def test_neighbours_side_by_side_that_are_both_labelled_have_no_suspicion():
     assert all_of(label_error_score) == ([0, 0], [0, 0], [0, 0])
 
 
-def test_of_neighbours_side_by_side_the_one_without_a_label_is_overlooked():
+def test_unlabelled_neighbour_is_missing_label():
     neighbour = [130, 100, 170, 120]  # an IoU of 1/7
     for first, second in ((BOX, neighbour), (neighbour, BOX)):
         label_error_score, clusters, *_ = label_error_scores_of(seen((first, CAR), (second, CAR)), labels_of([first]))
@@ -109,7 +109,7 @@ def test_of_neighbours_side_by_side_the_one_without_a_label_is_overlooked():
         assert label_error_score.inaccurate_box.tolist() == [0]
 
 
-def test_the_box_of_a_shifted_label_is_found_though_it_is_nearer_to_the_neighbour_s():
+def test_inaccurate_box_is_found_nearer_to_a_neighbour():
     """The consensus overlaps the neighbour's label by 0.29, its own by 0.14: no label explains it."""
     neighbour, own, shifted = BOX, [122, 100, 162, 120], [152, 100, 192, 120]
     labels = labels_of([neighbour, shifted])
@@ -121,7 +121,7 @@ def test_the_box_of_a_shifted_label_is_found_though_it_is_nearer_to_the_neighbou
     assert label_error_score.inaccurate_box.tolist() == [0, 0, 0]
 
 
-def test_a_touch_does_not_make_a_label_badly_located():
+def test_small_overlap_is_not_inaccurate_box():
     lonely = [139, 100, 179, 120]
     label_error_score, *_ = label_error_scores_of(seen((BOX, CAR)), labels_of([lonely]))
     assert label_error_score.inaccurate_box.tolist() == [0]
@@ -131,7 +131,7 @@ def test_a_touch_does_not_make_a_label_badly_located():
 # Hard objects
 
 
-def test_hard_objects_have_no_suspicion():
+def test_difficult_objects_have_low_scores():
     """Missed by all; seen by one of four; seen by all with a class in dispute; with boxes that scatter."""
     missed, seen_once, disputed, scattered = BOX, [200, 0, 240, 20], [300, 0, 340, 20], [400, 0, 440, 40]
     wide = [[400, 0, 440, 40], [380, -12, 440, 40], [400, 0, 455, 55], [390, 5, 430, 50]]
@@ -146,7 +146,7 @@ def test_hard_objects_have_no_suspicion():
     assert label_error_score.missing_label == pytest.approx(np.zeros(len(label_error_score.missing_label)), abs=0.03)
 
 
-def test_what_one_member_alone_sees_is_hardly_overlooked():
+def test_object_of_one_member_has_low_missing_label():
     label_error_score, *_ = label_error_scores_of(seen((BOX, CAR), members=[2]), labels_of([[0, 0, 10, 10]]))
     assert label_error_score.missing_label == pytest.approx([0.24], rel=1e-6)
 
@@ -154,7 +154,7 @@ def test_what_one_member_alone_sees_is_hardly_overlooked():
 # Crowds
 
 
-def test_clusters_in_a_crowd_region_are_not_overlooked():
+def test_clusters_in_crowd_region_are_not_missing_labels():
     inside, half_out, outside = [100, 100, 110, 110], [195, 100, 205, 110], [196, 150, 206, 160]
     labels = labels_of([[0, 0, 200, 200], [300, 300, 310, 310]], iscrowd=[True, False])
     label_error_score, clusters, *_ = label_error_scores_of(
@@ -166,7 +166,7 @@ def test_clusters_in_a_crowd_region_are_not_overlooked():
     assert len(label_error_score.wrong_class) == len(label_error_score.inaccurate_box) == 1
 
 
-def test_rows_are_counted_without_the_crowd_regions():
+def test_label_rows_exclude_crowd_regions():
     other, crowd = [300, 300, 340, 320], [0, 0, 50, 50]
     labels = labels_of([crowd, other, BOX], [2, 0, 0], iscrowd=[True, False, False])
     label_error_score, *_ = label_error_scores_of(seen((BOX, TRUCK)), labels)
@@ -177,7 +177,7 @@ def test_rows_are_counted_without_the_crowd_regions():
 # Direction
 
 
-def test_more_members_that_agree_are_more_suspicious():
+def test_label_errors_grow_with_agreeing_members():
     values = {"missing_label": [], "wrong_class": [], "inaccurate_box": []}
     shifted = [115, 100, 155, 120]
     for count in range(1, E + 1):
@@ -195,7 +195,7 @@ def test_more_members_that_agree_are_more_suspicious():
         assert column[0] > 0 and (np.diff(column) > 0).all()
 
 
-def test_a_label_farther_off_is_worse_located_and_its_object_more_overlooked():
+def test_label_errors_grow_with_distance_of_label():
     shifts = np.array([0, 4, 8, 16, 24, 34])
     found = [label_error_scores_of(seen((BOX, CAR)), labels_of([np.add(BOX, [s, 0, s, 0])]))[0] for s in shifts]
     assert (np.diff([label_error_score.inaccurate_box[0] for label_error_score in found]) > 0).all()
@@ -209,7 +209,7 @@ def test_a_label_farther_off_is_worse_located_and_its_object_more_overlooked():
 @pytest.mark.parametrize("form", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("iou_threshold", [0.4, 0.5, 0.7])
 @pytest.mark.parametrize("seed", range(3))
-def test_against_the_definitions_in_plain_python(seed, iou_threshold, form):
+def test_scores_equal_definitions_in_plain_python(seed, iou_threshold, form):
     detections, labels = random_pool(seed, form)
     got, clusters, statistics, predictions = label_error_scores_of(
         detections, labels, num_members=5, iou_threshold=iou_threshold, shuffle=seed
@@ -229,7 +229,7 @@ def test_against_the_definitions_in_plain_python(seed, iou_threshold, form):
         assert (column >= 0).all() and (column <= 1).all() and column.max() > 0.01
 
 
-def test_an_image_without_labels_and_a_pool_without_detections():
+def test_no_labels_or_no_detections_give_empty_scores():
     detections, labels = random_pool()
     no_labels = labels.take(np.zeros(0, np.int64))
     label_error_score, _, statistics, _ = label_error_scores_of(detections, no_labels, num_members=5)
@@ -240,7 +240,7 @@ def test_an_image_without_labels_and_a_pool_without_detections():
     assert not label_error_score.wrong_class.any() and not label_error_score.inaccurate_box.any()
 
 
-def test_one_class_cannot_be_swapped():
+def test_wrong_class_of_one_class_is_0():
     detections = detections_of(range(E), [BOX] * E, [[0.3, 0.7]] * E)
     label_error_score, *_ = label_error_scores_of(detections, labels_of([BOX]))
     assert label_error_score.wrong_class.tolist() == [0]

@@ -64,7 +64,7 @@ def test_box_std_by_hand():
 # Oracles
 
 
-def test_iou_dispersion_against_a_loop():
+def test_iou_dispersion_equals_loop():
     detections, clusters = case_of(*random_case())
     expected = [
         1 - box_iou(detections.boxes[votes[votes >= 0]], box).mean()
@@ -73,7 +73,7 @@ def test_iou_dispersion_against_a_loop():
     np.testing.assert_allclose(iou_dispersion(detections, clusters), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_box_std_against_a_loop():
+def test_box_std_equals_loop():
     detections, clusters = case_of(*random_case(seed=1))
     expected = []
     for votes in clusters.votes:
@@ -88,19 +88,19 @@ def test_box_std_against_a_loop():
 
 
 @pytest.mark.parametrize("measure", [iou_dispersion, box_std])
-def test_identical_boxes_disagree_on_nothing(measure):
+def test_identical_boxes_have_no_disagreement(measure):
     detections, clusters = case_of([[0.1, 0.7, 33.3, 9.9]] * 3, [[0, 1, 2, -1]])
     assert measure(detections, clusters) == pytest.approx([0], abs=1e-12)
 
 
 @pytest.mark.parametrize("measure", [iou_dispersion, box_std])
-def test_a_single_box_disagrees_with_nothing(measure):
+def test_single_box_has_no_disagreement(measure):
     detections, clusters = case_of([[1e4, 1e4, 1e4 + 0.01, 1e4 + 0.01]], [[-1, 0, -1]])
     assert measure(detections, clusters) == pytest.approx([0], abs=1e-12)
 
 
 @pytest.mark.parametrize("measure", [iou_dispersion, box_std])
-def test_boxes_further_apart_are_higher(measure):
+def test_box_measures_grow_with_distance(measure):
     boxes = [[0, 0, 10, 10]] + [[shift, 0, 10 + shift, 10] for shift in (1, 2, 3, 5)]
     detections, clusters = case_of(boxes, [[0, row, -1] for row in range(5)])
     values = measure(detections, clusters)
@@ -108,7 +108,7 @@ def test_boxes_further_apart_are_higher(measure):
 
 
 @pytest.mark.parametrize("measure", [iou_dispersion, box_std])
-def test_scale_and_the_order_of_members_do_not_matter(measure):
+def test_box_measures_ignore_scale_and_order(measure):
     boxes, votes = random_case(seed=2)
     expected = measure(*case_of(boxes, votes))
     np.testing.assert_allclose(measure(*case_of(boxes * 16, votes)), expected, rtol=1e-6, atol=1e-12)
@@ -125,13 +125,13 @@ def test_iou_dispersion_of_associated_boxes_stays_below_1():
     assert values.max() > 0.1 and (values >= 0).all() and (values < 1).all()
 
 
-def test_boxes_that_all_miss_their_mean_reach_1():
+def test_boxes_without_overlap_reach_1():
     corners = [[0, 0, 1, 1], [999, 999, 1000, 1000], [0, 999, 1, 1000], [999, 0, 1000, 1]]
     assert iou_dispersion(*case_of(corners, [[0, 1, 2, 3, -1]])).tolist() == [1.0]
 
 
 @pytest.mark.parametrize("measure", [iou_dispersion, box_std])
-def test_no_cluster_gives_no_value(measure):
+def test_no_clusters_give_no_values(measure):
     assert measure(*case_of(np.zeros((0, 4)), np.zeros((0, 3)))).shape == (0,)
 
 
@@ -139,8 +139,8 @@ def test_no_cluster_gives_no_value(measure):
 
 
 @pytest.mark.parametrize("measure", [iou_dispersion, box_std])
-def test_votes_of_other_detections_are_refused(measure):
+def test_votes_beyond_detections_raise(measure):
     detections, _ = case_of([[0, 0, 1, 1]], [[0, -1]])
     _, clusters = case_of([[0, 0, 1, 1]] * 4, [[0, 3, -1]])
-    with pytest.raises(PredictionError, match="Clusters.votes must name rows below 1"):
+    with pytest.raises(PredictionError, match="Clusters.votes"):
         measure(detections, clusters)
