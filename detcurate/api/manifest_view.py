@@ -58,10 +58,10 @@ class Manifest:
 
     def __repr__(self) -> str:
         kinds = Counter(label_error.kind for label_error in self.label_errors)
-        found = ", ".join(f"{name} {count:,}" for name, count in kinds.items()) or "no suspected label error"
+        errors = ", ".join(f"{name} {count:,}" for name, count in kinds.items()) or "no suspected label error"
         return (
             f"Manifest({len(self):,} of {len(self.pool):,} images, {self.subset.num_boxes:,} of "
-            f"{self.pool.dataset.num_boxes:,} boxes by {self.provenance['strategy']}; {found})"
+            f"{self.pool.dataset.num_boxes:,} boxes by {self.provenance['strategy']}; {errors})"
         )
 
     def to_pandas(self) -> pd.DataFrame:

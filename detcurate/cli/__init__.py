@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-import traceback
 from collections.abc import Sequence
 
 from detcurate.cli.parser import build_parser, command_names, load_handler
@@ -21,27 +19,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 done, 1 a check failed, 2 an error that the user can fix, 130 Ctrl-C, 143 SIGTERM.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    tokens = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
-    if not words:
+    if not tokens:
         parser.print_help()
         return 0
     command = ""
     try:
-        arguments = parser.parse_args(_with_command(words, command_names(parser)))
+        arguments = parser.parse_args(_with_command(tokens, command_names(parser)))
         command = arguments.command
         return _run(arguments)
     except KeyboardInterrupt as error:
         from detcurate.cli.signals import INTERRUPTED, exit_status
 
-        return _fail(INTERRUPTED, exit_status(error), words)
+        return _fail(INTERRUPTED, exit_status(error), tokens)
     except DetcurateError as error:
-        return _fail(str(error), 2, words)
+        return _fail(str(error), 2, tokens)
     except OSError as error:
         message = _file_problem(error, command)
         if not message:
             raise
-        return _fail(message, 2, words)
+        return _fail(message, 2, tokens)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -52,20 +50,20 @@ def _run(arguments: argparse.Namespace) -> int:
         return load_handler(arguments.handler)(arguments)
 
 
-def _with_command(words: list[str], names: Sequence[str]) -> list[str]:
+def _with_command(tokens: list[str], names: Sequence[str]) -> list[str]:
     """Return the arguments with their command: ``run`` where a config is given without one, as in Detectron2.
 
     Raises:
         ConfigError: The first argument is not a command.
     """
-    first = words[0]
+    first = tokens[0]
     if first in _RENAMED:
         sys.stderr.write(f"detcurate: {first} is now named {_RENAMED[first]}; the old name works until version 0.3\n")
-        return [_RENAMED[first], *words[1:]]
+        return [_RENAMED[first], *tokens[1:]]
     if first in names or first in ("-h", "--help", "--version"):
-        return words
-    if first.startswith("-") or any(word.startswith("--config") for word in words):
-        return ["run", *words]
+        return tokens
+    if first.startswith("-") or any(token.startswith("--config") for token in tokens):
+        return ["run", *tokens]
     import difflib
 
     near = difflib.get_close_matches(first, names, n=1)
@@ -85,16 +83,20 @@ def _file_problem(error: OSError, command: str) -> str:
     return ""
 
 
-def _fail(message: str, status: int, words: Sequence[str]) -> int:
+def _fail(message: str, status: int, tokens: Sequence[str]) -> int:
     from detcurate.io.safe_loading import printable
 
     sys.stderr.write(f"detcurate: {printable(message)}\n")
-    if "--debug" in words:
+    if "--debug" in tokens:
+        import traceback
+
         traceback.print_exc()
     return status
 
 
 def _log_to_terminal() -> None:
+    import logging
+
     from detcurate.io.safe_loading import PlainFormatter
 
     logger = logging.getLogger("detcurate")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import math
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Formats the help of a command: wide enough for its options, and no heading above a list of commands."""
 
     def __init__(self, prog: str) -> None:
+        import shutil  # which loads all compression libraries
+
         super().__init__(prog, max_help_position=32, width=min(shutil.get_terminal_size((100, 24)).columns, 110) - 2)
 
     def _format_action(self, action: argparse.Action) -> str:

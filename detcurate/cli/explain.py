@@ -49,8 +49,8 @@ def _verdict(selection: Mapping[str, Any] | None) -> str:
 
 def _scores(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
     rows = [
-        (name, str(found["value"]) if isinstance(found["value"], int) else f"{found['value']:.4f}", found["rank"])
-        for name, found in scores.items()
+        (name, str(item["value"]) if isinstance(item["value"], int) else f"{item['value']:.4f}", item["rank"])
+        for name, item in scores.items()
     ]
     total = next(iter(scores.values()))["of"]
     return table(("score", "value", f"rank of {total:,}"), rows)
@@ -61,20 +61,18 @@ def _objects(objects: Sequence[Mapping[str, Any]] | None) -> list[str]:
         return ["scored without objects (CURATE.PREDICT.MODE dense)"]
     if not objects:
         return ["no object is predicted or labelled"]
-    labels = [found for found in objects if found["kind"] != "cluster"]
-    clusters = sorted(
-        (found for found in objects if found["kind"] == "cluster"), key=lambda found: -found["confidence"]
-    )
+    labels = [item for item in objects if item["kind"] != "cluster"]
+    clusters = sorted((item for item in objects if item["kind"] == "cluster"), key=lambda item: -item["confidence"])
     rows = [
         (
-            found["kind"].replace("_", " "),
-            found["class_name"],
-            f"{found['confidence']:.2f}",
-            " ".join(f"{side:.0f}" for side in found["bbox_xyxy"]),
-            ", ".join(f"{name} {count}" for name, count in found["votes"].items()),
-            _highest(found["measures"]),
+            item["kind"].replace("_", " "),
+            item["class_name"],
+            f"{item['confidence']:.2f}",
+            " ".join(f"{side:.0f}" for side in item["bbox_xyxy"]),
+            ", ".join(f"{name} {count}" for name, count in item["votes"].items()),
+            _highest(item["measures"]),
         )
-        for found in (*labels, *clusters[:_MOST_CLUSTERS])
+        for item in (*labels, *clusters[:_MOST_CLUSTERS])
     ]
     lines = table(("object", "class", "confidence", "x1 y1 x2 y2", "votes", "highest measures"), rows)
     more = len(clusters) - _MOST_CLUSTERS
@@ -91,17 +89,17 @@ def _highest(measures: Mapping[str, float]) -> str:
         "iou_dispersion",
         "existence_entropy",
     )
-    found = {name: measures[name] for name in shown if measures.get(name, 0) >= 0.005}
-    return ", ".join(f"{name} {value:.2f}" for name, value in sorted(found.items(), key=lambda pair: -pair[1])[:2])
+    highest = {name: measures[name] for name in shown if measures.get(name, 0) >= 0.005}
+    return ", ".join(f"{name} {value:.2f}" for name, value in sorted(highest.items(), key=lambda pair: -pair[1])[:2])
 
 
 def _neighbours(neighbours: Sequence[Mapping[str, Any]]) -> list[str]:
     if not neighbours:
         return ["no neighbours: the image has no sequence, and the pool has no embeddings"]
     rows = []
-    for found in neighbours:
-        is_frame = found["by"] == "sequence"
-        near = f"{found['distance']:+d} frames" if is_frame else f"cosine {found['distance']:.3f}"
-        rank = "–" if found["rank"] is None else f"{found['rank']:,}"
-        rows.append((f"image {found['image_id']}", near, rank, found["reason"] or "–", found["file_name"]))
+    for item in neighbours:
+        is_frame = item["by"] == "sequence"
+        near = f"{item['distance']:+d} frames" if is_frame else f"cosine {item['distance']:.3f}"
+        rank = "–" if item["rank"] is None else f"{item['rank']:,}"
+        rows.append((f"image {item['image_id']}", near, rank, item["reason"] or "–", item["file_name"]))
     return table(("neighbour", "distance", "rank", "reason", "file"), rows)

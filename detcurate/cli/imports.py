@@ -55,9 +55,9 @@ def parse_members(texts: Sequence[str]) -> list[ResultsFile]:
     matches = [re.fullmatch(r"(.+)@(\d{1,9}):(\d{1,9})", text) for text in texts]
     if not any(matches):
         return [ResultsFile(Path(text), 0, iteration) for iteration, text in enumerate(texts)]
-    files = [ResultsFile(Path(found[1]), int(found[2]), int(found[3])) for found in matches if found]
+    files = [ResultsFile(Path(match[1]), int(match[2]), int(match[3])) for match in matches if match]
     if len(files) < len(texts):
-        plain = next(text for text, found in zip(texts, matches, strict=True) if not found)
+        plain = next(text for text, match in zip(texts, matches, strict=True) if not match)
         raise ConfigError(f"--member: must be FILE@RUN:ITERATION for all members or for none (got {plain} with others)")
     return files
 

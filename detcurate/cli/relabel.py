@@ -15,10 +15,10 @@ from detcurate.pipeline.workspace import named_run
 
 def apply(arguments: argparse.Namespace) -> int:
     """Write the new pool file, print the changes, and return the exit status."""
-    words, paths = list(arguments.opts), [Path(text) for text in arguments.corrected]
-    if arguments.config_file is None and not words and len(paths) > 1:
-        words = [str(paths.pop())]
-    named = named_run(arguments.config_file, words)
+    rest, paths = list(arguments.opts), [Path(text) for text in arguments.corrected]
+    if arguments.config_file is None and not rest and len(paths) > 1:
+        rest = [str(paths.pop())]
+    named = named_run(arguments.config_file, rest)
     lineage = apply_corrections(named.pool, [read_corrected(path) for path in paths], arguments.output)
     if arguments.json:
         say_json(lineage)

@@ -39,8 +39,8 @@ def _image_findings(
 
     log, num_processes = FindingLog(policies), arguments.num_processes or os.cpu_count() or 1
     root = locate(arguments.images, name="--images")
-    found = examine_images(dataset, root, num_processes=num_processes, desc="check images", cache=arguments.cache)
-    log_image_findings(found, log)
+    statuses = examine_images(dataset, root, num_processes=num_processes, desc="check images", cache=arguments.cache)
+    log_image_findings(statuses, log)
     return log.findings()
 
 

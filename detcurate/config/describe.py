@@ -90,9 +90,9 @@ def find_settings(name: str) -> list[SettingDescription]:
     settings = describe_settings()
     given = name.upper().strip(".")
     for key in (given, f"{ROOT}.{given}"):
-        found = [setting for setting in settings if setting.key == key or setting.key.startswith(f"{key}.")]
-        if found:
-            return found
+        matching = [setting for setting in settings if setting.key == key or setting.key.startswith(f"{key}.")]
+        if matching:
+            return matching
     known = {setting.key: setting.key for setting in settings} | {section: section for section in section_meanings()}
     known |= {key.removeprefix(f"{ROOT}."): key for key in list(known)}
     hint = nearest(given, known)
@@ -117,19 +117,19 @@ def accepted_words(key: str) -> tuple[str, ...]:
 
 
 def _describe_model(model: type[BaseModel], section: str) -> list[SettingDescription]:
-    found = []
+    described = []
     for name, field in model.model_fields.items():
         key, below = f"{section}.{name.upper()}", _submodel(field)
         if below is not None:
-            found += _describe_model(below, key)
+            described += _describe_model(below, key)
             continue
         allowed = _range(field, field_choices(model, name))
-        found.append(
+        described.append(
             SettingDescription(
                 key, _type(field.annotation), repr(field.default), allowed, field.description or "", section
             )
         )
-    return found
+    return described
 
 
 def _submodel(field: FieldInfo) -> type[BaseModel] | None:
