@@ -21,7 +21,7 @@ import ray
 from ray.exceptions import RayError
 
 from detcurate.config import RaySettings
-from detcurate.engines.ray_engine import DONE, FAILURE, NEXT, READY, RESULT, UNITS, WARNING, WorkRequest, no_cluster
+from detcurate.engines.ray_messages import DONE, FAILURE, NEXT, READY, RESULT, UNITS, WARNING, WorkRequest, no_cluster
 from detcurate.engines.ray_pool import BlockPool, PoolPlan
 from detcurate.errors import ConfigError
 

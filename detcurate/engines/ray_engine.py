@@ -11,7 +11,6 @@ import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -19,11 +18,9 @@ from typing import Any
 from tqdm import tqdm
 
 from detcurate.config import RaySettings
+from detcurate.engines.ray_messages import DONE, FAILURE, NEXT, RESULT, UNITS, WARNING, WorkRequest, no_cluster
 from detcurate.errors import ConfigError, DetcurateError
 from detcurate.io.workers import Progress, block_stop_signals, environment, kill_with_session
-
-READY, NEXT, UNITS, RESULT, WARNING, FAILURE, DONE = "ready", "next", "units", "result", "warning", "failure", "done"
-"""Kinds of the driver's messages, each with a value. ``NEXT`` requests ``(True, job)`` or ``(False, None)``."""
 
 _CONNECT_SECONDS = 5.0
 _CLOSE_SECONDS = 10.0  # longest time to leave a cluster, or to end one that was started here
@@ -35,27 +32,6 @@ _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": 
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 
 _logger = logging.getLogger("detcurate")
-
-
-@dataclass(frozen=True)
-class WorkRequest:
-    """Work that the driver distributes.
-
-    Args:
-        function: Picklable; see :class:`~detcurate.engines.ray_pool.BlockWorker`.
-        total: Units of work of all jobs.
-        desc: Description in the progress bar.
-        on_gpu: Whether a worker needs a GPU.
-        num_jobs: Number of jobs, where it is known.
-        ahead: Jobs a worker that are taken and have no result yet; ``None`` for all of them.
-    """
-
-    function: Callable[[Any, Callable[[int], None]], Any]
-    total: int
-    desc: str
-    on_gpu: bool
-    num_jobs: int | None
-    ahead: int | None
 
 
 class RayEngine:
@@ -205,13 +181,6 @@ def require_ray() -> None:
     """Raise ``ConfigError`` unless Ray is installed."""
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("--engine ray: Ray is not installed. Run pip install 'detcurate[ray]'.")
-
-
-def no_cluster(address: str, error: BaseException) -> ConfigError:
-    """Return the error for an address without a cluster."""
-    return ConfigError(
-        f"--ray-address: no Ray cluster runs at {address} (got {error}). Check it with `ray status` on its head."
-    )
 
 
 def _require_member(address: str) -> None:

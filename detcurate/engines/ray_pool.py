@@ -22,7 +22,7 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from detcurate.engines.ray_engine import FAILURE, RESULT, UNITS
+from detcurate.engines.ray_messages import FAILURE, RESULT, UNITS
 from detcurate.errors import ConfigError, DetcurateError
 from detcurate.version import __version__
 
