@@ -131,6 +131,10 @@ def add_split(commands: Any) -> None:
     parser.add_argument("--stratify", choices=["classes"], help="keep the classes in proportion")
     parser.add_argument("--seed", type=integer(0), default=0, metavar="N", help="random seed (default: 0)")
     parser.add_argument(
+        "--policy", action="append", default=[], metavar="CODE=POLICY",
+        help="policy of a finding, such as invalid_box=repair; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
         "-o", "--output", type=local_path, required=True, metavar="DIR", help="the folder to write; new or empty"
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from detcurate.cli.common import say, say_json, table
+from detcurate.coco.validation.findings import parse_policies
 from detcurate.io.storage import local_file
 from detcurate.manifest.split import SplitReport, write_split
 
@@ -18,6 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
         by=arguments.by,
         stratify=arguments.stratify == "classes",
         seed=arguments.seed,
+        policies=parse_policies(arguments.policy),
     )
     if arguments.json:
         say_json(report.to_dict())

@@ -212,7 +212,7 @@ def write_split(
         name: PartCounts(
             num_images=int(rows.sum()),
             num_boxes=int(dataset.boxes_per_image[rows].sum()),
-            num_groups=len(np.unique(groups[rows])),
+            num_groups=int(np.count_nonzero(np.bincount(groups[rows]))),
         )
         for name, rows in (("train", ~is_val), ("val", is_val))
     }
@@ -292,17 +292,22 @@ def group_numbers(dataset: CocoDataset, values: Sequence[str | None]) -> np.ndar
     Images of one value are in one group, and so are images of one ``file_name``; an image without a value joins
     no other by it.
     """
-    _, of_name = np.unique(np.array(dataset.file_names, object), return_inverse=True)
-    keys = [f"={value}" if value is not None else f"#{row}" for row, value in enumerate(values)]
-    _, of_value = np.unique(np.array(keys, object), return_inverse=True)
-    if len(np.unique(of_name)) == len(dataset):
-        return of_value.astype(np.int64)
+    of_name = _numbered(dataset.file_names)
+    of_value = _numbered([row if value is None else value for row, value in enumerate(values)])
+    if of_name.max() == len(dataset) - 1:
+        return of_value
     first: dict[int, int] = {}
     parent = np.arange(int(of_value.max()) + 1)
     for name, value in zip(of_name.tolist(), of_value.tolist(), strict=True):
         parent[_root(parent, value)] = _root(parent, first.setdefault(name, value))
     roots = np.array([_root(parent, value) for value in range(len(parent))])
     return np.unique(roots[of_value], return_inverse=True)[1].astype(np.int64)
+
+
+def _numbered(keys: Sequence[int | str]) -> np.ndarray:
+    """Number equal keys equally, in the order of their first occurrence: (n,) int64."""
+    number_of: dict[int | str, int] = {}
+    return np.array([number_of.setdefault(key, len(number_of)) for key in keys], np.int64)
 
 
 def _root(parent: np.ndarray, node: int) -> int:
@@ -326,8 +331,9 @@ def class_shares(
     """
     num_classes = len(dataset.class_names)
     of_val = np.bincount(dataset.class_index[is_val[dataset.image_index]], minlength=num_classes)
-    pairs = np.unique(np.column_stack((dataset.class_index, groups[dataset.image_index])), axis=0)
-    in_groups = np.bincount(pairs[:, 0], minlength=num_classes)
+    pairs = np.sort(groups[dataset.image_index] * num_classes + dataset.class_index)
+    first = pairs[np.diff(pairs, prepend=-1) > 0]
+    in_groups = np.bincount(first % num_classes, minlength=num_classes)
     columns = zip(
         dataset.class_names, dataset.class_counts().tolist(), in_groups.tolist(), of_val.tolist(), strict=True
     )

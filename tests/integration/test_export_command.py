@@ -28,8 +28,8 @@ def queue(output):
     return json.loads((output / "manifest" / "relabel.json").read_text())
 
 
-def again(finished, output, *words: object):
-    return ["--config-file", finished.parent / "played.yaml", "--only", "manifest", "OUTPUT_DIR", output, *words]
+def again(finished, output, *arguments: object):
+    return ["--config-file", finished.parent / "played.yaml", "--only", "manifest", "OUTPUT_DIR", output, *arguments]
 
 
 def test_manifest_queue_lists_label_errors_of_objects_table(finished):
@@ -116,17 +116,17 @@ def test_relabel_apply_corrected_export_gives_true_labels(output, tmp_path, done
 
 
 def test_export_and_relabel_apply_accept_config_file(output, tmp_path, done):
-    config, words = output / "config.yaml", ("OUTPUT_DIR", output)
-    done("export", "label-studio", "--config-file", config, "-o", tmp_path / "out", "--url", "s3://b/", *words)
+    config, arguments = output / "config.yaml", ("OUTPUT_DIR", output)
+    done("export", "label-studio", "--config-file", config, "-o", tmp_path / "out", "--url", "s3://b/", *arguments)
     tasks = json.loads((tmp_path / "out" / "tasks.json").read_text())
     assert tasks[0]["data"]["image"].startswith("s3://b/seq-")
     tasks_file, new = tmp_path / "out" / "tasks.json", tmp_path / "new.json"
-    text = done("relabel", "apply", tasks_file, "--config-file", config, "-o", new, "--opts", *words, "--json")
+    text = done("relabel", "apply", tasks_file, "--config-file", config, "-o", new, "--opts", *arguments, "--json")
     assert json.loads(text)["boxes"]["changed"] == 0
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (("export", "cvat", "-o", "{new}"), "--config-file FILE"),
         (("export", "cvat", "{output}", "-o", "{output}"), "output"),
@@ -135,15 +135,15 @@ def test_export_and_relabel_apply_accept_config_file(output, tmp_path, done):
         (("relabel", "apply", "{new}", "-o", "{new}.json"), "--config-file FILE"),
     ],
 )
-def test_export_unusable_arguments_exit_with_message(output, tmp_path, refused, words, message):
+def test_export_unusable_arguments_exit_with_message(output, tmp_path, refused, arguments, message):
     names = {"output": output, "new": tmp_path / "new"}
-    assert message in refused(*(word.format(**names) for word in words))
+    assert message in refused(*(argument.format(**names) for argument in arguments))
     assert not (tmp_path / "new").exists()
 
 
 def test_export_run_without_queue_or_manifest_exits_with_message(output, tmp_path, refused):
     (output / "manifest" / "relabel.json").unlink()
-    words = ("export", "cvat", output, "-o", tmp_path / "out")
-    assert "manifest/relabel.json" in refused(*words)
+    arguments = ("export", "cvat", output, "-o", tmp_path / "out")
+    assert "manifest/relabel.json" in refused(*arguments)
     (output / "manifest" / "stage.json").unlink()
-    assert "the stage 'manifest' has not finished" in refused(*words)
+    assert "the stage 'manifest' has not finished" in refused(*arguments)

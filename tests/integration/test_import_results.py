@@ -81,7 +81,7 @@ def write_results(root, number, **changes: object):
 def three(pool):
     """Return the arguments that import three members as ``yolo``."""
     config, _, root = pool
-    members = [word for number in range(3) for word in ("--member", str(write_results(root, number)))]
+    members = [argument for number in range(3) for argument in ("--member", str(write_results(root, number)))]
     return ["import", "yolo", "--config-file", str(config), *members]
 
 
@@ -140,17 +140,17 @@ def test_import_and_curate_run_without_torch_and_detectron2(pool, three, tmp_pat
     path = os.pathsep.join((str(tmp_path / "site"), str(REPOSITORY)))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
-    def run(*words: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, *map(str, words)]
+    def run(*arguments: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, *map(str, arguments)]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
-    def curate_py(*words: object) -> subprocess.CompletedProcess:
-        return run("-W", "error", REPOSITORY / "tools" / "curate.py", *words)
+    def curate_py(*arguments: object) -> subprocess.CompletedProcess:
+        return run("-W", "error", REPOSITORY / "tools" / "curate.py", *arguments)
 
     for name in ("torch", "torchvision", "detectron2"):
         assert f"No module named '{name}'" in run("-c", f"import {name}").stderr
-    for words in (three, curate(config), ("manifest", "verify", output / "manifest")):
-        finished = curate_py(*words)
+    for arguments in (three, curate(config), ("manifest", "verify", output / "manifest")):
+        finished = curate_py(*arguments)
         assert finished.returncode == 0, finished.stderr
     assert "failed" not in finished.stdout
     refused = curate_py("--config-file", config, "CURATE.PREDICT.RESULTS", "yolo")
@@ -184,21 +184,21 @@ sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 
 @pytest.mark.skipif(not has_detectron2(), reason="Detectron2 is not installed: `make setup` installs it")
 def test_import_predictions_of_detectron2_run_give_equal_scores(write_tiny_config, tmp_path, done):
-    for name in ("theirs", "ours"):
+    for name in ("detectron2", "imported"):
         (tmp_path / name).mkdir()
-    config, whole = write_tiny_config(tmp_path / "theirs")
+    config, whole = write_tiny_config(tmp_path / "detectron2")
     done("--config-file", config, "--until", "score")
     members = read_members(whole / "predict")
     dataset = read_coco(whole / "pool" / "train.json")
-    words = []
+    arguments = []
     for number, name in enumerate(members):
         run, iteration = (int(part.split("-")[1].split(".")[0]) for part in name.split("@")[0].split("/"))
         path = tmp_path / f"{number}.json"
         path.write_text(json.dumps(export(read_predictions(whole / "predict", members), number, dataset)))
-        words += ["--member", f"{path}@{run}:{iteration}"]
-    config, output = write_tiny_config(tmp_path / "ours")
+        arguments += ["--member", f"{path}@{run}:{iteration}"]
+    config, output = write_tiny_config(tmp_path / "imported")
     keep_all = ["--score-floor", "0", "--max-per-image", "0"]
-    done("import", "same", "--config-file", config, *keep_all, *words)
+    done("import", "same", "--config-file", config, *keep_all, *arguments)
     done("--config-file", config, "--until", "score", "CURATE.PREDICT.RESULTS", "same")
     for name in ("images.parquet", "objects.parquet"):
         expected, found = (pq.read_table(folder / "score" / name) for folder in (whole, output))
@@ -287,11 +287,11 @@ def test_import_ultralytics_names_need_keys(pool, done, refused):
     config, _, root = pool
     record = {"image_id": 2, "category_id": 0, "bbox": [1, 2, 3, 4], "score": 0.9}
     (root / "predictions.json").write_text(json.dumps([record]))
-    words = ["import", "x", "--config-file", config, "--member", root / "predictions.json"]
-    message = refused(*words)
+    arguments = ["import", "x", "--config-file", config, "--member", root / "predictions.json"]
+    message = refused(*arguments)
     assert "--image-key stem" in message
     assert "--category-key from-0 or from-1" in message
-    text = done(*words, "--image-key", "stem", "--category-key", "from-0", "--json")
+    text = done(*arguments, "--image-key", "stem", "--category-key", "from-0", "--json")
     (member,) = json.loads(text[text.index("{\n") :])["members"]
     assert (member["counts"]["kept"], member["file"]) == (1, "run-0/iter-0000000/predictions.json")
 
@@ -300,17 +300,17 @@ def test_import_empty_file_fits_files_of_any_form(pool, done):
     config, output, root = pool
     (root / "empty.json").write_text("[]")
     probs = write_results(root, 1, class_probs=[0.5, 0.25, 0.125])
-    words = ["import", "yolo", "--config-file", config, "--member", root / "empty.json", "--member", probs]
-    assert "0 of 0 detections" in done(*words)
+    arguments = ["import", "yolo", "--config-file", config, "--member", root / "empty.json", "--member", probs]
+    assert "0 of 0 detections" in done(*arguments)
     done(*curate(config))
     shard = next(iter(read_predictions(output / "predict", read_members(output / "predict"))))[0]
     assert shard.posterior_form == "sigmoid"
     assert set(shard.member.tolist()) == {1}
-    assert done(*words).count(": unchanged, ") == 1
+    assert done(*arguments).count(": unchanged, ") == 1
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (("--score-floor", "1.5"), "1.5"),
         (("--max-per-image", "-1"), "-1"),
@@ -323,11 +323,11 @@ def test_import_empty_file_fits_files_of_any_form(pool, done):
         (("CURATE.PREDICT.EMBEDDINGS", "True"), "CURATE.PREDICT.EMBEDDINGS: "),
     ],
 )
-def test_import_unusable_arguments_exit_with_message(pool, three, refused, words, message):
+def test_import_unusable_arguments_exit_with_message(pool, three, refused, arguments, message):
     _, output, root = pool
     shutil.copy(root / "epoch1.json", root / "copy.json")
     write_results(root, 4, class_probs=[0.25, 0.25, 0.25, 0.25]).rename(root / "probs.json")
-    assert message.format(root=root) in refused(*three, *(word.format(root=root) for word in words))
+    assert message.format(root=root) in refused(*three, *(argument.format(root=root) for argument in arguments))
     assert not (output / "imported").exists() or not list((output / "imported").iterdir())
 
 
@@ -339,8 +339,8 @@ def test_import_unusable_name_exits_with_message(pool, three, refused, name):
 
 
 def test_import_repeated_checkpoint_exits_with_message(pool, three, refused):
-    words = [f"{word}@1:500" if word.endswith(".json") else word for word in three]
-    assert "run 1, iteration 500" in refused(*words)
+    arguments = [f"{argument}@1:500" if argument.endswith(".json") else argument for argument in three]
+    assert "run 1, iteration 500" in refused(*arguments)
 
 
 def test_parse_members_runs_and_iterations():

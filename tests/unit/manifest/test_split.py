@@ -262,7 +262,7 @@ def test_stratify_skewed_sequences_beats_unstratified(tmp_path):
                 .actual
                 - 1 / 3
             )
-            for seed in range(6)
+            for seed in range(12)
         ]
         for stratify in (True, False)
     }
