@@ -1,6 +1,6 @@
-"""Names of version 0.1, read for one release: config keys, folders, columns and JSON keys of an existing run.
+"""Names of version 0.1 that are still read: config keys, folders, columns and JSON keys of an existing run.
 
-Each old name that is met is named once in the log, with the new one. Version 0.3 removes this module.
+The first use of an old name logs a warning with the new name. Version 0.3 removes this module.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def warn_renamed(old: str, new: str) -> None:
 
 
 def renamed(name: str, names: Mapping[str, str] = COLUMNS) -> str:
-    """Return the name of today for one of ``names``' keys, with a warning; any other name as it is."""
+    """Return the current name for an old one in ``names``, with a warning; any other name unchanged."""
     if name not in names:
         return name
     warn_renamed(name, names[name])
@@ -80,12 +80,12 @@ def renamed_reason(reason: str) -> str:
 
 
 def renamed_keys(record: Mapping[str, Any], names: Mapping[str, str] = COLUMNS) -> dict[str, Any]:
-    """Return a record with the keys of today, at the top level only."""
+    """Return a record with current keys at the top level."""
     return {renamed(key, names): value for key, value in record.items()}
 
 
 def renamed_settings(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stage's recorded settings with the keys of today, at all levels, without a warning."""
+    """Return a stage's recorded settings with current keys at all levels, without a warning."""
     return {
         _SETTINGS.get(key, key): renamed_settings(value) if isinstance(value, Mapping) else value
         for key, value in tree.items()

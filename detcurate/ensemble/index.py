@@ -1,6 +1,6 @@
-"""The members of an ensemble: the ledger that says what was saved, and the files that it speaks of.
+"""The members of an ensemble: their index, and the weights that it lists.
 
-Free of any framework: :mod:`detcurate.d2.train.hooks` is a thin adapter on it.
+Independent of any framework; :mod:`detcurate.d2.train.hooks` adapts it to Detectron2.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from detcurate.ensemble.schedule import member_iterations as member_iterations  # where users of a ledger look for it
+from detcurate.ensemble.schedule import member_iterations as member_iterations  # re-exported
 from detcurate.ensemble.schedule import thin_evenly
 from detcurate.errors import EnsembleError
 from detcurate.io.files import atomic_path, sha256_file, sha256_json, write_bytes
@@ -25,32 +25,32 @@ CHECKPOINT, AVERAGE = "checkpoint", "average"
 KINDS = (CHECKPOINT, AVERAGE)
 DTYPES = ("fp32", "bf16", "fp16")
 RESULTS = "results"
-"""The dtype of a member that is known by its answers alone: its file is a COCO results file."""
+"""The dtype of a member without weights: its file is a COCO results file with its predictions."""
 
 AUGMENTATIONS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
     "no_flip": {"RANDOM_FLIP": "none"},
     "crop": {"CROP.ENABLED": True, "CROP.TYPE": "relative_range", "CROP.SIZE": [0.8, 0.8]},
 }
-"""What a run may do otherwise than the config's ``INPUT``: a name, and the keys below ``INPUT`` that it sets."""
+"""Augmentations of a run that differ from the config: a name, and the keys below ``INPUT`` that it sets."""
 
 Key = tuple[int, str]
-"""An iteration and a kind: what a member is known by within its run."""
+"""Iteration and kind, which identify a member within its run."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """The weights at one iteration of one run, known by run, iteration and kind.
+    """The weights at one iteration of one run, identified by run, iteration and kind.
 
     Args:
         run: From 0.
         iteration: From 0, as Detectron2 counts: the checkpoint after 1,000 updates is iteration 999.
-        seed: The seed of its run; ``None`` when it was trained elsewhere and nobody said.
-        lr: The learning rate of its last update, or ``None`` likewise.
-        file: Its weights, relative to the ensemble's directory.
-        sha256: Of that file.
-        kind: ``"checkpoint"``, or ``"average"`` of the weights since the checkpoint before.
-        dtype: What its floating-point numbers are stored as; one of ``DTYPES``, or ``RESULTS``.
+        seed: The seed of its run; ``None`` when it was trained elsewhere and is unknown.
+        lr: The learning rate of its last update, or ``None`` when unknown.
+        file: The file of its weights, relative to the ensemble's directory.
+        sha256: The SHA-256 of that file.
+        kind: ``"checkpoint"``, or ``"average"`` of the weights since the previous checkpoint.
+        dtype: The stored floating-point type; one of ``DTYPES``, or ``RESULTS``.
     """
 
     run: int
@@ -64,7 +64,7 @@ class Member:
 
     @property
     def key(self) -> Key:
-        """What it is known by within its run; of one iteration the average comes first."""
+        """Iteration and kind; the average of an iteration sorts before its checkpoint."""
         return self.iteration, self.kind
 
 
@@ -74,23 +74,22 @@ def member_file(folder: str, iteration: int, kind: str) -> str:
 
 
 class MemberWriter:
-    """Saves the members of one run: the weights first, then the line in the run's ledger.
+    """Save the members of one run: first the weights, then the line in the run's index.
 
-    A crash between the two leaves a file that no line names, which the next save of that iteration replaces. An
-    iteration that the ledger already holds is not saved again, unless its file is gone.
+    A crash between the two leaves a file without a line, which the next save of that iteration replaces. An iteration
+    in the index is not saved again, unless its file is missing.
 
-    With a budget, members are dropped (the line first, then the file) or not saved at all, so that those that stay are
-    as evenly spaced as possible; the last always stays. While the first is the only one, its size is not yet known to
-    be too much: a budget below one member holds one.
+    With a budget, members are removed (the line first, then the file) or not saved, so that the remaining ones are as
+    evenly spaced as possible; the last always remains. A budget below the size of one member holds one.
 
     Args:
-        directory: The ensemble's.
+        directory: Directory of the ensemble.
         run: Number of the run, from 0.
-        seed: Of the run.
+        seed: Seed of the run.
         folder: The run's folder below ``directory``; ``run-<run>`` when absent.
-        dtype: What the weights are stored as, for the ledger.
-        max_bytes: What the members may take together; 0 for no limit.
-        plan: The members that are to come, so that what is thinned fits the whole run; without it, what is there.
+        dtype: Type of the stored weights, for the index.
+        max_bytes: Largest total size of the members; 0 for no limit.
+        plan: All members of the finished run, so that thinning fits the whole run; without it, the saved members.
     """
 
     def __init__(
@@ -105,24 +104,24 @@ class MemberWriter:
         plan: Collection[Key] = (),
     ) -> None:
         if dtype not in DTYPES:
-            raise EnsembleError(f"the dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+            raise EnsembleError(f"dtype: unknown (got {dtype!r}). Give one of {', '.join(DTYPES)}.")
         self.directory, self.run, self.seed, self.dtype = directory, run, seed, dtype
         self.folder = folder or f"run-{run}"
         self._index_file = directory / self.folder / RUN_INDEX
         self._max_bytes, self._plan = max_bytes, frozenset(plan)
 
     def members(self) -> list[Member]:
-        """Return the members of this run that are saved so far: those of the ledger whose file is there."""
-        named = read_index(self._index_file) if self._index_file.exists() else []
-        return [member for member in named if (self.directory / member.file).is_file()]
+        """Return the saved members of this run: those in the index whose file exists."""
+        listed = read_index(self._index_file) if self._index_file.exists() else []
+        return [member for member in listed if (self.directory / member.file).is_file()]
 
     def is_complete(self) -> bool:
-        """Tell whether all that is planned is saved, as far as the budget lets it."""
+        """Tell whether all planned members that the budget allows are saved."""
         members = self.members()
         return bool(members) and self._kept(members) <= {member.key for member in members}
 
     def save(self, iteration: int, lr: float | None, write: Callable[[Path], None], kind: str = CHECKPOINT) -> None:
-        """Save a member with ``write(path)`` unless the ledger already holds it or the budget has no place for it."""
+        """Save a member with ``write(path)`` unless it is in the index or the budget excludes it."""
         members, key = self.members(), (iteration, kind)
         if any(member.key == key for member in members):
             return
@@ -137,29 +136,29 @@ class MemberWriter:
         self._drop(members, newest=key)
 
     def _kept(self, members: Sequence[Member], *more: Key) -> set[Key]:
-        """Return which of the planned and the present members the budget has a place for."""
+        """Return the planned and saved members that the budget allows."""
         keys = sorted({*self._plan, *more, *(member.key for member in members)})
         if not self._max_bytes:
             return set(keys)
         size = max((self.directory / member.file).stat().st_size for member in members)
-        # An average lies between two checkpoints; half an iteration before its own is enough to tell them apart.
+        # An average lies between two checkpoints: half an iteration before its own distinguishes them.
         positions = tuple(iteration - (kind != CHECKPOINT) / 2 for iteration, kind in keys)
         return {keys[index] for index in thin_evenly(positions, max(1, self._max_bytes // size))}
 
     def _drop(self, members: Sequence[Member], newest: Key) -> None:
-        kept = {*self._kept(members), newest}  # the newest is the last until another is there
+        kept = {*self._kept(members), newest}  # the newest is the last so far
         survivors = [member for member in members if member.key in kept]
         if len(survivors) < len(members):
             write_index(self._index_file, survivors)
         if self._max_bytes:
-            named = {self.directory / member.file for member in survivors}
+            listed = {self.directory / member.file for member in survivors}
             for path in self._index_file.parent.glob("iter-*.safetensors"):
-                if path not in named:  # dropped now, or when a crash came between the line and the file
+                if path not in listed:  # removed now, or left by a crash between line and file
                     path.unlink()
 
 
 def write_index(path: Path, members: Sequence[Member]) -> None:
-    """Write a ledger atomically, one JSON line a member, ordered by run and iteration."""
+    """Write a member index atomically, one JSON line a member, sorted by run and iteration."""
     ordered = sorted(members, key=lambda member: (member.run, *member.key))
     records = (asdict(member) for member in ordered)
     lines = (orjson.dumps({**record, _CHECK: _check_of(record)}) for record in records)
@@ -167,44 +166,44 @@ def write_index(path: Path, members: Sequence[Member]) -> None:
 
 
 def read_index(path: Path) -> list[Member]:
-    """Read a ledger.
+    """Read a member index.
 
     Raises:
-        EnsembleError: It is missing, a line cannot be read, or a (run, iteration) of one kind stands there twice.
+        EnsembleError: It is missing, a line cannot be read, or a member occurs twice.
     """
     if not path.is_file():
-        raise EnsembleError(f"the ledger must exist, got no file {path}; run the stage 'train'")
+        raise EnsembleError(f"{path}: the member index is missing. Run the stage train.")
     members = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            members.append(_plain(_read_member(line)))
+            members.append(_validated(_read_member(line)))
         except (ValueError, TypeError, AttributeError) as error:
             raise EnsembleError(
-                f"a ledger line must be one member as JSON ({path}, line {number}): {error}; "
-                f"delete {path.parent} and run the same command again"
+                f"{path}: line {number} is not a member (got {error}). Delete {path.parent} and run the same command "
+                "again."
             ) from error
     if len({(member.run, *member.key) for member in members}) != len(members):
-        raise EnsembleError(f"a member must stand once in the ledger, got a (run, iteration) twice ({path})")
+        raise EnsembleError(f"{path}: a member occurs twice (same run, iteration and kind). Remove one of its lines.")
     return members
 
 
-def _plain(member: Member) -> Member:
-    """Return a member of a ledger that may be a stranger's; raises ``ValueError`` for what no ledger of ours says."""
+def _validated(member: Member) -> Member:
+    """Return a member of an untrusted index; raise ``ValueError`` for values that detcurate never writes."""
     numbers = (member.run, member.iteration)
     if not all(type(number) is int and 0 <= number < 2**31 for number in numbers):
-        raise ValueError(f"run and iteration must be integers from 0, got {numbers}")
+        raise ValueError(f"run and iteration {numbers}, not integers from 0")
     if not is_inside(member.file) or not isinstance(member.sha256, str):
-        raise ValueError(f"file must be a path below the ensemble with a digest, got {member.file!r}")
+        raise ValueError(f"file {member.file!r}, not a path below the ensemble with a digest")
     if member.kind not in KINDS or member.dtype not in (*DTYPES, RESULTS):
-        raise ValueError(f"kind and dtype must be known, got {member.kind!r} and {member.dtype!r}")
+        raise ValueError(f"unknown kind or dtype {member.kind!r}, {member.dtype!r}")
     return member
 
 
 def _read_member(line: bytes) -> Member:
     value = orjson.loads(line)
-    check = value.pop(_CHECK, None)  # of an older version it has none
+    check = value.pop(_CHECK, None)  # absent in older versions
     if check is not None and check != _check_of(value):
-        raise ValueError("it is not what was written, by its own digest")
+        raise ValueError("its content differs from its checksum")
     return Member(**renamed_keys(value, {"storage": "dtype"}))
 
 
@@ -212,14 +211,14 @@ def _check_of(record: Mapping[str, Any]) -> str:
     return sha256_json(record)[:16]
 
 
-_RETRAIN = "delete the ensemble directory and run the same command again to train it anew"
+_RETRAIN = "Delete the folder train and run the same command again to train again."
 
 
 def ensemble_members(directory: Path) -> list[Member]:
-    """Return the members of an ensemble: those of its ledger, or, where it has none yet, of its runs' ledgers.
+    """Return the members of an ensemble from its index, or from those of its runs where it has none yet.
 
     Raises:
-        EnsembleError: There is no ledger at all, or one cannot be read.
+        EnsembleError: There is no index, or one cannot be read.
     """
     runs = sorted(directory.glob(f"run-*/{RUN_INDEX}"))
     if (directory / MEMBER_INDEX).is_file() or not runs:
@@ -229,12 +228,11 @@ def ensemble_members(directory: Path) -> list[Member]:
 
 
 def verify_member(path: Path, sha256: str, *, advice: str = _RETRAIN) -> None:
-    """Raise ``EnsembleError`` unless the file exists and has the digest that the ledger gives."""
+    """Raise ``EnsembleError`` unless a member's file exists and has the digest of the index."""
     if not path.is_file():
-        raise EnsembleError(f"a member's weights must exist, got no file {path}; {advice}")
+        raise EnsembleError(f"{path}: the weights of this member are missing. {advice}")
     found = sha256_file(path)
     if found != sha256:
         raise EnsembleError(
-            f"a member's weights must have the digest of the ledger, {sha256[:12]}…, got {found[:12]}… ({path}); "
-            f"the file is truncated or was changed; {advice}"
+            f"{path}: truncated or changed (got SHA-256 {found[:12]}…, the index has {sha256[:12]}…). {advice}"
         )

@@ -1,6 +1,6 @@
-"""When members are saved: schedules of iterations, averaging windows, cosine cycles, and thinning to a budget.
+"""Iterations at which members are saved: schedules, averaging windows, cosine cycles and thinning to a budget.
 
-Arithmetic alone. Iterations count from 0, as Detectron2's do: the state after 1,000 updates is that of iteration 999.
+Iterations count from 0, as Detectron2's do: the state after 1,000 updates is that of iteration 999.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import numpy as np
 
 from detcurate.errors import ConfigError
 
-# A last cycle that is cut shorter than this would end its member at a rate well above the others'.
+# A shorter last cycle would end its member at a learning rate well above the others'.
 _SHORTEST_LAST_CYCLE = 0.9
 
 
 @dataclass(frozen=True)
 class ScheduleOptions:
-    """What the schedules may be told; each reads its own.
+    """Options of the schedules; each schedule reads its own.
 
     Args:
-        members_per_run: How many members, for ``last_fraction`` and ``cosine_cycles``.
-        last_fraction: The part of training that ``last_fraction`` spreads them over, in (0, 1].
-        iterations: For ``explicit``.
-        every: For ``every_n``, at least 1.
-        cycles: M, for ``cosine_cycles``, at least 1.
+        members_per_run: Number of members, for ``last_fraction`` and ``cosine_cycles``.
+        last_fraction: Part of training over which ``last_fraction`` spreads them, in (0, 1].
+        iterations: The iterations of ``explicit``.
+        every: Interval of ``every_n``, at least 1.
+        cycles: Number of cycles M of ``cosine_cycles``, at least 1.
     """
 
     members_per_run: int = 5
@@ -42,29 +42,29 @@ def last_fraction(max_iter: int, options: ScheduleOptions) -> tuple[int, ...]:
     window, members = max(1, round(max_iter * options.last_fraction)), options.members_per_run
     if members > window:
         raise ConfigError(
-            f"CURATE.ENSEMBLE.MEMBERS_PER_RUN must be at most the {window} iterations of the last fraction, "
-            f"got {members}; train longer or raise CURATE.ENSEMBLE.LAST_FRACTION"
+            f"CURATE.ENSEMBLE.MEMBERS_PER_RUN: more than the {window} iterations of the last fraction (got {members}). "
+            "Train longer or raise CURATE.ENSEMBLE.LAST_FRACTION."
         )
     steps = np.arange(1, members + 1) * (window / members)
     return tuple(int(max_iter - window + round(step) - 1) for step in steps)
 
 
 def explicit(max_iter: int, options: ScheduleOptions) -> tuple[int, ...]:
-    """Return the iterations that were given, ascending; they may leave out the last."""
+    """Return the given iterations, ascending; the last iteration need not be among them."""
     given = options.iterations
     if not given or min(given) < 0 or max(given) >= max_iter or len(set(given)) != len(given):
         raise ConfigError(
-            f"CURATE.ENSEMBLE.ITERATIONS must be different numbers from 0 to SOLVER.MAX_ITER - 1 = {max_iter - 1}, "
-            f"got {list(given)}"
+            f"CURATE.ENSEMBLE.ITERATIONS: not unique numbers from 0 to SOLVER.MAX_ITER - 1 = {max_iter - 1} "
+            f"(got {list(given)})."
         )
     return tuple(sorted(given))
 
 
 def every_n(max_iter: int, options: ScheduleOptions) -> tuple[int, ...]:
-    """Return each ``every``-th iteration of the whole training, and the last."""
+    """Return every ``every``-th iteration of training, and the last."""
     if options.every > max_iter:
         raise ConfigError(
-            f"CURATE.ENSEMBLE.EVERY must be at most SOLVER.MAX_ITER = {max_iter}, got {options.every}; lower it"
+            f"CURATE.ENSEMBLE.EVERY: more than SOLVER.MAX_ITER = {max_iter} (got {options.every}). Lower it."
         )
     return tuple(sorted({*range(options.every - 1, max_iter, options.every), max_iter - 1}))
 
@@ -77,8 +77,8 @@ def cosine_cycles(max_iter: int, options: ScheduleOptions) -> tuple[int, ...]:
     length = cycle_length(max_iter, options.cycles)
     if options.members_per_run > options.cycles:
         raise ConfigError(
-            f"CURATE.ENSEMBLE.MEMBERS_PER_RUN must be at most CURATE.ENSEMBLE.CYCLES = {options.cycles}, got "
-            f"{options.members_per_run}; a cycle gives one member"
+            f"CURATE.ENSEMBLE.MEMBERS_PER_RUN: more than CURATE.ENSEMBLE.CYCLES = {options.cycles} (got "
+            f"{options.members_per_run}). Each cycle gives one member."
         )
     ends = [min(cycle * length, max_iter) - 1 for cycle in range(1, options.cycles + 1)]
     return tuple(ends[-options.members_per_run :])
@@ -102,13 +102,12 @@ def member_iterations(
     every: int = 1000,
     cycles: int = 5,
 ) -> tuple[int, ...]:
-    """Return the iterations (from 0) after which a member is saved, ascending, none of them twice.
+    """Return the iterations (from 0) after which a member is saved, ascending and unique.
 
-    Iterations that are given explicitly take the place of the schedule ``last_fraction``. All other schedules hold the
-    last iteration.
+    Explicit iterations replace the schedule ``last_fraction``. All other schedules include the last iteration.
 
     Raises:
-        ConfigError: There is no such schedule, or what it is told cannot be.
+        ConfigError: The schedule is unknown, or its options are invalid.
 
     Example:
         >>> member_iterations(1000, members_per_run=5, last_fraction=0.5)
@@ -118,29 +117,29 @@ def member_iterations(
     """
     name = "explicit" if explicit and schedule == "last_fraction" else schedule
     if name not in SCHEDULES:
-        raise ConfigError(f"CURATE.ENSEMBLE.SCHEDULE must be one of {', '.join(sorted(SCHEDULES))}, got {name!r}")
+        raise ConfigError(f"CURATE.ENSEMBLE.SCHEDULE: must be one of {', '.join(sorted(SCHEDULES))} (got {name!r})")
     options = ScheduleOptions(members_per_run, last_fraction, tuple(explicit), every, cycles)
     return SCHEDULES[name](max_iter, options)
 
 
 def cycle_length(max_iter: int, cycles: int) -> int:
-    """Return ceil(T / M), the iterations of a cosine cycle.
+    """Return ceil(T / M), the number of iterations of a cosine cycle.
 
     Raises:
-        ConfigError: The M-th cycle would be cut off well before its end, so that its member would be half trained.
+        ConfigError: The M-th cycle would end too early, so that its member would not be trained to the end.
     """
     length = math.ceil(max_iter / cycles)
     last = max_iter - (cycles - 1) * length
     if last < _SHORTEST_LAST_CYCLE * length:
         raise ConfigError(
-            f"CURATE.ENSEMBLE.CYCLES must divide SOLVER.MAX_ITER = {max_iter}, or nearly so, got {cycles}: of cycles "
-            f"of {length} iterations the last would have {max(last, 0)}; a MAX_ITER of {cycles * length} would do"
+            f"CURATE.ENSEMBLE.CYCLES: does not divide SOLVER.MAX_ITER = {max_iter} (got {cycles}, the last cycle of "
+            f"{length} iterations would have {max(last, 0)}). Set SOLVER.MAX_ITER {cycles * length}, for instance."
         )
     return length
 
 
 def cosine_cycle_multiplier(iteration: int, *, max_iter: int, cycles: int) -> float:
-    """Return the learning rate of an iteration (from 0) as a part of the base rate, in (0, 1]: 1 as a cycle begins.
+    """Return the learning rate of an iteration (from 0) as a fraction of the base rate, in (0, 1].
 
     Source: Huang et al. 2017, arXiv 1704.00109, eq. 2, with t = iteration + 1.
 
@@ -153,17 +152,17 @@ def cosine_cycle_multiplier(iteration: int, *, max_iter: int, cycles: int) -> fl
 
 
 def averaging_windows(iterations: Sequence[int], *, last: int, every: int) -> dict[int, tuple[int, ...]]:
-    """Return, for each of the last windows between two members, its end and the iterations whose weights are averaged.
+    """Return the end of each averaging window, and the iterations of the averaged weights.
 
-    A window begins after a member and ends with the next one. Samples are counted back from its end, which is one.
+    A window begins after a member and ends with the next one. Samples are counted back from its end, the first sample.
 
     Args:
-        iterations: The members', ascending.
-        last: How many windows, counted from the end of training; 0 for none.
+        iterations: Iterations of the members, ascending.
+        last: Number of windows, counted from the end of training; 0 for none.
         every: Iterations between two samples.
 
     Raises:
-        ConfigError: There are fewer windows, or a window would be a single sample: its member once more.
+        ConfigError: There are fewer windows, or a window has a single sample, which would repeat its member.
 
     Example:
         >>> averaging_windows((3, 6, 12), last=1, every=2)
@@ -171,16 +170,16 @@ def averaging_windows(iterations: Sequence[int], *, last: int, every: int) -> di
     """
     if last > len(iterations) - 1:
         raise ConfigError(
-            f"CURATE.ENSEMBLE.AVERAGE_LAST must be at most the {max(len(iterations) - 1, 0)} windows between "
-            f"{len(iterations)} members of a run, got {last}"
+            f"CURATE.ENSEMBLE.AVERAGE_LAST: more than the {max(len(iterations) - 1, 0)} windows between "
+            f"{len(iterations)} members of a run (got {last}). Lower it or save more members."
         )
     windows = {}
     for start, end in list(zip(iterations[:-1], iterations[1:], strict=True))[len(iterations) - 1 - last :]:
         samples = tuple(range(end, start, -every))[::-1]
         if len(samples) < 2:
             raise ConfigError(
-                f"CURATE.ENSEMBLE.AVERAGE_EVERY must be less than the {end - start} iterations between the members "
-                f"{start} and {end}, got {every}: an average of one would be the member itself"
+                f"CURATE.ENSEMBLE.AVERAGE_EVERY: not less than the {end - start} iterations between the members "
+                f"{start} and {end} (got {every}). Lower it: an average of one sample repeats the member."
             )
         windows[end] = samples
     return windows
@@ -188,10 +187,9 @@ def averaging_windows(iterations: Sequence[int], *, last: int, every: int) -> di
 
 @functools.lru_cache(maxsize=8)
 def thin_evenly(positions: tuple[float, ...], count: int) -> tuple[int, ...]:
-    """Return the indices of ``count`` positions that are as evenly spaced as possible, the first and last among them.
+    """Return the indices of ``count`` positions that are as evenly spaced as possible, including first and last.
 
-    The sum of the squared gaps is the least that any choice has. One alone is the last; all are kept when they are no
-    more than ``count``.
+    The sum of squared gaps is minimal. A count of one keeps the last; a count of at least all keeps all.
 
     Args:
         positions: Ascending.
@@ -209,7 +207,7 @@ def thin_evenly(positions: tuple[float, ...], count: int) -> tuple[int, ...]:
     places = np.asarray(positions, np.float64)
     gaps = np.where(np.arange(n)[:, None] < np.arange(n), (places - places[:, None]) ** 2, np.inf)
     cost = np.where(np.arange(n) == 0, 0.0, np.inf)
-    before = []  # for each further place kept: the best place before it
+    before = []  # for each further position: the best previous one
     for _ in range(count - 1):
         through = cost[:, None] + gaps
         before.append(through.argmin(axis=0))

@@ -1,1 +1,1 @@
-"""Files, processes and storage: what every stage reads and writes with."""
+"""Files, leases, worker processes and object storage."""

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, here or in object storage: atomic writes, digests, the free-space check."""
+"""Atomic writes, digests and free space; paths may be in object storage."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from detcurate.io.storage import Location, RemotePath, published
 
 TEMPORARY_SUFFIX = ".partial"
 UMASK = os.umask(0o077)
-os.umask(UMASK)  # it can only be read by setting it, which is safe while there is one thread
-_NUM_REQUESTS = 16  # at a time
+os.umask(UMASK)  # can only be read by setting it, which is safe before other threads start
+_NUM_REQUESTS = 16  # concurrent
 _CHECKSUM = "sha256"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _being_written: set[Path] = set()
@@ -29,10 +29,10 @@ _being_written: set[Path] = set()
 
 @contextmanager
 def atomic_path(path: Location) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; on success it replaces ``path``, on failure it is removed.
+    """Give a temporary path beside ``path`` that replaces ``path`` on success and is removed on failure.
 
-    A reader sees the old file, the new file or none, never a part of one. The directory is made when absent. What goes
-    to object storage is made in a local folder and uploaded as one.
+    A reader sees the old file, the new file or none, never a part of one. The directory is created when absent. A file
+    for object storage is written in a local folder and uploaded as one object.
     """
     if isinstance(path, RemotePath):
         with published(path) as temporary:
@@ -44,12 +44,12 @@ def atomic_path(path: Location) -> Iterator[Path]:
             yield temporary
             with temporary.open("rb+") as written:
                 os.fsync(written.fileno())
-            if temporary.stat().st_nlink == 1:  # the rights of a link are those of the file that it is a link to
-                temporary.chmod(0o666 & ~UMASK)  # until then it is readable by its owner alone
+            if temporary.stat().st_nlink == 1:  # a hard link shares the mode of its file
+                temporary.chmod(0o666 & ~UMASK)  # the temporary file is private
             temporary.replace(path)
         except OSError as error:
             if error.filename is None:
-                error.filename = str(path)  # a full disk does not say where it is
+                error.filename = str(path)  # a full disk names no file
             raise
         except Exception as error:
             number = _full_disk(error)
@@ -60,12 +60,12 @@ def atomic_path(path: Location) -> Iterator[Path]:
 
 @contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
-    """Give an empty file of the owner's alone in the same directory; what is still of that name at the end is removed.
+    """Give an empty private file in the same directory, and remove it at the end if it still exists.
 
     Its name is hidden and ends in ``TEMPORARY_SUFFIX``.
     """
     temporary = path.parent / f".{path.name.lstrip('.')}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
-    _being_written.add(temporary)  # before it is there: a signal may come in between
+    _being_written.add(temporary)  # before it exists: a signal may come in between
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         yield temporary
@@ -75,10 +75,10 @@ def temporary_beside(path: Path) -> Iterator[Path]:
 
 
 def _full_disk(error: BaseException) -> int | None:
-    """Return the number of a full disk's error in the words of libraries that raise none of their own kind."""
+    """Return the error number of a full disk, also from libraries that state it in a message only."""
     found: BaseException | None = error
     while found is not None:
-        if isinstance(found, OSError) and found.errno in _FULL:  # torch raises another one on top
+        if isinstance(found, OSError) and found.errno in _FULL:  # torch raises another error on top
             return found.errno
         for number in _FULL:
             if f"os error {number}" in str(found):  # safetensors
@@ -88,7 +88,7 @@ def _full_disk(error: BaseException) -> int | None:
 
 
 def discard_temporaries() -> None:
-    """Remove what this process is writing, for when it ends without unwinding, or a signal came amid it."""
+    """Remove the temporary files of this process, before it ends without unwinding or after a signal."""
     for temporary in list(_being_written):
         temporary.unlink(missing_ok=True)
 
@@ -100,13 +100,13 @@ def write_bytes(path: Location, data: bytes) -> None:
 
 
 def write_json(path: Location, value: Any) -> None:
-    """Write ``value`` to ``path`` atomically, indented and with sorted keys, so that equal values are equal bytes."""
+    """Write ``value`` as JSON atomically, indented with sorted keys, so that equal values give equal bytes."""
     options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
     write_bytes(path, orjson.dumps(value, option=options))
 
 
 def link_or_copy(source: Location, target: Location) -> None:
-    """Put a file at ``target`` too, atomically: as a hard link, or as a copy where the disk has no links."""
+    """Create ``target`` atomically as a hard link to a file, or as a copy where the file system has no links."""
     with atomic_path(target) as temporary:
         if isinstance(source, RemotePath):
             source.download(temporary)
@@ -119,7 +119,7 @@ def link_or_copy(source: Location, target: Location) -> None:
 
 
 def sha256_file(path: Location) -> str:
-    """Return the SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
     if isinstance(path, RemotePath):
         return path.sha256()
     digest = hashlib.sha256()
@@ -130,15 +130,15 @@ def sha256_file(path: Location) -> str:
 
 
 def sha256_json(value: Any) -> str:
-    """Return the SHA-256 of ``value`` as canonical JSON (sorted keys), so that equal settings are equal digests."""
+    """Return the SHA-256 of ``value`` as JSON with sorted keys, so that equal settings give equal digests."""
     return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def describe_files(directory: Location, paths: Iterable[Location]) -> dict[str, dict[str, Any]]:
-    """Return the digest and the size of files below a directory, by their names from there, in the order given.
+    """Return the digest and size of files below a directory by relative name, in the given order.
 
     Raises:
-        FileNotFoundError: One is not there.
+        FileNotFoundError: A file is absent.
     """
     if isinstance(directory, Path):
         return {
@@ -148,21 +148,21 @@ def describe_files(directory: Location, paths: Iterable[Location]) -> dict[str, 
         }
     names = [path.relative_to(directory).as_posix() for path in paths if isinstance(path, RemotePath)]
     sizes = file_sizes(directory, names)
-    with ThreadPoolExecutor(_NUM_REQUESTS) as asking:
-        digests = asking.map(lambda name: sha256_file(directory / name), names)
+    with ThreadPoolExecutor(_NUM_REQUESTS) as pool:
+        digests = pool.map(lambda name: sha256_file(directory / name), names)
         return {name: {"sha256": digest, "bytes": sizes[name]} for name, digest in zip(names, digests, strict=True)}
 
 
 def file_sizes(directory: Location, names: Iterable[str]) -> dict[str, int]:
-    """Return the sizes in bytes of those of the files below a directory that are there, by name."""
+    """Return the sizes in bytes, by name, of the files below a directory that exist."""
     if isinstance(directory, RemotePath):
-        found = directory.list_files()  # one request for a thousand files, not one each
+        found = directory.list_files()  # one request for a thousand files
         return {name: found[name].size for name in names if name in found}
     return {name: (directory / name).stat().st_size for name in names if (directory / name).is_file()}
 
 
 def remove_tree(path: Location) -> None:
-    """Remove a directory with all that is in it."""
+    """Remove a directory and its content."""
     if isinstance(path, RemotePath):
         path.remove_tree()
     else:
@@ -170,28 +170,28 @@ def remove_tree(path: Location) -> None:
 
 
 def add_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON object with its own digest as ``"sha256"``, so that :func:`unsealed` finds a changed byte."""
+    """Return a JSON object with its digest as ``"sha256"``, so that :func:`verify_checksum` finds a changed byte."""
     plain = orjson.loads(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
     return {**plain, _CHECKSUM: sha256_json(plain)}
 
 
 def verify_checksum(data: bytes) -> dict[str, Any]:
-    """Read a JSON object that was written with its own digest; one without any, of an older version, is believed.
+    """Read a JSON object of :func:`add_checksum`; one without a digest, of an older version, is accepted.
 
     Raises:
-        ValueError: It is no JSON object, or not what was written.
+        ValueError: It is not a JSON object, or differs from its digest.
     """
     value = orjson.loads(data)
     if not isinstance(value, dict):
-        raise ValueError(f"it is no JSON object but {type(value).__name__}")
+        raise ValueError(f"not a JSON object but {type(value).__name__}")
     checksum = value.pop(_CHECKSUM, None)
     if checksum is not None and checksum != sha256_json(value):
-        raise ValueError("it is not what was written, by its own digest")
+        raise ValueError("its content differs from its checksum")
     return value
 
 
 def remove_temporaries(directory: Location) -> None:
-    """Remove what a killed writer left half written below ``directory``; in object storage nothing ever is."""
+    """Remove temporary files of killed processes below ``directory``; object storage never has any."""
     if isinstance(directory, RemotePath):
         return
     for leftover in directory.rglob(f".*{TEMPORARY_SUFFIX}"):
@@ -199,25 +199,25 @@ def remove_temporaries(directory: Location) -> None:
 
 
 def is_temporary(path: str | Path) -> bool:
-    """Tell whether a path is one that :func:`atomic_path` gives."""
+    """Tell whether a path is a temporary file of :func:`atomic_path`."""
     return Path(path).name.endswith(TEMPORARY_SUFFIX)
 
 
 def require_free_space(directory: Path, num_bytes: int) -> None:
-    """Raise ``ConfigError`` when the disk that holds ``directory`` has less than ``num_bytes`` left."""
+    """Raise ``ConfigError`` when the disk of ``directory`` has less than ``num_bytes`` free."""
     existing = directory
     while not existing.exists():
         existing = existing.parent
     free = shutil.disk_usage(existing).free
     if free < num_bytes:
         raise ConfigError(
-            f"OUTPUT_DIR must have about {num_bytes / 1e6:,.0f} MB of free disk, got {free / 1e6:,.0f} MB "
-            f"({directory}); free some space or give another OUTPUT_DIR"
+            f"OUTPUT_DIR: {directory} needs about {num_bytes / 1e6:,.0f} MB of free disk (got {free / 1e6:,.0f} MB). "
+            "Free some space or give another OUTPUT_DIR."
         )
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Tell whether an error, or what caused it, is a full disk or an exhausted quota."""
+    """Tell whether an error or one of its causes is a full disk or an exhausted quota."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in _FULL:
@@ -227,5 +227,5 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def is_inaccessible(error: OSError) -> bool:
-    """Tell whether an error is a file or folder that may not be read or written, or one in the place of the other."""
+    """Tell whether an error means missing permission, or a file where a folder should be or vice versa."""
     return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR)

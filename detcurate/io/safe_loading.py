@@ -1,4 +1,4 @@
-"""What a stranger may have written: YAML and JSON read within bounds, names that stay in their folder, plain text."""
+"""Untrusted input: YAML and JSON within bounds, file names inside their folder, text without control characters."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:  # every command imports this module, few of them read YAML
 
 MOST_YAML_BYTES = 1 << 20
 MOST_YAML_NODES = 100_000
-"""Values of a YAML text with every alias written out: nine aliases of nine aliases … make a small text a huge tree."""
+"""Number of values in YAML with all aliases expanded: nested aliases make a huge tree of a small text."""
 MOST_YAML_DEPTH = 40
 MOST_NUMBER = 64
-"""Characters of a number in YAML; reading one of a million takes minutes."""
+"""Characters of a number in YAML; parsing a million digits takes minutes."""
 MOST_JSON_BYTES = 512 << 20
 
-_MOST_NAME = 255  # what a part of a path may have on most file systems
+_MOST_NAME = 255  # limit of most file systems for a part of a path
 
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
-# Control characters, which move a terminal's cursor or set its title, and those that turn the order of a text around.
+# Control characters, which can drive a terminal, and characters that reverse the direction of text.
 _NOT_SHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -35,7 +35,7 @@ def is_absolute(name: str) -> bool:
 
 
 def leads_out(name: str) -> bool:
-    """Tell by the text alone whether a relative name leaves its root."""
+    """Tell from the text whether a relative name leaves its root."""
     if ".." not in name:
         return False
     depth = 0
@@ -47,12 +47,12 @@ def leads_out(name: str) -> bool:
 
 
 def is_inside(name: object) -> bool:
-    """Tell by the text alone whether a value names a file below the folder that it is relative to."""
+    """Tell from the text whether a value is a file name below the folder to which it is relative."""
     return isinstance(name, str) and bool(name) and "\0" not in name and not (is_absolute(name) or leads_out(name))
 
 
 def printable(text: str) -> str:
-    r"""Return a text for a terminal or a log: what is no visible character, line break or tab stands as an escape.
+    r"""Return a text for a terminal or log: all but visible characters, line breaks and tabs are escaped.
 
     Example:
         >>> printable("\x1b[2Jtitle\n")
@@ -62,19 +62,19 @@ def printable(text: str) -> str:
 
 
 def shown(name: str) -> str:
-    r"""Return a file name for a message: as it is where it reads as one, else as Python writes a text, and not endless.
+    r"""Return a file name for a message: unchanged where it is plain, else as a Python literal; shortened when long.
 
     Example:
         >>> shown("drive 1/frame.jpg"), shown(""), shown("a\nb")
         ('drive 1/frame.jpg', "''", "'a\\nb'")
     """
     name = name if len(name) <= _MOST_NAME else f"{name[:_MOST_NAME]}…"
-    reads = name.strip() == name != "" and printable(name) == name and not {"\n", "\t"} & set(name)
-    return name if reads else repr(name)
+    is_plain = name.strip() == name != "" and printable(name) == name and not {"\n", "\t"} & set(name)
+    return name if is_plain else repr(name)
 
 
 class PlainFormatter(logging.Formatter):
-    """Formats a record of a log so that names from files of strangers cannot drive a terminal."""
+    """Format log records so that names from untrusted files cannot drive a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's text, printable."""
@@ -82,14 +82,14 @@ class PlainFormatter(logging.Formatter):
 
 
 def read_bytes(path: Location, most_bytes: int) -> bytes:
-    """Read a regular file of bounded size; a pipe or a device, which may never end, is refused.
+    """Read a regular file of bounded size; pipes and devices, which may never end, are refused.
 
     Raises:
         OSError: It cannot be opened.
-        ValueError: It is larger, or no regular file.
+        ValueError: It is larger, or not a regular file.
     """
     if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("it is no regular file")
+        raise ValueError("not a regular file")
     num_bytes = path.stat().st_size if isinstance(path, Path) else path.entry().size
     if num_bytes > most_bytes:
         raise ValueError(f"it has {num_bytes:,} bytes, more than {most_bytes:,}")
@@ -98,11 +98,11 @@ def read_bytes(path: Location, most_bytes: int) -> bytes:
 
 
 def read_json(path: Location, most_bytes: int = MOST_JSON_BYTES) -> Any:
-    """Read a JSON file of ours within bounds.
+    """Read a JSON file within bounds.
 
     Raises:
         OSError: It cannot be opened.
-        ValueError: It is no JSON, too large, or no regular file.
+        ValueError: It is not JSON, too large, or not a regular file.
     """
     import orjson
 
@@ -110,19 +110,19 @@ def read_json(path: Location, most_bytes: int = MOST_JSON_BYTES) -> Any:
 
 
 def read_json_object(path: Location, most_bytes: int = MOST_JSON_BYTES) -> dict[str, Any]:
-    """Read a JSON file that must hold an object; raises as :func:`read_json`."""
+    """Read a JSON file that must hold an object; raise as :func:`read_json`."""
     value = read_json(path, most_bytes)
     if not isinstance(value, dict):
-        raise ValueError(f"it must hold an object, got {type(value).__name__}")
+        raise ValueError(f"not a JSON object but {type(value).__name__}")
     return value
 
 
 def load_yaml(text: str) -> Any:
-    """Read plain YAML within bounds: no Python objects, no aliases that grow without end, no numbers of many digits.
+    """Read plain YAML within bounds: no Python objects, no exploding aliases, no numbers of many digits.
 
     Raises:
         yaml.YAMLError: It is not plain YAML.
-        ValueError: It goes beyond a bound.
+        ValueError: It exceeds a bound.
     """
     import yaml
 
@@ -147,38 +147,38 @@ def load_yaml(text: str) -> Any:
 
 
 def _count(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Return how many values a node has with its aliases written out, and how deep they are nested.
+    """Return the number of values of a node with its aliases expanded, and their depth.
 
     Raises:
-        ValueError: They are too many or too deep, hold themselves, or a number has too many digits.
+        ValueError: A value contains itself, there are too many or too deep, or a number has too many digits.
     """
     if id(node) in known:
         if known[id(node)] == _BEGUN:
-            raise ValueError("a value must not hold itself")
+            raise ValueError("a value contains itself")
         return known[id(node)]
     known[id(node)] = _BEGUN
     import yaml
 
     if isinstance(node, yaml.ScalarNode):
         if node.tag.endswith((":int", ":float", ":timestamp")) and len(node.value) > MOST_NUMBER:
-            raise ValueError(f"a number must have at most {MOST_NUMBER} characters, got {len(node.value):,}")
+            raise ValueError(f"a number has {len(node.value):,} characters, more than {MOST_NUMBER}")
         known[id(node)] = 1, 0
         return known[id(node)]
     pairs = isinstance(node, yaml.MappingNode)
     if pairs:
-        _require_each_key_once(node)
+        _require_unique_keys(node)
     below = [_count(child, known) for child in ([one for pair in node.value for one in pair] if pairs else node.value)]
     count, depth = 1 + sum(found for found, _ in below), 1 + max((deep for _, deep in below), default=0)
     if count > MOST_YAML_NODES:
-        raise ValueError(f"it holds more than {MOST_YAML_NODES:,} values, aliases written out")
+        raise ValueError(f"it holds more than {MOST_YAML_NODES:,} values with its aliases expanded")
     if depth > MOST_YAML_DEPTH:
         raise ValueError(f"its values are nested more than {MOST_YAML_DEPTH} deep")
     known[id(node)] = count, depth
     return count, depth
 
 
-def _require_each_key_once(node: yaml.MappingNode) -> None:
-    """Refuse a key that stands twice: the first one's value, perhaps a whole section, would be lost without a word."""
+def _require_unique_keys(node: yaml.MappingNode) -> None:
+    """Refuse a repeated key: YAML would silently drop the first value, perhaps a whole section."""
     import yaml
 
     seen: set[str] = set()
@@ -186,8 +186,7 @@ def _require_each_key_once(node: yaml.MappingNode) -> None:
         if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
             if key.value in seen:
                 raise ValueError(
-                    f"a key must stand once in its section, got {key.value[:80]!r} again in line "
-                    f"{key.start_mark.line + 1}; join the two"
+                    f"the key {key.value[:80]!r} is repeated (line {key.start_mark.line + 1}). Merge both."
                 )
             seen.add(key.value)
 
@@ -197,10 +196,10 @@ _BEGUN = (0, 0)
 
 
 def merged(over: Mapping[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """Return a tree of settings over another, as Detectron2 inherits from a ``_BASE_``; changes ``base``.
+    """Merge a tree of settings into ``base``, as Detectron2 inherits from a ``_BASE_``, and return ``base``.
 
     Raises:
-        ValueError: A tree stands over a plain value.
+        ValueError: A tree would replace a plain value.
     """
     for key, value in over.items():
         if isinstance(value, dict) and key in base:

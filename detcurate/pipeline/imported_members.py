@@ -187,7 +187,7 @@ def _take_files(run: Run, found: Import) -> StageResult:
     directory, members = run.directory("train"), [member.member() for member in found.members]
     for imported, member in zip(found.members, members, strict=True):
         source = found.directory / imported.folder / imported.copy
-        verify_member(source, member.sha256, advice=f"delete {found.directory} and import the results again")
+        verify_member(source, member.sha256, advice=f"Delete {found.directory} and import the results again.")
         link_or_copy(source, directory / member.file)
     write_index(directory / MEMBER_INDEX, members)
     outputs = [directory / MEMBER_INDEX, *(directory / member.file for member in members)]

@@ -1,4 +1,4 @@
-"""What both harnesses share: one input through a reader, inputs from a corpus changed at random, and atheris."""
+"""Functions of both fuzzing harnesses: run a reader on one input, mutate a corpus at random, run atheris."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CORPUS = REPOSITORY / "tests" / "robustness" / "faults" / "corpus"
 
 
 def reads_or_refuses(read: Callable[[Path], object], data: bytes, suffix: str) -> None:
-    """Put bytes into a file and read it: a result or a ``DetcurateError`` is fine, anything else escapes."""
+    """Read a file with these bytes; let all errors but ``DetcurateError`` escape."""
     with tempfile.NamedTemporaryFile(suffix=suffix) as file, warnings.catch_warnings():
         warnings.simplefilter("error")
         file.write(data)
@@ -30,7 +30,7 @@ def reads_or_refuses(read: Callable[[Path], object], data: bytes, suffix: str) -
 
 
 def changed(data: bytes, rng: random.Random) -> bytes:
-    """Return an input with some bytes changed, cut out, doubled, or put in from elsewhere in it."""
+    """Return an input with some bytes changed, removed, repeated or copied from elsewhere in it."""
     content = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         at, length = rng.randrange(len(content) + 1), rng.choice((1, 1, 2, 4, 8, 32))
@@ -48,18 +48,18 @@ _PIECES = (
 
 
 def main(one_input: Callable[[bytes], None], folder: str) -> None:
-    """Fuzz for some seconds: with atheris where it is asked for, else with random changes of the corpus."""
+    """Fuzz for some seconds: with atheris if requested, otherwise with random mutations of the corpus."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--atheris", action="store_true")
-    parser.add_argument("--found", type=Path, default=Path("fuzz-finding"), help="where to put an input that breaks it")
+    parser.add_argument("--found", type=Path, default=Path("fuzz-finding"), help="file for an input that escapes")
     arguments = parser.parse_args()
     if arguments.atheris:
         import atheris
 
         options = [f"-max_total_time={arguments.seconds}", "-max_len=8192", f"-artifact_prefix={arguments.found}-"]
-        with tempfile.TemporaryDirectory() as grown:  # new inputs go into the first folder, the corpus is only read
+        with tempfile.TemporaryDirectory() as grown:  # atheris writes new inputs into the first folder only
             atheris.Setup([sys.argv[0], *options, grown, str(CORPUS / folder)], one_input)
             atheris.Fuzz()
         return
@@ -67,7 +67,7 @@ def main(one_input: Callable[[bytes], None], folder: str) -> None:
     rng, end, count = random.Random(arguments.seed), time.monotonic() + arguments.seconds, 0
     while time.monotonic() < end:
         data = changed(rng.choice(inputs), rng)
-        arguments.found.write_bytes(data)  # what is left when a reader ends the process
+        arguments.found.write_bytes(data)  # remains when a reader crashes the process
         one_input(data)
         count += 1
     arguments.found.unlink(missing_ok=True)

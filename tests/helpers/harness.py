@@ -1,4 +1,4 @@
-"""Runs that are made to be killed: started as a user starts them, each in a session of its own, and looked after."""
+"""Runs for fault tests: started like a user's command, each in its own session, and cleaned up."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from detcurate.pipeline.context import STAGES
 
 CURATE = REPOSITORY / "tools" / "curate.py"
 MANIFEST = ("subset.json", "images.txt", "provenance.json", "relabel.json")
-PATIENCE = 600.0  # seconds that anything may take on a busy machine before a test gives up
+PATIENCE = 600.0  # timeout in seconds on a busy machine
 
 
 @dataclass
 class Running:
-    """A command at work, and all processes that it has started."""
+    """A running command and all processes that it has started."""
 
     process: subprocess.Popen
     said: Path
@@ -36,23 +36,23 @@ class Running:
         return {pid for pid, session in _sessions() if session == self.process.pid}
 
     def kill(self, number: int, *, whole_group: bool = False) -> None:
-        """Send a signal to the main process alone, or to its whole group as a terminal does."""
+        """Send a signal to the main process, or to its whole group like a terminal."""
         try:
             (os.killpg if whole_group else os.kill)(self.process.pid, number)
         except ProcessLookupError:
             pass
 
     def wait(self, seconds: float = PATIENCE) -> int:
-        """Wait for its end, and return its exit status."""
+        """Wait for the end and return the exit status."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-            raise AssertionError(f"it has not ended within {seconds:g} s: {self.text}") from None
+            raise AssertionError(f"no end within {seconds:g} s: {self.text}") from None
 
     def orphans(self, seconds: float) -> set[int]:
-        """Return the processes of its session that are still there so long after; they are ended."""
+        """Return the processes of its session that remain after some seconds, and kill them."""
         end = time.monotonic() + seconds
         while self.members and time.monotonic() < end:
             time.sleep(0.02)
@@ -63,7 +63,7 @@ class Running:
 
     @property
     def text(self) -> str:
-        """What it has said, on both streams."""
+        """The output of both streams."""
         return self.said.read_text(errors="replace")
 
 
@@ -75,8 +75,8 @@ class Pipeline:
         config: Its config.
         output: Its ``OUTPUT_DIR``.
         words: Overrides of the config.
-        stages: Its stages, in order.
-        seconds: What each of them took.
+        stages: Stages in order.
+        seconds: Duration of each stage.
     """
 
     config: Path
@@ -86,7 +86,7 @@ class Pipeline:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def copy(self, folder: Path, *, without: Sequence[str] = ()) -> Path:
-        """Copy the finished run into a folder, without what some of its stages have written; return its place."""
+        """Copy the finished run into a folder without the outputs of some stages; return the copy."""
         output = folder / "output"
         shutil.rmtree(output, ignore_errors=True)
         gone = set(without)
@@ -101,7 +101,7 @@ class Pipeline:
         said: Path | None = None,
         plain: bool = False,
     ) -> Running:
-        """Start the main job, or another command, on an ``OUTPUT_DIR``; ``plain``: without the run's own words."""
+        """Start all stages or another command on an ``OUTPUT_DIR``; ``plain`` omits the run's own overrides."""
         said = said or output.parent / "said.txt"
         words = [*command, "--config-file", self.config, *(() if plain else self.words), "OUTPUT_DIR", output, *more]
         with said.open("wb") as stream:
@@ -110,14 +110,14 @@ class Pipeline:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                # What a shell starts in the background does not hear Ctrl-C, and neither do its children.
+                # A shell lets background processes and their children ignore Ctrl-C.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
         return Running(process, said)
 
     def finish(self, output: Path, *more: object) -> str:
-        """Run the main job to its end, and return what it said."""
+        """Run all stages to the end and return the output."""
         running = self.start(output, *more)
         status = running.wait()
         assert status == 0, running.text
@@ -129,7 +129,7 @@ class Pipeline:
 
 
 def state_of(output: Path, stage: str) -> str:
-    """Return what a stage's marker says: ``"started"``, ``"complete"``, or nothing."""
+    """Return the status in a stage's metadata: ``"started"``, ``"complete"``, or empty."""
     try:
         return str(orjson.loads((output / stage / "stage.json").read_bytes())["status"])
     except (OSError, orjson.JSONDecodeError, KeyError):
@@ -137,7 +137,7 @@ def state_of(output: Path, stage: str) -> str:
 
 
 def wait_until(condition: Callable[[], bool], running: Running, seconds: float = PATIENCE) -> bool:
-    """Wait until something is so, or the command has ended; return whether it is so."""
+    """Wait until a condition holds or the command has ended; return whether it holds."""
     end = time.monotonic() + seconds
     while not condition():
         if running.process.poll() is not None or time.monotonic() > end:
@@ -147,13 +147,13 @@ def wait_until(condition: Callable[[], bool], running: Running, seconds: float =
 
 
 def leftovers(output: Path) -> list[str]:
-    """Return what no finished run leaves: temporaries, locks and claims."""
+    """Return files that no finished run leaves: temporary files, locks and leases."""
     found = [path for pattern in (".*.partial", ".*.lease*", ".*lock*", ".incoming") for path in output.rglob(pattern)]
     return sorted(str(path.relative_to(output)) for path in found)
 
 
 def imported_pipeline(folder: Path) -> Pipeline:
-    """Make a run on the answers of three made-up detectors to 26 rendered images."""
+    """Make a run on the predictions of three invented detectors for 26 rendered images."""
     config, output = folder / "imported.yaml", folder / "output"
     config.write_text(
         f"""
@@ -170,7 +170,7 @@ CURATE:
     render = Pipeline(config, output, stages, ("--until", "pool"))
     render.finish(output, "CURATE.PREDICT.RESULTS", "")
     pool = json.loads((output / "pool" / "train.json").read_text())
-    files = [_answers(pool, shift, folder / f"member-{shift}.json") for shift in (0, 1, 3)]
+    files = [_predictions(pool, shift, folder / f"member-{shift}.json") for shift in (0, 1, 3)]
     members = [word for file in files for word in ("--member", file)]
     importing = Pipeline(config, output, stages).start(output, *members, command=("import", "three"))
     assert importing.wait() == 0, importing.text
@@ -179,15 +179,15 @@ CURATE:
 
 
 def trained_pipeline(folder: Path, write_tiny_config: Callable[[Path], tuple[Path, Path]]) -> Pipeline:
-    """Make a run of the whole job: 2 trainings of 4 iterations, 4 members, 26 images, and 3 arms of 2 seeds."""
+    """Make a run of all stages: 2 trainings of 4 iterations, 4 members, 26 images, and 3 arms of 2 seeds."""
     config, output = write_tiny_config(folder)
     stages = tuple(stage for stage in STAGES if stage != "search")
     Pipeline(config, output, stages).finish(output)
     return Pipeline(config, output, stages, (), _stage_seconds(output))
 
 
-def _answers(pool: dict, shift: int, path: Path) -> Path:
-    """Write a results file in which every label is found, moved and less surely so from image to image."""
+def _predictions(pool: dict, shift: int, path: Path) -> Path:
+    """Write a results file with every label, shifted, and with decreasing scores."""
     rows = [
         {
             "image_id": box["image_id"],
@@ -202,7 +202,7 @@ def _answers(pool: dict, shift: int, path: Path) -> Path:
 
 
 def _stage_seconds(output: Path) -> dict[str, float]:
-    """Return what each stage took, by the times of the config that a run writes first and of the markers."""
+    """Return the duration of each stage from the times of the config, written first, and of the stage metadata."""
     seconds, before = {}, (output / "config.yaml").stat().st_mtime
     for stage in STAGES:
         stage_metadata = output / stage / "stage.json"
@@ -213,7 +213,7 @@ def _stage_seconds(output: Path) -> dict[str, float]:
 
 
 def _sessions() -> list[tuple[int, int]]:
-    """Return the number and the session of every living process of this machine."""
+    """Return number and session of every living process."""
     found = []
     for path in Path("/proc").iterdir():
         if path.name.isdigit():

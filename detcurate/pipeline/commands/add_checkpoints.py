@@ -150,7 +150,7 @@ def _convert_one(run: Run, source: _Source, expected: Any, incoming: Path) -> Me
     from detcurate.d2.checkpoints import read_checkpoint, require_same_model, write_checkpoint
 
     if source.member is not None:
-        verify_member(source.path, source.member.sha256, advice="leave it out, or save it again")
+        verify_member(source.path, source.member.sha256, advice="Exclude it, or save it again.")
     checkpoint = read_checkpoint(source.path, allow_pickle=run.settings.train.allow_pickle)
     require_same_model(checkpoint, expected)
     own = source.member or Member(

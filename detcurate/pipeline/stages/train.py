@@ -178,7 +178,7 @@ def _link_added(run: Run, added: list[Member]) -> None:
     for member in added:
         if (target / member.file).is_file():
             continue
-        verify_member(source / member.file, member.sha256, advice=f"delete {source} and add the members again")
+        verify_member(source / member.file, member.sha256, advice=f"Delete {source} and add the members again.")
         link_or_copy(source / member.file, target / member.file)
 
 

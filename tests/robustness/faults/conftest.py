@@ -1,4 +1,4 @@
-"""The faults: a short part in every test run, and the whole with ``--faults``, which `make faults` gives."""
+"""Fault tests: a short part in every test run, all of them with ``--faults`` (`make faults`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from helpers.harness import Pipeline, imported_pipeline, trained_pipeline
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--faults", action="store_true", help="the long variants of the fault suite too")
+    parser.addoption("--faults", action="store_true", help="run the long fault tests too")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -18,18 +18,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     for item in items:
         if item.get_closest_marker("faults"):
-            item.add_marker(pytest.mark.skip(reason="a long variant; run `make faults`"))
+            item.add_marker(pytest.mark.skip(reason="long fault test: run `make faults`"))
 
 
 @pytest.fixture(scope="session")
 def is_whole(request: pytest.FixtureRequest) -> bool:
-    """Whether the long variants are asked for."""
+    """Whether the long fault tests run."""
     return bool(request.config.getoption("--faults", default=False))
 
 
 @pytest.fixture(scope="session")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """A finished run on imported answers, which needs no Detectron2 and is over in seconds."""
+    """A finished run on imported predictions, which needs no Detectron2 and takes seconds."""
     return imported_pipeline(tmp_path_factory.mktemp("imported"))
 
 
@@ -37,20 +37,20 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 def trained(
     tmp_path_factory: pytest.TempPathFactory, write_tiny_config: Callable[[Path], tuple[Path, Path]]
 ) -> Pipeline:
-    """A finished run of the whole job, with trainings."""
+    """A finished run of all stages, with trainings."""
     pytest.importorskip("detectron2", reason="Detectron2 is not installed: `make setup` installs it")
     return trained_pipeline(tmp_path_factory.mktemp("trained"), write_tiny_config)
 
 
 @pytest.fixture(scope="session")
 def measured(request: pytest.FixtureRequest) -> Callable[[str, str, float], None]:
-    """Return a function that notes a figure; all are printed at the end for docs/explanation/reliability.md."""
+    """Return a function that records a figure for docs/explanation/reliability.md; a summary is printed at the end."""
     found: dict[tuple[str, str], list[float]] = {}
 
-    def note(what: str, where: str, value: float) -> None:
+    def record(what: str, where: str, value: float) -> None:
         found.setdefault((what, where), []).append(value)
 
-    def tell() -> None:
+    def summarise() -> None:
         reporter = request.config.pluginmanager.getplugin("terminalreporter")
         for (what, where), values in found.items():
             values.sort()
@@ -58,5 +58,5 @@ def measured(request: pytest.FixtureRequest) -> Callable[[str, str, float], None
                 f"{what} {where}: {len(values)} times, median {values[len(values) // 2]:.2f}, most {values[-1]:.2f}"
             )
 
-    request.addfinalizer(tell)
-    return note
+    request.addfinalizer(summarise)
+    return record

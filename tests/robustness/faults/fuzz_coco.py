@@ -1,4 +1,7 @@
-"""Any bytes as an annotation file: read, or refused with a message. ``python fuzz_coco.py --atheris --seconds 60``."""
+"""Fuzz the reader of annotation files: any bytes are read or refused.
+
+Run ``python fuzz_coco.py --atheris --seconds 60``.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import sys
 if "--atheris" in sys.argv:
     import os
 
-    os.environ["NUMBA_DISABLE_JIT"] = "1"  # the walk over the text in Python too: a step too far is an IndexError there
+    os.environ["NUMBA_DISABLE_JIT"] = "1"  # run the scanner in Python, where an index out of range raises
     import atheris
 
     with atheris.instrument_imports(include=["detcurate.coco"]):

@@ -1,4 +1,4 @@
-"""Any bytes as a prediction shard: read, or refused with a message. ``python fuzz_shard.py --atheris --seconds 60``."""
+"""Fuzz the reader of shards: any bytes are read or refused. ``python fuzz_shard.py --atheris --seconds 60``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk that is full, read only or somebody else's: one message, nothing half written, and the run goes on later."""
+"""Full, read-only and inaccessible disks: one message, no partial files, and the run resumes later."""
 
 import contextlib
 import errno
@@ -17,7 +17,7 @@ STEP_KB = 20
 
 @pytest.fixture
 def disk(tmp_path):
-    """A small disk of its own, and a function that gives it another size or makes it read only."""
+    """A small disk, and a function that changes its size or makes it read-only."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(
@@ -35,11 +35,19 @@ def disk(tmp_path):
 
 @pytest.fixture
 def run(imported, capsys):
-    """Return a function that runs the main job in this process; it gives the exit status and what was said last."""
+    """Return a function that runs all stages in this process and returns the exit status and the last message."""
 
     def run(output, *more: object):
-        words = ["--config-file", imported.config, *imported.words, "OUTPUT_DIR", output, "CURATE.NUM_PROCESSES", "1"]
-        status = main([*map(str, words), *map(str, more)])
+        arguments = [
+            "--config-file",
+            imported.config,
+            *imported.words,
+            "OUTPUT_DIR",
+            output,
+            "CURATE.NUM_PROCESSES",
+            "1",
+        ]
+        status = main([*map(str, arguments), *map(str, more)])
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err
         assert "Logging error" not in captured.err
@@ -58,19 +66,19 @@ def finished_files(output):
     return {path: sha256_file(path) for path in sorted(output.rglob("*")) if path.is_file() and path.name != "log.txt"}
 
 
-def check_refused(found, words):
+def check_refused(found, text):
     status, message = found
     assert status == 2, found
-    assert words in message, message
+    assert text in message, message
 
 
-def test_a_disk_that_is_full_at_many_sizes(imported, run, disk, is_whole, measured):
+def test_full_disk_at_many_sizes_resumes_to_same_manifest(imported, run, disk, is_whole, measured):
     place, remount = disk
     output = imported.copy(place, without=imported.stages)
     empty, failures = used_kb(place), 0
     remount(f"size={empty + 4}k")
     found = run(output)
-    step = STEP_KB if is_whole else 4 * STEP_KB
+    step = STEP_KB if is_whole else 8 * STEP_KB
     while found[0]:
         check_refused(found, "detcurate: the disk is full (")
         assert str(output) in found[1]
@@ -84,7 +92,7 @@ def test_a_disk_that_is_full_at_many_sizes(imported, run, disk, is_whole, measur
     measured("full disk, resumed", "", failures)
 
 
-def test_a_disk_without_room_for_another_file(imported, run, disk):
+def test_disk_without_inodes_is_reported(imported, run, disk):
     place, remount = disk
     output = imported.copy(place, without=("score", "select", "manifest"))
     free = os.statvfs(place)
@@ -96,7 +104,7 @@ def test_a_disk_without_room_for_another_file(imported, run, disk):
     assert imported.manifest(output) == imported.manifest()
 
 
-def test_an_output_that_is_read_only(imported, run, disk, capsys):
+def test_read_only_output_is_reported(imported, run, disk, capsys):
     place, remount = disk
     output = imported.copy(place, without=("select", "manifest"))
     before = finished_files(output)
@@ -111,7 +119,7 @@ def test_an_output_that_is_read_only(imported, run, disk, capsys):
 
 @contextlib.contextmanager
 def as_another_user():
-    """Be nobody in this thread, to whom modes are no recommendation."""
+    """Become the user nobody, who must respect file modes."""
     if os.geteuid():
         pytest.skip("only root can become another user")
     os.seteuid(65534)
@@ -122,8 +130,8 @@ def as_another_user():
 
 
 @pytest.mark.parametrize("stage", ["pool", "score", "manifest"])
-def test_a_folder_of_another_user(imported, run, tmp_path, stage):
-    """The run itself is this user's, but the folder of one stage is not."""
+def test_folder_of_other_user_is_reported(imported, run, tmp_path, stage):
+    """The user owns OUTPUT_DIR except for the folder of one stage."""
     place = Path(os.path.realpath(tmp_path))
     output = imported.copy(place, without=imported.stages[imported.stages.index(stage) :])
     for path in (output, *output.rglob("*")):
@@ -147,7 +155,7 @@ def test_a_folder_of_another_user(imported, run, tmp_path, stage):
 
 
 class FailsOnce:
-    """Stands before a function of ``os``, and fails at one call as a disk does whose quota is used up."""
+    """Wrap a function of ``os`` and fail at one call with an exhausted quota."""
 
     def __init__(self, function, at) -> None:
         self.function, self.left = function, at
@@ -160,13 +168,11 @@ class FailsOnce:
 
 
 @pytest.mark.parametrize("name", ["fsync", "replace"])
-def test_a_quota_that_is_used_up_as_a_file_is_put_in_its_place(
-    imported, run, tmp_path, monkeypatch, name, is_whole, measured
-):
-    """No quota can be set on a disk that is made for a test, so this error alone is raised by hand, at every place."""
+def test_exhausted_quota_resumes_to_same_manifest(imported, run, tmp_path, monkeypatch, name, is_whole, measured):
+    """The test disk supports no quotas, so this error is raised by a wrapper at every call."""
     output, at, failures = imported.copy(tmp_path, without=imported.stages[1:]), 0, 0
     while True:
-        at += 1 if is_whole else 7
+        at += 1 if is_whole else 11
         fails = FailsOnce(getattr(os, name), at)
         with monkeypatch.context() as patch:
             patch.setattr(os, name, fails)
@@ -180,7 +186,7 @@ def test_a_quota_that_is_used_up_as_a_file_is_put_in_its_place(
         if not is_whole:
             continue
         before = output
-        if failures % 10 == 0:  # from the beginning again, so that every place is come by
+        if failures % 10 == 0:  # from the beginning again, so that every call is reached
             output = imported.copy(before.parent, without=imported.stages[1:])
     assert found[0] == 0
     assert imported.manifest(output) == imported.manifest()
@@ -189,7 +195,7 @@ def test_a_quota_that_is_used_up_as_a_file_is_put_in_its_place(
 
 
 @pytest.mark.faults
-def test_a_disk_that_is_full_as_weights_are_saved(trained, disk, capsys, measured):
+def test_full_disk_while_weights_are_saved_is_reported(trained, disk, capsys, measured):
     place, remount = disk
     remount("size=200m")
     output = trained.copy(place, without=trained.stages[1:])

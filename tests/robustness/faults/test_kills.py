@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of all stages, again and again, and then resumption: always the same manifest."""
+"""SIGKILL at random moments of all stages, then resumption: always the same manifest."""
 
 import json
 import random
@@ -10,12 +10,12 @@ import time
 import pytest
 from helpers.harness import leftovers, state_of, wait_until
 
-ORPHAN_SECONDS = 8.0  # a loader's process looks for its parent every five
+ORPHAN_SECONDS = 8.0  # a data loader's process checks its parent every five
 EARLY = ("pool", "train", "predict", "score", "select", "manifest")
 
 
 def kill_at_random(pipeline, output, stage, draw, *more: object):
-    """Run until a stage, kill it at a random moment of it, and return which stage was cut short, if one was."""
+    """Kill a run at a random moment of a stage; return the interrupted stage and the seconds until its end."""
     running = pipeline.start(output, *more)
     wait_until(lambda: state_of(output, stage) in ("started", "complete"), running)
     time.sleep(draw.uniform(0, max(0.05, pipeline.seconds[stage])))
@@ -29,7 +29,7 @@ def kill_at_random(pipeline, output, stage, draw, *more: object):
 
 
 def figures(output):
-    """Return what the arms come to, without how long they took."""
+    """Return the results of the arms without their durations."""
     models = json.loads((output / "retrain" / "stage.json").read_bytes())["facts"]["models"]
     kept = [{name: value for name, value in model.items() if name != "seconds"} for model in models]
     return kept, (output / "evaluate" / "figures.json").read_bytes()
@@ -40,7 +40,7 @@ def check_same(pipeline, output):
     assert leftovers(output) == []
 
 
-def test_killed_and_resumed_on_imported_answers(imported, tmp_path):
+def test_killed_run_on_imported_predictions_resumes_to_same_manifest(imported, tmp_path):
     draw = random.Random(7)
     output = imported.copy(tmp_path, without=imported.stages)
     for stage in ("pool", "predict", "score"):
@@ -51,28 +51,28 @@ def test_killed_and_resumed_on_imported_answers(imported, tmp_path):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", range(10))
-def test_ten_times_killed_over_all_stages(trained, tmp_path, measured, capsys, seed):
+def test_run_killed_ten_times_resumes_to_same_manifest(trained, tmp_path, measured, capsys, seed):
     draw, kills = random.Random(seed), 0
     while kills < 10:
         first = draw.randrange(len(trained.stages))
         output = trained.copy(tmp_path, without=trained.stages[first:])
-        words = ("--until", "manifest") if trained.stages[first] in EARLY else ()
-        names = [stage for stage in trained.stages[first:] if not words or stage in EARLY]
+        arguments = ("--until", "manifest") if trained.stages[first] in EARLY else ()
+        names = [stage for stage in trained.stages[first:] if not arguments or stage in EARLY]
         for _ in range(draw.randint(2, 4)):
-            cut = [stage for stage in names if state_of(output, stage) != "complete"]
-            if not cut or kills == 10:
+            open_stages = [stage for stage in names if state_of(output, stage) != "complete"]
+            if not open_stages or kills == 10:
                 break
-            stage = draw.choice(cut[:2])
+            stage = draw.choice(open_stages[:2])
             found, seconds = kill_at_random(
-                trained, output, stage, draw, *words, "CURATE.NUM_PROCESSES", draw.choice((1, 2))
+                trained, output, stage, draw, *arguments, "CURATE.NUM_PROCESSES", draw.choice((1, 2))
             )
             if found is not None:
                 kills += 1
                 measured("killed in", found or "the end", seconds)
                 with capsys.disabled():
                     sys.stderr.write(f" seed {seed} kill {kills}: in {found or 'the end'}\n")
-        trained.finish(output, *words)
+        trained.finish(output, *arguments)
         check_same(trained, output)
-        if not words:
+        if not arguments:
             assert figures(output) == figures(trained.output)
         shutil.rmtree(output)

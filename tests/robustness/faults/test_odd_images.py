@@ -1,4 +1,4 @@
-"""A hundredth of a pool that is broken in every way: listed and left out, or a stop; and never a wrong size."""
+"""A pool with 1 % broken images: listed and excluded, or the run stops."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ def chunk(kind, data):
 
 
 def write_bomb(path, side):
-    """Write a whole black PNG of so many pixels a side, of one bit each, without ever holding it."""
+    """Write a complete black PNG with ``side`` pixels a side, one bit each, without holding it in memory."""
     packer = zlib.compressobj(9)
     row = bytes(1 + side // 8)
     data = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
@@ -49,7 +49,7 @@ def deep(path):
     Image.fromarray(np.linspace(0, 65535, SIZE[0] * SIZE[1]).astype(np.uint16).reshape(SIZE[::-1])).save(path, "PNG")
 
 
-# Each way with what is said of it; those that nothing is said of are read as they should be.
+# Each defect with the start of its reason; the files in FINE are read correctly.
 WAYS = {
     "truncated.jpg": (truncated, "does not decode: "),
     "empty.jpg": (lambda path: path.write_bytes(b""), "does not decode: cannot identify image file"),
@@ -71,7 +71,7 @@ FINE = {
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
-    """The folder of a pool of 800 images, of which 8 cannot be used and 5 are odd, and what the 8 are."""
+    """The folder of a pool of 800 images with 8 unusable and 5 odd ones, and the names of the 8."""
     folder = tmp_path_factory.mktemp("pool")
     (folder / "images").mkdir()
     names = [*WAYS, *FINE, *(f"{number}.jpg" for number in range(NUM_IMAGES - len(WAYS) - len(FINE)))]
@@ -93,7 +93,7 @@ def pool(tmp_path_factory):
 
 @pytest.fixture
 def look(pool, tmp_path, capsys):
-    """Return a function that runs the stage pool; it gives status, what was said, and OUTPUT_DIR."""
+    """Return a function that runs the stage pool and returns status, output and OUTPUT_DIR."""
     folder, _ = pool
     config, output = tmp_path / "odd.yaml", tmp_path / "output"
     config.write_text(f'DATASETS: {{ROOT: "{folder}"}}\nOUTPUT_DIR: "{output}"\nCURATE: {{NUM_PROCESSES: 1}}\n')
@@ -106,7 +106,7 @@ def look(pool, tmp_path, capsys):
     return look
 
 
-def test_they_stop_a_run_and_are_named(look, pool):
+def test_bad_images_stop_run_and_are_listed(look, pool):
     status, text, output = look()
     assert status == 2
     assert "8 images do not decode to the size of their records: " in text
@@ -120,7 +120,7 @@ def test_they_stop_a_run_and_are_named(look, pool):
     assert not (output / "pool" / "pool.json").exists()
 
 
-def test_they_are_listed_and_left_out(look, pool):
+def test_quarantine_lists_and_excludes_bad_images(look, pool):
     status, text, output = look("CURATE.POOL.BAD_IMAGES", "quarantine")
     assert status == 0, text
     assert "8 images quarantined (pool/pool.json)" in text
@@ -130,7 +130,7 @@ def test_they_are_listed_and_left_out(look, pool):
         assert entry["reason"].startswith(WAYS[entry["file_name"]][1]), entry
 
 
-def test_odd_ones_are_read_as_they_should_be(pool):
+def test_odd_images_are_read_correctly(pool):
     read_image = pytest.importorskip("detectron2.data.detection_utils").read_image
     folder, _ = pool
     plain = np.asarray(picture(1))[:, :, ::-1].astype(int)
@@ -141,14 +141,14 @@ def test_odd_ones_are_read_as_they_should_be(pool):
         assert np.abs(got - (grey if name == "grey.png" else plain)).mean() <= off, name
 
 
-def test_what_more_than_eight_bits_would_look_like(pool):
-    """The reason why they are left out: of a ramp that goes up evenly nearly all is white."""
+def test_image_with_sixteen_bits_would_be_read_as_white(pool):
+    """The reason for excluding them: nearly all of an even ramp becomes white."""
     read_image = pytest.importorskip("detectron2.data.detection_utils").read_image
     got = read_image(str(pool[0] / "images" / "deep.png"), "BGR")
     assert (got == 255).mean() > 0.99
 
 
-def test_a_file_that_is_named_as_another_kind_is_noted(pool):
+def test_image_with_other_extension_is_reported(pool):
     folder, _ = pool
     dataset = read_coco(folder / "train.json")
     found = examine_images(dataset, folder / "images", num_processes=1, desc="look")
@@ -156,8 +156,8 @@ def test_a_file_that_is_named_as_another_kind_is_noted(pool):
     assert usable == {("named.jpg", "other_image_format", "format PNG, extension of JPEG")}
 
 
-def test_a_bomb_takes_no_memory(pool, measured):
-    """3.6 gigapixels that are never made; in a process of its own, whose peak is its own."""
+def test_image_bomb_needs_no_memory(pool, measured):
+    """Inspect 3.6 gigapixels in a separate process, to measure its peak."""
     folder, _ = pool
     program = (
         "import resource, sys; from pathlib import Path; from detcurate.coco.image_files import _inspect; "
@@ -172,7 +172,7 @@ def test_a_bomb_takes_no_memory(pool, measured):
     measured("memory of a bomb, MB", "", int(more_kb) / 1000)
 
 
-def test_an_image_that_breaks_after_it_was_looked_at_stops_the_training_by_name(tmp_path):
+def test_image_that_breaks_before_training_is_named(tmp_path):
     pytest.importorskip("detectron2")
     from detectron2.config import get_cfg
     from detectron2.data import DatasetMapper

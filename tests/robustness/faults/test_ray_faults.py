@@ -1,7 +1,7 @@
-# ruff: noqa: E402  Ray and Detectron2 may be absent, and are imported first
-"""What a cluster loses in the middle of a pass: the pass completes, with the bytes of one that lost nothing.
+# ruff: noqa: E402  Ray and Detectron2 may be absent and are imported first
+"""Losses of a Ray cluster during prediction: it completes with the bytes of an undisturbed run.
 
-90 rendered images in 30 shards by 2 members. A fault is a thread of this process that waits for the first shards.
+90 rendered images in 30 shards by 2 members. A thread of this process waits for the first shards and causes the fault.
 """
 
 import random
@@ -34,7 +34,7 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, write_tiny_config):
-    """The config, the output after the stage ``train``, and the shards that the local engine makes of it."""
+    """The config, the output after the stage ``train``, and the shards of the local engine."""
     config, output = write_tiny_config(tmp_path_factory.mktemp("trained"))
     run_pipeline(Run(load_config(config, WORDS), config), until="train")
     local = output.parent / "local"
@@ -45,7 +45,7 @@ def trained(tmp_path_factory, write_tiny_config):
 
 @pytest.fixture
 def nodes():
-    """A cluster of two nodes with one CPU each; this process is on the first."""
+    """A cluster of two nodes with one CPU each; this process runs on the first."""
     with cluster_of(1, 1) as cluster:
         yield cluster
 
@@ -55,7 +55,7 @@ def shards_of(output):
 
 
 def require_whole(output, expected):
-    """No shard is missing, doubled or another one, no image is in two of them, and nothing half written is left."""
+    """Check that all shards are as expected, cover each image once, and that no temporary file is left."""
     found = shards_of(output)
     assert sorted(found) == [f"shard-{number:05d}.parquet" for number in range(NUM_SHARDS)]
     assert [name for name in found if found[name] != expected[name]] == []
@@ -66,7 +66,7 @@ def require_whole(output, expected):
 
 
 def predict(trained, folder, address, fault, settings=None):
-    """Predict on the cluster while the fault happens; return what the fault returned."""
+    """Predict on the cluster while the fault happens; return the result of the fault."""
     config, output, _ = trained
     shutil.copytree(output, folder)
     settings, caught = settings or RaySettings(max_deaths=5), []
@@ -86,18 +86,18 @@ def predict(trained, folder, address, fault, settings=None):
     finally:
         engine.close()
     thread.join(60)
-    assert len(caught) == 1  # else the pass was over before the fault
+    assert len(caught) == 1  # otherwise prediction ended before the fault
     return caught[0]
 
 
-def test_a_worker_killed(trained, nodes, tmp_path):
+def test_killed_worker_is_replaced(trained, nodes, tmp_path):
     pid = predict(trained, tmp_path / "x", nodes.address, kill_a_worker)
     assert not Path(f"/proc/{pid}").exists()
     require_whole(tmp_path / "x", trained[2])
 
 
-def test_a_node_removed(trained, nodes, tmp_path):
-    """Its worker finds no other place, and the one that is left does the rest."""
+def test_removed_node_leaves_work_to_other(trained, nodes, tmp_path):
+    """The lost worker cannot be placed again, and the remaining one finishes."""
     (node,) = nodes.worker_nodes
     predict(trained, tmp_path / "x", nodes.address, lambda: nodes.remove_node(node, allow_graceful=False))
     assert not nodes.worker_nodes
@@ -105,7 +105,7 @@ def test_a_node_removed(trained, nodes, tmp_path):
 
 
 def predict_with(trained, folder, address, work):
-    """Hand the whole pass out with another work than ``predict_cluster``."""
+    """Predict all shards with another function than ``predict_cluster``."""
     config, output, _ = trained
     shutil.copytree(output, folder)
     run = Run(load_config(config, [*WORDS, "OUTPUT_DIR", str(folder)]), config)
@@ -119,7 +119,7 @@ def predict_with(trained, folder, address, work):
         engine.close()
 
 
-def test_an_actor_out_of_memory(trained, nodes, tmp_path):
+def test_actor_out_of_memory_is_replaced(trained, nodes, tmp_path):
     mark = tmp_path / "happened"
     predict_with(trained, tmp_path / "x", nodes.address, ShortOfMemory(mark, limit=True))
     assert mark.exists()
@@ -127,8 +127,8 @@ def test_an_actor_out_of_memory(trained, nodes, tmp_path):
 
 
 @pytest.mark.faults
-def test_an_actor_that_ray_ends_for_the_memory_of_the_machine(trained, tmp_path, monkeypatch):
-    """Ray's own monitor kills the worker when the machine has less than its share left."""
+def test_actor_killed_by_memory_monitor_is_replaced(trained, tmp_path, monkeypatch):
+    """Ray's monitor kills the worker when the machine runs out of memory."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     total, free = (int(fields[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
     monkeypatch.setenv("RAY_memory_usage_threshold", f"{1 - free / total + 0.12:.2f}")
@@ -141,7 +141,7 @@ def test_an_actor_that_ray_ends_for_the_memory_of_the_machine(trained, tmp_path,
 
 
 @pytest.mark.faults
-def test_ten_workers_killed_at_random_moments(trained, nodes, tmp_path):
+def test_ten_killed_workers_are_replaced(trained, nodes, tmp_path):
     draw = random.Random(0)
 
     def kill_ten():
@@ -157,7 +157,7 @@ def test_ten_workers_killed_at_random_moments(trained, nodes, tmp_path):
 
 
 @pytest.mark.faults
-def test_three_of_four_nodes_removed(trained, tmp_path):
+def test_removal_of_three_of_four_nodes_is_survived(trained, tmp_path):
     def remove_three():
         for node in list(cluster.worker_nodes):
             cluster.remove_node(node, allow_graceful=False)

@@ -1,4 +1,4 @@
-"""Small runs, one after the other in one process: memory, open files and temporary space stay what they were."""
+"""Many small runs in one process: memory, open files and temporary files do not grow."""
 
 import gc
 import os
@@ -27,7 +27,7 @@ def temporary_files():
 
 @pytest.fixture
 def private_temporaries(tmp_path, monkeypatch):
-    """A folder for temporaries that no other program writes to."""
+    """A private folder for temporary files."""
     folder = tmp_path / "temporaries"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
@@ -35,13 +35,13 @@ def private_temporaries(tmp_path, monkeypatch):
     return folder
 
 
-def test_many_runs_in_one_process(imported, tmp_path, private_temporaries, is_whole, measured, capsys):
-    """In turns resumed after its scores are gone, done again with other settings, and done afresh."""
+def test_many_runs_in_one_process_do_not_leak(imported, tmp_path, private_temporaries, is_whole, measured, capsys):
+    """The runs alternate between other settings, the original ones, another strategy and --fresh."""
     output = imported.copy(tmp_path)
     base = ["--config-file", imported.config, *imported.words, "OUTPUT_DIR", output, "CURATE.NUM_PROCESSES", "1"]
     turns = (["CURATE.SCORE.AGGREGATION", "max"], [], ["CURATE.SELECT.STRATEGY", "random"], ["--fresh"])
     memory, files, threads = [], [], []
-    for number in range(204 if is_whole else 12):
+    for number in range(204 if is_whole else 10):
         assert main([*map(str, base), *turns[number % len(turns)]]) == 0
         capsys.readouterr()
         gc.collect()

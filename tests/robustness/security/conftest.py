@@ -1,4 +1,4 @@
-"""What the exploits are made with."""
+"""Fixtures for exploits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 @pytest.fixture
 def write_pool(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
-    """Return a function that writes a COCO file of one image and one class, with what an attacker changes in it."""
+    """Return a function that writes a COCO file of one image and one class, with an attacker's changes."""
 
     def write(*, image: dict[str, Any] | None = None, category: str = "car", **extra: Any) -> tuple[Path, Path]:
         root = tmp_path / "images"

@@ -1,4 +1,4 @@
-"""A dataset of a stranger: bombs, depths, names and links that lead out, images that start other programs."""
+"""Untrusted datasets: bombs, nesting, names and links that leave the root, images that start programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from detcurate.interop.corrections.readers import read_corrected
 from detcurate.manifest.write import images_text
 
 
-def test_gzip_does_not_unpack_to_a_thousand_times_its_size(tmp_path):
+def test_gzip_bomb_is_refused(tmp_path):
     path = tmp_path / "pool.json.gz"
     with gzip.open(path, "wb") as stream:
         for _ in range(80):
@@ -28,7 +28,7 @@ def test_gzip_does_not_unpack_to_a_thousand_times_its_size(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["info", "images", "annotations", "categories"])
-def test_nested_lists(tmp_path, write_pool, key):
+def test_deeply_nested_lists_are_refused(tmp_path, write_pool, key):
     path, _ = write_pool()
     coco = json.loads(path.read_text())
     text = json.dumps({**coco, key: "HERE"}).replace('"HERE"', "[" * 900 + "]" * 900)
@@ -41,20 +41,20 @@ def test_nested_lists(tmp_path, write_pool, key):
     "name",
     ["../a.png", "/etc/passwd", "x/../../a.png", "..\\a.png", "C:\\a.png"],
 )
-def test_names_that_lead_out(write_pool, name):
+def test_file_name_outside_root_is_refused(write_pool, name):
     path, _ = write_pool(image={"file_name": name})
     with pytest.raises(DatasetError, match="file_name: "):
         read_coco(path)
 
 
-def test_a_name_makes_no_line_of_its_own_in_the_list_of_a_manifest(write_pool):
+def test_line_break_in_file_name_is_escaped_in_images_txt(write_pool):
     path, _ = write_pool(image={"file_name": "a.png\n/etc/passwd"})
     pool = read_coco(path)
     assert images_text(pool, pool.subset_rows(pool.image_ids)) == b"a.png\\n/etc/passwd\n"
 
 
 @pytest.mark.parametrize("link", ["file", "folder"])
-def test_links_do_not_lead_out_of_the_image_root(tmp_path, write_pool, link, capsys, done):
+def test_link_out_of_image_root_is_refused(tmp_path, write_pool, link, capsys, done):
     from detcurate.cli import main
 
     secret = tmp_path / "private"
@@ -68,13 +68,13 @@ def test_links_do_not_lead_out_of_the_image_root(tmp_path, write_pool, link, cap
     done("validate", path, "--images", root, "--policy", "link_leaves_root=note")
 
 
-def test_a_root_may_be_a_link(tmp_path, write_pool, done):
+def test_image_root_may_be_link(tmp_path, write_pool, done):
     path, root = write_pool()
     (tmp_path / "linked").symlink_to(root)
     assert "link_leaves_root" not in done("validate", path, "--images", tmp_path / "linked")
 
 
-def test_a_pipe_among_the_images_does_not_stop_everything(write_pool, capsys):
+def test_pipe_among_images_does_not_block(write_pool, capsys):
     from detcurate.cli import main
 
     path, root = write_pool(image={"file_name": "pipe.png"})
@@ -83,7 +83,7 @@ def test_a_pipe_among_the_images_does_not_stop_everything(write_pool, capsys):
     assert "not a regular file" in capsys.readouterr().out
 
 
-def test_an_eps_by_another_name_does_not_start_ghostscript(tmp_path, write_pool, monkeypatch, capsys):
+def test_eps_with_other_extension_does_not_start_ghostscript(tmp_path, write_pool, monkeypatch, capsys):
     from detcurate.cli import main
 
     proof, fake = tmp_path / "proof", tmp_path / "bin" / "gs"
@@ -101,7 +101,7 @@ def test_an_eps_by_another_name_does_not_start_ghostscript(tmp_path, write_pool,
     assert not proof.exists()
 
 
-def test_an_image_bomb(write_pool, capsys):
+def test_image_bomb_is_reported(write_pool, capsys):
     from detcurate.cli import main
 
     path, root = write_pool(image={"file_name": "bomb.png", "width": 60_000, "height": 60_000})
@@ -121,7 +121,7 @@ LAUGHS = '<!DOCTYPE x [<!ENTITY a "ha">{}]><annotations>&a;</annotations>'
 @pytest.mark.parametrize(
     "entities", ['<!ENTITY b "&a;&a;&a;&a;">', '<!ENTITY b SYSTEM "file:///etc/hostname">'], ids=["laughs", "external"]
 )
-def test_xml_declares_no_entities_in_any_encoding(tmp_path, encoding, entities):
+def test_xml_with_entities_is_refused_in_any_encoding(tmp_path, encoding, entities):
     path = tmp_path / "theirs.xml"
     head = "" if encoding == "utf-8" else '<?xml version="1.0" encoding="UTF-16"?>'
     path.write_bytes((head + LAUGHS.format(entities)).encode(encoding))
@@ -142,7 +142,7 @@ def test_xml_declares_no_entities_in_any_encoding(tmp_path, encoding, entities):
     ],
     ids=["encoding", "codec", "deep xml", "deep json", "infinite", "digits", "numbers"],
 )
-def test_corrected_labels_that_break_their_reader(tmp_path, text):
+def test_malformed_corrected_labels_are_refused(tmp_path, text):
     path = tmp_path / "theirs"
     path.write_text(text)
     with pytest.raises(DetcurateError):
@@ -150,7 +150,7 @@ def test_corrected_labels_that_break_their_reader(tmp_path, text):
 
 
 @pytest.mark.parametrize("name", ["../../evil.png", "/evil.png"])
-def test_an_export_writes_inside_its_folder(tmp_path, write_pool, name):
+def test_export_of_file_name_outside_folder_is_refused(tmp_path, write_pool, name):
     import numpy as np
 
     from detcurate.interop.export.content import Content
@@ -161,7 +161,7 @@ def test_an_export_writes_inside_its_folder(tmp_path, write_pool, name):
         Content(read_coco(path, policies), root, rows=np.array([0]))
 
 
-def test_class_names_stay_names_in_a_yaml_that_is_written(tmp_path, write_pool):
+def test_export_escapes_class_names_in_yaml(tmp_path, write_pool):
     import numpy as np
     import yaml
 

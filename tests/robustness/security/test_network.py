@@ -1,4 +1,4 @@
-"""No network unless a URL is configured, and a page that shows every name of a stranger as text."""
+"""No network unless a URL is configured, and reports that show untrusted names as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TAG = "<img src=x onerror=alert(1)>"
 
 @pytest.fixture
 def attempts(monkeypatch):
-    """Return a list of every attempt to look a host up or to connect, each of which fails."""
+    """Let all attempts to resolve a host or to connect fail, and return the list of them."""
     found = []
 
     def refuse(*arguments: object, **_: object) -> None:
@@ -35,13 +35,13 @@ def test_commands_use_no_network(attempts, tmp_path, done):
     assert attempts == []
 
 
-def test_the_blocked_network_is_a_real_one(attempts):
+def test_blocked_network_records_attempts(attempts):
     with pytest.raises(OSError, match="no network here"):
         socket.create_connection(("192.0.2.1", 80), timeout=1)
     assert attempts
 
 
-def test_names_are_text_in_every_file_of_a_report(tmp_path, done):
+def test_report_escapes_names_in_all_files(tmp_path, done):
     _, output = write_run(tmp_path, classes=(TAG, "=1+1", "car", "</script>"))
     done("report", output)
     for name in ("index.html", "summary.md"):

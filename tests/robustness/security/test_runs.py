@@ -1,4 +1,4 @@
-"""An OUTPUT_DIR, a manifest, members or a shard of a stranger: nothing outside is read, written, removed or run."""
+"""Untrusted OUTPUT_DIR, manifest, members or shards: nothing outside is read, written, removed or run."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def stage_in(directory):
 
 
 @pytest.mark.parametrize("name", ["../../thesis.tex", "ABSOLUTE"])
-def test_a_marker_does_not_have_files_removed(tmp_path, name):
-    """A marker that says of any file that it was a stage's and has another size had it removed."""
+def test_stage_metadata_cannot_remove_other_files(tmp_path, name):
+    """Stage metadata once could list any file as an output, which was then removed for its size."""
     victim = tmp_path / "thesis.tex"
     victim.write_text("years of work")
     directory = tmp_path / "output" / "report"
@@ -48,18 +48,18 @@ def test_a_marker_does_not_have_files_removed(tmp_path, name):
     digest = sha256_json({"settings": {}, "inputs": {}})
     stage_metadata = {"status": "complete", "digest": digest, "outputs": outputs, "summary": "", "facts": {}}
     (directory / "stage.json").write_bytes(orjson.dumps(stage_metadata))
-    with pytest.raises(ConfigError, match="outputs must be files of the stage"):
+    with pytest.raises(ConfigError, match="stage.json"):
         run_stage(stage_in(directory))
     assert victim.read_text() == "years of work"
 
 
-def test_a_stage_does_not_empty_a_folder_that_a_link_leads_to(tmp_path):
+def test_stage_directory_that_is_link_is_refused(tmp_path):
     home = tmp_path / "home"
     (home / "output").mkdir(parents=True)
     (home / "thesis.tex").write_text("years of work")
     (home / "stage.json").write_text('{"status": "complete", "digest": "other", "outputs": {}}')
     (home / "output" / "report").symlink_to("..")
-    with pytest.raises(ConfigError, match="directory must be no link"):
+    with pytest.raises(ConfigError, match="report: .*link"):
         run_stage(stage_in(home / "output" / "report"))
     assert (home / "thesis.tex").exists()
 
@@ -75,41 +75,41 @@ def test_a_stage_does_not_empty_a_folder_that_a_link_leads_to(tmp_path):
         {"sha256": 7},
     ],
 )
-def test_a_ledger_names_nothing_outside_its_folder(tmp_path, change):
-    """Its kind became part of a file name that was written."""
+def test_index_with_path_outside_folder_is_refused(tmp_path, change):
+    """The kind of a member becomes part of a file name."""
     member = {"run": 0, "iteration": 3, "seed": 1, "lr": 0.1, "file": "run-0/x.safetensors", "sha256": "0" * 64}
     (tmp_path / "ensemble.jsonl").write_bytes(orjson.dumps({**member, **change}))
-    with pytest.raises(EnsembleError, match=r"a ledger line must be one member as JSON \(.*line 1\)"):
+    with pytest.raises(EnsembleError, match="ensemble.jsonl: line 1 "):
         read_index(tmp_path / "ensemble.jsonl")
 
 
 @pytest.mark.parametrize("key", ["file_name", "folder", "copy"])
 @pytest.mark.parametrize("name", ["../../../.bashrc", "/etc/passwd", "..", "a/b", ""])
-def test_an_import_names_nothing_outside_its_folder(tmp_path, key, name):
-    """What ``copy`` names was linked to where ``file_name`` leads, over what was there."""
+def test_import_with_path_outside_folder_is_refused(tmp_path, key, name):
+    """The file in ``copy`` was once linked to ``file_name``, replacing what was there."""
     member = {
         "run": 0, "iteration": 0, "file_name": "r.json", "sha256": "0" * 64, "folder": "f", "copy": "results.json",
         "form": None, "counts": {}, key: name,
     }  # fmt: skip
     options = {"image_key": "id", "category_key": "id", "score_threshold": 0.05, "max_per_image": 100}
     write_json(tmp_path / "import.json", {"digest": "x", "options": options, "members": [member]})
-    with pytest.raises(PredictionError, match="must be names without a folder"):
+    with pytest.raises(PredictionError, match="import.json"):
         read_import(tmp_path)
 
 
-def test_the_log_does_not_follow_a_link(tmp_path):
-    """Names from the stranger's files stand in the log, and so would in ~/.bashrc."""
+def test_log_file_that_is_link_is_refused(tmp_path):
+    """Names from untrusted files are written to the log, which may lead to ~/.bashrc."""
     from detcurate.pipeline.workspace import logged_to
 
     victim = tmp_path / ".bashrc"
     victim.write_text("")
     (tmp_path / "log.txt").symlink_to(victim)
-    with pytest.raises(ConfigError, match="the log must be a file"), logged_to(tmp_path / "log.txt"):
+    with pytest.raises(ConfigError, match="log.txt"), logged_to(tmp_path / "log.txt"):
         pass
     assert victim.read_text() == ""
 
 
-def test_rights_of_a_file_are_those_the_user_wants(tmp_path):
+def test_linked_file_keeps_its_mode(tmp_path):
     private = tmp_path / "weights.safetensors"
     private.write_bytes(b"x")
     private.chmod(0o600)
@@ -117,7 +117,7 @@ def test_rights_of_a_file_are_those_the_user_wants(tmp_path):
     assert private.stat().st_mode & 0o777 == 0o600
 
 
-def test_files_keep_to_the_umask(tmp_path):
+def test_new_files_respect_umask(tmp_path):
     import subprocess
     import sys
 
@@ -144,7 +144,7 @@ def provenance_of(folder, **changes: object):
     (folder / "subset.json").write_text("{}")
 
 
-def test_a_provenance_has_no_file_looked_at_outside_the_run(tmp_path):
+def test_provenance_with_path_outside_run_is_not_read(tmp_path):
     secret = tmp_path / "secret.json"
     secret.write_text("{}")
     manifest = tmp_path / "output" / "manifest"
@@ -157,19 +157,19 @@ def test_a_provenance_has_no_file_looked_at_outside_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [[], {"pool": []}, {"select": 7}, "x"])
-def test_a_provenance_of_other_kinds_of_values(tmp_path, settings):
+def test_provenance_with_wrong_types_is_refused(tmp_path, settings):
     provenance_of(tmp_path / "manifest", settings=settings)
-    with pytest.raises(DatasetError, match="provenance must be JSON from detcurate"):
+    with pytest.raises(DatasetError, match="provenance.json"):
         verify_manifest(tmp_path / "manifest")
 
 
-def test_a_provenance_that_is_no_object(tmp_path):
+def test_deeply_nested_provenance_is_refused(tmp_path):
     (tmp_path / "provenance.json").write_text("[" * 900 + "]" * 900)
     with pytest.raises(DetcurateError):
         read_provenance(tmp_path)
 
 
-def test_the_config_beside_a_manifest_does_not_grow(tmp_path):
+def test_exploding_aliases_in_config_of_run_are_ignored(tmp_path):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
     provenance_of(tmp_path / "output" / "manifest")
@@ -180,24 +180,24 @@ def test_the_config_beside_a_manifest_does_not_grow(tmp_path):
 
 
 def bomb(path, rows=700_000_000):
-    """Write hundreds of millions of absent values in some thousand bytes."""
+    """Write hundreds of millions of null values into a few thousand bytes."""
     chunk = pa.table({"image_id": pa.nulls(70_000_000, pa.int64())})
     with pq.ParquetWriter(path, chunk.schema, compression="zstd") as writer:
         for _ in range(rows // 70_000_000):
             writer.write_table(chunk, row_group_size=70_000_000)
 
 
-def test_a_table_does_not_unpack_to_a_million_times_its_size(tmp_path):
+def test_table_bomb_is_refused(tmp_path):
     path = tmp_path / "shard-00000.parquet"
     bomb(path)
     assert path.stat().st_size < 2_000_000
-    with pytest.raises(PredictionError, match="it would take 5,600,000,000 bytes of memory"):
+    with pytest.raises(PredictionError, match="5,600,000,000 bytes"):
         read_shard(path)
-    with pytest.raises(PredictionError, match="it would take 5,600,000,000 bytes of memory"):
+    with pytest.raises(PredictionError, match="5,600,000,000 bytes"):
         RemovedTable(path).read()
 
 
-def test_a_table_runs_no_code(tmp_path):
+def test_table_with_extension_type_runs_no_code(tmp_path):
     """Arrow of before 14.0.1 unpickled an extension type that a file declared (CVE-2023-47248)."""
     proof, path = tmp_path / "proof", tmp_path / "shard-00000.parquet"
     field = pa.field("image_id", pa.int64(), metadata={
@@ -211,7 +211,7 @@ def test_a_table_runs_no_code(tmp_path):
     assert not proof.exists()
 
 
-def test_an_archive_of_weights_does_not_grow(tmp_path):
+def test_archive_bomb_of_weights_is_refused(tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("detectron2")
     from detcurate.d2.checkpoints import load_tensors, read_checkpoint
@@ -231,7 +231,7 @@ def test_an_archive_of_weights_does_not_grow(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"\xff" * 8 + b"{}", (1 << 40).to_bytes(8, "little") + b"{", b"\x02\0\0\0\0\0\0\0{}"]
 )
-def test_broken_safetensors_are_named(tmp_path, content):
+def test_broken_safetensors_are_refused(tmp_path, content):
     pytest.importorskip("detectron2")
     from detcurate.d2.checkpoints import read_checkpoint
 
@@ -241,7 +241,7 @@ def test_broken_safetensors_are_named(tmp_path, content):
         read_checkpoint(path, allow_pickle=False)
 
 
-def test_weights_that_are_not_plain_tensors(tmp_path):
+def test_weights_of_meta_tensors_are_refused(tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("detectron2")
     from detcurate.d2.checkpoints import read_checkpoint
@@ -255,7 +255,7 @@ FORMULAS = ['=HYPERLINK("http://evil","x")', "+1+cmd|' /C calc'!A0", "-2+3", "@S
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_a_csv_holds_no_formula(name):
+def test_csv_escapes_formulas(name):
     from detcurate.report.tables import Table, to_csv
 
     text = to_csv(Table("classes", "", ("class", name), ((name, -3), ("car", -0.5)))).decode()
@@ -263,14 +263,14 @@ def test_a_csv_holds_no_formula(name):
     assert rows == [["class", f"'{name}"], [f"'{name}", "-3"], ["car", "-0.5"]]
 
 
-def test_markdown_holds_no_tag():
+def test_markdown_escapes_tags():
     from detcurate.evaluate.summary import table
 
     assert "<" not in table(["<img src=x onerror=alert(1)>"], [["<script>alert(1)</script>"]])
 
 
-def test_the_terminal_is_not_driven_by_names(write_pool, capsys):
-    """A class name that clears the screen and writes a title, in a message and in what is printed."""
+def test_terminal_output_escapes_control_characters(write_pool, capsys):
+    """The class name clears the screen and sets the title of a terminal."""
     from detcurate.cli import main
 
     path, _ = write_pool(category="\x1b[2J\x1b]0;owned\x07\u202ecar")
@@ -280,7 +280,7 @@ def test_the_terminal_is_not_driven_by_names(write_pool, capsys):
     assert not set("\x1b\x07\u202e") & set(found.out + found.err)
 
 
-def test_the_page_shows_names_as_text():
+def test_page_escapes_names():
     from detcurate.report.page import json_for_html
 
     text = str(json_for_html({"name": "</script><script>alert(1)</script><!--"}))
@@ -288,7 +288,7 @@ def test_the_page_shows_names_as_text():
     assert json.loads(text) == {"name": "</script><script>alert(1)</script><!--"}
 
 
-def test_a_name_of_digits_is_not_counted_for_ever(write_pool):
+def test_file_name_of_many_digits_is_read_quickly(write_pool):
     from detcurate.coco.dataset import read_coco
     from detcurate.interop.coco_results.result_columns import index_pool
 
@@ -298,8 +298,8 @@ def test_a_name_of_digits_is_not_counted_for_ever(write_pool):
     assert index.image_rows(["9" * 5_000, "8" * 5_000]).tolist() == [0, -2]
 
 
-def test_no_program_is_started_and_no_shell():
-    """Only what sets the environment up may start programs; nothing evaluates text or unpickles without a look."""
+def test_package_starts_no_program_and_evaluates_no_text():
+    """Nothing in the package starts programs, evaluates text or unpickles without restrictions."""
     import detcurate
 
     package = Path(detcurate.__file__).parent

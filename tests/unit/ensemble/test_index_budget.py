@@ -26,7 +26,7 @@ def files(directory):
     return sorted(int(path.stem.split("-")[1]) for path in (directory / "run-1").glob("*.safetensors"))
 
 
-def test_an_average_and_a_checkpoint_of_one_iteration_are_two_members(tmp_path):
+def test_average_and_checkpoint_of_one_iteration_are_two_members(tmp_path):
     one = writer(tmp_path, dtype="bf16")
     for kind in (CHECKPOINT, AVERAGE, AVERAGE):
         one.save(7, 0.1, write, kind)
@@ -36,7 +36,7 @@ def test_an_average_and_a_checkpoint_of_one_iteration_are_two_members(tmp_path):
     ]
 
 
-def test_a_ledger_from_before_kinds_and_storages_is_read(tmp_path):
+def test_index_of_version_without_kind_and_dtype_is_read(tmp_path):
     path = tmp_path / "ensemble.jsonl"
     line = {"run": 0, "iteration": 4, "seed": 17, "lr": 0.1, "file": "run-0/x", "sha256": "0" * 64}
     path.write_text(json.dumps(line) + "\n")
@@ -47,12 +47,12 @@ def test_a_ledger_from_before_kinds_and_storages_is_read(tmp_path):
     assert json.loads(path.read_text())["kind"] == "checkpoint"
 
 
-def test_an_unknown_storage_is_answered_with_the_list(tmp_path):
-    with pytest.raises(EnsembleError, match=r"the dtype must be one of fp32, bf16, fp16, got 'int8'"):
+def test_unknown_dtype_is_refused(tmp_path):
+    with pytest.raises(EnsembleError, match="^dtype: .*'int8'"):
         writer(tmp_path, dtype="int8")
 
 
-def test_with_a_plan_what_stays_is_as_even_as_can_be(tmp_path):
+def test_budget_with_plan_keeps_evenly_spaced_members(tmp_path):
     plan = range(9, 100, 10)  # 10 members; 4 fit
     one = writer(tmp_path, max_bytes=45, plan=plan)
     for iteration in plan:
@@ -65,14 +65,14 @@ def test_with_a_plan_what_stays_is_as_even_as_can_be(tmp_path):
     assert not one.is_complete()
 
 
-def test_a_plan_that_is_cut_short_is_not_complete(tmp_path):
+def test_unfinished_plan_is_not_complete(tmp_path):
     one = writer(tmp_path, max_bytes=45, plan=(1, 2, 3, 4, 5))
     assert not one.is_complete()
     one.save(1, 0.1, write)
     assert not one.is_complete()
 
 
-def test_without_a_plan_members_are_dropped_as_others_come(tmp_path):
+def test_budget_without_plan_removes_members_as_others_are_saved(tmp_path):
     one = writer(tmp_path, max_bytes=39)
     for iteration in range(20):
         one.save(iteration, 0.1, write)
@@ -83,14 +83,14 @@ def test_without_a_plan_members_are_dropped_as_others_come(tmp_path):
     assert found[0] == 0
 
 
-def test_a_budget_of_one_holds_the_last(tmp_path):
+def test_budget_of_one_keeps_last(tmp_path):
     one = writer(tmp_path, max_bytes=3, plan=(1, 2, 3, 4))
     for iteration in (1, 2, 3, 4):
         one.save(iteration, 0.1, write)
     assert iterations(one) == files(tmp_path) == [4]
 
 
-def test_averages_and_checkpoints_share_the_budget(tmp_path):
+def test_averages_and_checkpoints_share_budget(tmp_path):
     plan = [(i, kind) for i in (9, 19, 29) for kind in (CHECKPOINT, AVERAGE)]
     one = MemberWriter(tmp_path, run=1, seed=5, max_bytes=40, plan=plan)
     for iteration, kind in plan:
@@ -99,7 +99,7 @@ def test_averages_and_checkpoints_share_the_budget(tmp_path):
     assert one.members()[-1].key == (29, CHECKPOINT)
 
 
-def test_the_line_goes_before_the_file(tmp_path, monkeypatch):
+def test_index_line_is_removed_before_file(tmp_path, monkeypatch):
     one = writer(tmp_path, max_bytes=25)
     one.save(1, 0.1, write)
     one.save(2, 0.1, write)
@@ -119,7 +119,7 @@ def test_the_line_goes_before_the_file(tmp_path, monkeypatch):
     assert files(tmp_path) == iterations(one) == [1, 4]
 
 
-def test_a_crash_before_the_line_goes_leaves_a_true_ledger(tmp_path, monkeypatch):
+def test_crash_before_removal_of_line_keeps_index_valid(tmp_path, monkeypatch):
     one = writer(tmp_path, max_bytes=25)
     one.save(1, 0.1, write)
     one.save(2, 0.1, write)
@@ -137,11 +137,11 @@ def test_a_crash_before_the_line_goes_leaves_a_true_ledger(tmp_path, monkeypatch
     assert files(tmp_path) == iterations(one) == [1, 2, 3]
 
 
-def test_the_members_of_an_ensemble_without_a_common_ledger_are_those_of_its_runs(tmp_path):
+def test_ensemble_without_index_has_members_of_its_runs(tmp_path):
     for run in (1, 0):
         MemberWriter(tmp_path, run=run, seed=5).save(3, 0.1, write)
     assert [member.run for member in ensemble_members(tmp_path)] == [0, 1]
     write_index(tmp_path / "ensemble.jsonl", [])
     assert ensemble_members(tmp_path) == []
-    with pytest.raises(EnsembleError, match="the ledger must exist"):
+    with pytest.raises(EnsembleError, match="ensemble.jsonl: .*missing"):
         ensemble_members(tmp_path / "absent")

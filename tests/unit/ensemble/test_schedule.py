@@ -30,11 +30,11 @@ from detcurate.errors import ConfigError
         (7, {"schedule": "cosine_cycles", "cycles": 1, "members_per_run": 1}, (6,)),
     ],
 )
-def test_schedules_by_hand(max_iter, options, expected):
+def test_schedule_matches_hand_computed(max_iter, options, expected):
     assert member_iterations(max_iter, **options) == expected
 
 
-def test_no_schedule_has_an_iteration_twice_and_all_but_the_explicit_hold_the_last():
+def test_schedules_are_unique_and_include_last_iteration():
     for max_iter, name in itertools.product((20, 21, 90, 1000), set(SCHEDULES) - {"explicit"}):
         for every, cycles in ((1, 2), (7, 5), (20, 10)):
             try:
@@ -49,39 +49,31 @@ def test_no_schedule_has_an_iteration_twice_and_all_but_the_explicit_hold_the_la
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"schedule": "cosine"},
-            "SCHEDULE must be one of cosine_cycles, every_n, explicit, last_fraction, got 'cosine'",
-        ),
-        ({"schedule": "every_n", "every": 11}, "EVERY must be at most SOLVER.MAX_ITER = 10, got 11"),
-        ({"schedule": "explicit"}, "ITERATIONS must be different numbers from 0 to SOLVER.MAX_ITER - 1 = 9, got []"),
-        (
-            {"schedule": "cosine_cycles", "cycles": 2},
-            "MEMBERS_PER_RUN must be at most CURATE.ENSEMBLE.CYCLES = 2, got 5",
-        ),
+        ({"schedule": "cosine"}, "SCHEDULE: .*'cosine'"),
+        ({"schedule": "every_n", "every": 11}, "EVERY: .*= 10 .*got 11"),
+        ({"schedule": "explicit"}, r"ITERATIONS: .*= 9 .*got \[\]"),
+        ({"schedule": "cosine_cycles", "cycles": 2}, "MEMBERS_PER_RUN: .*CYCLES = 2 .*got 5"),
         (
             {"schedule": "cosine_cycles", "cycles": 3},
-            "CYCLES must divide SOLVER.MAX_ITER = 10, or nearly so, got 3: of cycles of 4 iterations the last would "
-            "have 2; a MAX_ITER of 12 would do",
+            "CYCLES: .*MAX_ITER = 10 .*got 3, .*4 iterations .*2.*MAX_ITER 12",
         ),
-        ({"schedule": "cosine_cycles", "cycles": 6}, "got 6: of cycles of 2 iterations the last would have 0"),
+        ({"schedule": "cosine_cycles", "cycles": 6}, "CYCLES: .*got 6, .*2 iterations .* 0"),
     ],
 )
-def test_schedules_that_cannot_be(options, message):
-    with pytest.raises(ConfigError) as error:
+def test_invalid_schedule_is_refused(options, message):
+    with pytest.raises(ConfigError, match=f"^CURATE.ENSEMBLE.{message}"):
         member_iterations(10, **options)
-    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(("max_iter", "cycles"), [(12, 3), (100, 3), (50, 1), (1000, 20)])
-def test_the_rate_is_equation_2_of_snapshot_ensembles(max_iter, cycles):
+def test_learning_rate_equals_equation_2_of_snapshot_ensembles(max_iter, cycles):
     length = math.ceil(max_iter / cycles)
     for t in range(1, max_iter + 1):  # the paper counts from 1
         expected = 1 / 2 * (math.cos(math.pi * math.fmod(t - 1, length) / length) + 1)
         assert cosine_cycle_multiplier(t - 1, max_iter=max_iter, cycles=cycles) == pytest.approx(expected, abs=1e-12)
 
 
-def test_members_are_where_the_rate_is_lowest():
+def test_cosine_members_have_lowest_learning_rate():
     rates = [cosine_cycle_multiplier(i, max_iter=60, cycles=4) for i in range(60)]
     members = member_iterations(60, schedule="cosine_cycles", members_per_run=4, cycles=4)
     assert [rates[i] for i in members] == [min(rates)] * 4
@@ -89,7 +81,7 @@ def test_members_are_where_the_rate_is_lowest():
     assert cycle_length(60, 4) == 15
 
 
-def test_averaging_windows_by_hand():
+def test_averaging_windows_match_hand_computed():
     assert averaging_windows((3, 6, 12), last=0, every=1) == {}
     assert averaging_windows((3, 6, 12), last=2, every=1) == {6: (4, 5, 6), 12: (7, 8, 9, 10, 11, 12)}
     assert averaging_windows((3, 6, 12), last=1, every=4) == {12: (8, 12)}
@@ -99,16 +91,16 @@ def test_averaging_windows_by_hand():
 @pytest.mark.parametrize(
     ("last", "every", "message"),
     [
-        (3, 1, "must be at most the 2 windows between 3 members of a run, got 3"),
-        (2, 3, "AVERAGE_EVERY must be less than the 3 iterations between the members 3 and 6, got 3"),
+        (3, 1, "AVERAGE_LAST: .*2 windows .*3 members .*got 3"),
+        (2, 3, "AVERAGE_EVERY: .*members 3 and 6 .*got 3"),
     ],
 )
-def test_averaging_windows_that_cannot_be(last, every, message):
-    with pytest.raises(ConfigError, match=message):
+def test_invalid_averaging_windows_are_refused(last, every, message):
+    with pytest.raises(ConfigError, match=f"^CURATE.ENSEMBLE.{message}"):
         averaging_windows((3, 6, 12), last=last, every=every)
 
 
-def test_thinning_is_the_best_of_all_choices():
+def test_thinning_minimises_squared_gaps():
     rng = np.random.default_rng(0)
     for _ in range(60):
         n = int(rng.integers(2, 10))
@@ -121,7 +113,7 @@ def test_thinning_is_the_best_of_all_choices():
             assert float((np.diff(positions[list(kept)]) ** 2).sum()) == pytest.approx(min(squares))
 
 
-def test_thinning_keeps_the_last_and_never_more_than_there_are():
+def test_thinning_keeps_last_and_at_most_all():
     assert thin_evenly((1.0, 5.0, 9.0), 1) == (2,)
     assert thin_evenly((1.0, 5.0, 9.0), 7) == (0, 1, 2)
     assert thin_evenly((4.0,), 1) == (0,)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Atomic writes, digests, temporary files and full disks."""
 
 import errno
 import hashlib
@@ -16,7 +16,7 @@ def names(directory):
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_a_file_is_written_in_a_folder_that_is_made(tmp_path):
+def test_write_bytes_creates_folder(tmp_path):
     path = tmp_path / "a" / "b" / "data.bin"
     files.write_bytes(path, b"\x00\xff")
     assert path.read_bytes() == b"\x00\xff"
@@ -24,7 +24,7 @@ def test_a_file_is_written_in_a_folder_that_is_made(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
+def test_interrupted_write_keeps_old_file(tmp_path):
     path = tmp_path / "data.bin"
     files.write_bytes(path, b"old")
     with pytest.raises(KeyboardInterrupt), files.atomic_path(path) as temporary:
@@ -34,7 +34,7 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
     assert names(tmp_path) == ["data.bin"]
 
 
-def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path):
+def test_new_file_appears_when_complete(tmp_path):
     path = tmp_path / "data.bin"
     with files.atomic_path(path) as temporary:
         temporary.write_bytes(b"new")
@@ -43,7 +43,7 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path):
     assert path.read_bytes() == b"new"
 
 
-def test_equal_values_are_equal_json(tmp_path):
+def test_equal_values_give_equal_json(tmp_path):
     first, second = tmp_path / "1.json", tmp_path / "2.json"
     files.write_json(first, {"b": np.int64(3), "a": [1.5, None]})
     files.write_json(second, {"a": [1.5, None], "b": 3})
@@ -52,7 +52,7 @@ def test_equal_values_are_equal_json(tmp_path):
     assert first.read_bytes().endswith(b"\n")
 
 
-def test_digests(tmp_path):
+def test_sha256_of_file_and_json(tmp_path):
     path = tmp_path / "data.bin"
     data = bytes(range(256)) * 5_000  # more than one block
     path.write_bytes(data)
@@ -61,7 +61,7 @@ def test_digests(tmp_path):
     assert files.sha256_json({"a": 1}) != files.sha256_json({"a": 2})
 
 
-def test_what_a_killed_writer_left_is_removed(tmp_path):
+def test_remove_temporaries_keeps_user_files(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / ".data.bin.x1.partial").touch()
     (tmp_path / "data.partial").touch()  # a user's own file
@@ -70,7 +70,7 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
     assert names(tmp_path) == ["data.partial", "sub"]
 
 
-def test_a_signal_amid_the_making_of_a_temporary_leaves_none(tmp_path, monkeypatch):
+def test_signal_during_creation_of_temporary_leaves_none(tmp_path, monkeypatch):
     close = os.close
 
     def interrupted(handle: int) -> None:
@@ -83,7 +83,7 @@ def test_a_signal_amid_the_making_of_a_temporary_leaves_none(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_signal_amid_the_removal_of_a_temporary_leaves_it_to_the_last_look(tmp_path, monkeypatch):
+def test_signal_during_removal_is_handled_by_discard_temporaries(tmp_path, monkeypatch):
     def interrupted(path, missing_ok):
         raise KeyboardInterrupt
 
@@ -96,13 +96,13 @@ def test_a_signal_amid_the_removal_of_a_temporary_leaves_it_to_the_last_look(tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_free_space(tmp_path):
+def test_missing_free_space_is_refused(tmp_path):
     files.require_free_space(tmp_path / "not" / "made" / "yet", 1)
-    with pytest.raises(ConfigError, match=r"OUTPUT_DIR must have about 1,000,000,000,000 MB of free disk, got "):
+    with pytest.raises(ConfigError, match="OUTPUT_DIR: .*1,000,000,000,000 MB"):
         files.require_free_space(tmp_path, 10**18)
 
 
-def test_a_full_disk_is_recognised_behind_another_error():
+def test_full_disk_is_recognised_as_cause():
     full = OSError(errno.ENOSPC, "No space left on device")
     assert files.is_disk_full(full)
     assert files.is_disk_full(OSError(errno.EDQUOT, "Disk quota exceeded"))
