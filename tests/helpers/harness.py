@@ -16,6 +16,7 @@ from pathlib import Path
 import orjson
 from helpers import REPOSITORY
 
+from detcurate.cli import main
 from detcurate.pipeline.context import STAGES
 
 CURATE = REPOSITORY / "tools" / "curate.py"
@@ -167,14 +168,14 @@ CURATE:
     )
     stages = ("pool", "train", "predict", "score", "select", "manifest")
     pipeline = Pipeline(config, output, stages, ("--until", "manifest"))
-    render = Pipeline(config, output, stages, ("--until", "pool"))
-    render.finish(output, "CURATE.PREDICT.RESULTS", "")
+    options = ["--config-file", str(config), "CURATE.NUM_PROCESSES", "1"]
+    # In this process: each command of its own would import everything again.
+    assert main([*options, "--until", "pool", "CURATE.PREDICT.RESULTS", ""]) == 0
     pool = json.loads((output / "pool" / "train.json").read_text())
-    files = [_predictions(pool, shift, folder / f"member-{shift}.json") for shift in (0, 1, 3)]
-    members = [word for file in files for word in ("--member", file)]
-    importing = Pipeline(config, output, stages).start(output, *members, command=("import", "three"))
-    assert importing.wait() == 0, importing.text
-    pipeline.finish(output)
+    members = [_predictions(pool, shift, folder / f"member-{shift}.json") for shift in (0, 1, 3)]
+    arguments = [part for member in members for part in ("--member", str(member))]
+    assert main(["import", "three", *arguments, "--config-file", str(config)]) == 0
+    assert main([*options, *pipeline.words]) == 0
     return Pipeline(config, output, stages, pipeline.words, _stage_seconds(output))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import runs
 from helpers.harness import Pipeline, imported_pipeline, trained_pipeline
 
 
@@ -30,7 +31,7 @@ def is_whole(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture(scope="session")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """A finished run on imported predictions, which needs no Detectron2 and takes seconds."""
-    return imported_pipeline(tmp_path_factory.mktemp("imported"))
+    return runs.share(tmp_path_factory, "imported-run", imported_pipeline)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,7 @@ def test_fuzzing_finds_no_escaping_error(harness, engine, request, tmp_path):
     command = [sys.executable, HERE / harness, "--seconds", str(seconds), "--found", tmp_path / "finding"]
     if engine == "atheris":
         command.append("--atheris")
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     found = [path.read_bytes() for path in tmp_path.iterdir()]
     assert done.returncode == 0, (found[:1], done.stderr[-3000:])

@@ -125,7 +125,7 @@ def test_xml_with_entities_is_refused_in_any_encoding(tmp_path, encoding, entiti
     path = tmp_path / "theirs.xml"
     head = "" if encoding == "utf-8" else '<?xml version="1.0" encoding="UTF-16"?>'
     path.write_bytes((head + LAUGHS.format(entities)).encode(encoding))
-    with pytest.raises(DatasetError, match="must not declare a document type|got a file that begins with"):
+    with pytest.raises(DatasetError, match="theirs.xml"):
         read_corrected(path)
 
 
