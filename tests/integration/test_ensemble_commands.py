@@ -38,7 +38,7 @@ E = "CURATE.ENSEMBLE."
             ("SOLVER.WARMUP_ITERS", "2 iterations", "got 2"),
         ),
         (("SOLVER.LR_SCHEDULER_NAME", "Cosine"), ("SOLVER.LR_SCHEDULER_NAME", "'Cosine'")),
-        ((E + "DTYPE", "int8"), (E + "DTYPE", "dtype", "'int8'")),
+        ((E + "DTYPE", "int8"), (E + "DTYPE", "'int8'")),
         ((E + "AVERAGE_LAST", "2"), (E + "AVERAGE_LAST", "1 windows")),
         ((E + "AVERAGE_LAST", "1"), (E + "AVERAGE_EVERY", "1 iterations")),
         ((E + "MAX_GB", "-1"), (E + "MAX_GB", "got -1.0")),

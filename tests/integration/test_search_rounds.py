@@ -264,4 +264,4 @@ def test_search_rejects_added_members(built_up, done, refused, write_tiny_config
 def test_expected_loss_warns_for_compress_with_small_hard_subsets(scheme, strategy, share, warned):
     settings = curate_settings({"SEARCH": {"SCHEME": scheme}, "SELECT": {"STRATEGY": strategy}})
     text = expected_loss(settings, share)
-    assert text.startswith(f"{share:.0%} of the pool, the hardest first: ") if warned else text == ""
+    assert (f"{share:.0%}" in text) if warned else text == ""
