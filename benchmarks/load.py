@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Half a million images from the predictions to the report: time, memory, open files and temporary space of each stage.
+"""Measure time, memory, open files and temporary space of each stage after predict, for 500,000 images.
 
     python benchmarks/load.py --output benchmarks/results/load.md
 
-The predictions, embeddings and labels are synthetic, in the real formats, as the stage ``predict`` leaves them; there
-are no image files. Each stage is the command that a user gives, in a process of its own, watched from outside twice a
-second: the memory is the resident set of all its processes together, shared pages counted in each of them.
+Predictions, embeddings and labels are synthetic, in the formats of the stage ``predict``; there are no images. Each
+stage runs as a command in a process of its own, sampled twice a second. Memory is the sum of the resident sets of its
+processes; shared pages count in each of them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SETTINGS = {
 
 @dataclass
 class Watched:
-    """What was seen of a stage: seconds, and the most of GB of memory, open files and MB of temporary files."""
+    """Seconds of a stage, and its peaks of memory in GB, open files and temporary files in MB."""
 
     seconds: float = 0.0
     memory_gb: float = 0.0
@@ -55,7 +55,7 @@ class Watched:
 
 
 def make_run(output: Path, data: Path, num_images: int) -> None:
-    """Write a run's OUTPUT_DIR up to the predictions, and the pool's annotations."""
+    """Write the OUTPUT_DIR of a run up to the predictions, and the pool's annotations."""
     from detcurate.ensemble.index import Member, write_index
     from detcurate.predictions.store import MEMBERS
 
@@ -68,7 +68,7 @@ def make_run(output: Path, data: Path, num_images: int) -> None:
         for k in range(_PER_RUN)
     ]
     make_shards(output / "predict", num_images, [f"{member.file}@{member.sha256}" for member in members])
-    for name in ("train.json", "val.json"):  # no arm is evaluated
+    for name in ("train.json", "val.json"):  # arms are not evaluated
         (data / name).unlink(missing_ok=True)
         (data / name).hardlink_to(output / "predict" / "labels.json")
     (output / "predict" / "labels.json").unlink()
@@ -83,7 +83,7 @@ def make_run(output: Path, data: Path, num_images: int) -> None:
 
 
 def _write_embeddings(directory: Path, num_images: int) -> list[str]:
-    """Write embeddings of drives: neighbouring frames are alike, some of them so much that one can go."""
+    """Write embeddings of drives: neighbouring frames are similar, some of them near-duplicates."""
     from detcurate.predictions.shards import write_embeddings
 
     rng, names = np.random.default_rng(0), []
@@ -97,10 +97,10 @@ def _write_embeddings(directory: Path, num_images: int) -> list[str]:
 
 
 def watch(command: list[str], temporary: Path, log: Path) -> Watched:
-    """Run a command and watch its processes.
+    """Run a command and return the peaks of its processes.
 
     Raises:
-        SystemExit: It failed.
+        SystemExit: The command failed.
     """
     seen, start = Watched(), time.perf_counter()
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "TMPDIR": str(temporary)}
@@ -118,7 +118,7 @@ def watch(command: list[str], temporary: Path, log: Path) -> Watched:
 
 
 def _family(pid: int) -> list[int]:
-    """Return a process and all below it."""
+    """Return a process and its descendants."""
     found = [pid]
     for parent in found:
         for path in Path(f"/proc/{parent}/task").glob("*/children"):
@@ -154,7 +154,7 @@ def _bytes_below(folder: Path) -> int:
 
 
 def measure(folder: Path, num_images: int) -> dict[str, Watched]:
-    """Make a run of so many images, do its stages, and return what was seen of each."""
+    """Write a run with ``num_images`` images, run its stages and return the measurements of each."""
     output, data, temporary = folder / "output", folder / "data", folder / "tmp"
     temporary.mkdir()
     make_run(output, data, num_images)
@@ -174,18 +174,18 @@ def measure(folder: Path, num_images: int) -> dict[str, Watched]:
 
 
 def main() -> None:
-    """Measure pools of two sizes: what does not grow with the pool is seen side by side."""
+    """Measure pools of two sizes, which shows what grows with the pool."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pools", type=int, nargs="*", default=[100_000, 500_000], help="(default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="write the table there too")
+    parser.add_argument("--output", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
     lines = [
         "# Load",
         "",
         f"{_RUNS * _PER_RUN} members of {_RUNS} runs with some 28 detections an image each, 15 labels an image, drives "
-        f"of 200 frames, {_FEATURES} features. A tenth is selected: near-duplicates and sequence gap, a class floor, "
-        "suspected labels queued. Two worker processes, a thread each.",
+        f"of 200 frames, {_FEATURES} features. A tenth is selected with near-duplicates, sequence gap, a minimum quota "
+        "and the label-noise filter. Two worker processes with one thread each.",
         "",
         "| images | stage | seconds | peak GB, all processes | open files | temporary MB |",
         "|---:|---|---:|---:|---:|---:|",

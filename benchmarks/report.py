@@ -1,10 +1,10 @@
-"""What a report costs: time, memory and size, of synthetic runs in the real formats.
+"""Measure time, memory and size of the report, on synthetic runs in the real formats.
 
     python benchmarks/report.py --output benchmarks/results/report.md
 
-A run has an annotation file, scores with every measure, objects with votes, a selection with near-duplicates, guard and
-floors, a manifest's provenance, and three arms of five seeds; the small one has the members' predictions and its images
-too. Each report is made in a process of its own, with one thread, from the files alone.
+A run has annotations, scores with every measure, objects with votes, a selection with near-duplicates, label-noise
+filter and minimum quotas, the manifest's provenance, and three arms of five seeds. The small run has predictions and
+images too. Each report runs in a process of its own with one thread.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _OF_LABELS = MEASURES[10:]
 
 
 def make_run(output: Path, data: Path, num_images: int, *, has_images: bool) -> None:
-    """Write a run's OUTPUT_DIR and the pool that it read."""
+    """Write the OUTPUT_DIR of a run, and its pool."""
     rng = np.random.default_rng(0)
     for folder in ("pool", "train", "predict", "score", "select", "manifest", "retrain", "evaluate"):
         (output / folder).mkdir(parents=True)
@@ -66,7 +66,7 @@ def make_run(output: Path, data: Path, num_images: int, *, has_images: bool) -> 
 
 
 def _labels(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return the labels of a block of images, which all blocks repeat."""
+    """Return the labels of one block of images, which every block repeats."""
     size = rng.uniform(20, 200, (_BLOCK, _BOXES, 2))
     corner = rng.uniform(0, 1, (_BLOCK, _BOXES, 2)) * (np.array([_WIDTH, _HEIGHT]) - size)
     return np.concatenate((corner, corner + size), axis=2).round(1), rng.integers(0, _CLASSES, (_BLOCK, _BOXES))
@@ -96,7 +96,7 @@ def _write_annotations(path: Path, boxes: np.ndarray, classes: np.ndarray, num_i
 
 
 def write_pool(output: Path, data: Path, num_images: int, *, num_boxes: int | None = None) -> None:
-    """Write what the stage ``pool`` leaves, of an annotation file that is there."""
+    """Write the outputs of the stage ``pool`` for an existing annotation file."""
     from detcurate.io.files import sha256_file
 
     counts = {"num_images": num_images, "num_boxes": num_boxes or num_images * _BOXES}
@@ -114,7 +114,7 @@ def _write(path: Path, columns: dict[str, np.ndarray]) -> None:
 
 
 def _write_objects(path: Path, boxes: np.ndarray, classes: np.ndarray, num_images: int) -> None:
-    """Write the table of objects as the stage does, a row group a block of images."""
+    """Write the table of objects as the stage does, one row group a block of images."""
     from detcurate.pipeline.object_table import object_table
     from detcurate.structures import ObjectScores
 
@@ -146,7 +146,7 @@ def _write_objects(path: Path, boxes: np.ndarray, classes: np.ndarray, num_image
 
 
 def _write_predictions(output: Path, boxes: np.ndarray, classes: np.ndarray, num_images: int) -> None:
-    """Write the members' detections; of no image where they were removed after the scoring."""
+    """Write the members' detections; for 0 images, none, as if they were removed after scoring."""
     from detcurate.predictions.shards import shard_path, write_shard
     from detcurate.predictions.store import MEMBERS, prepare_prediction_sets
     from detcurate.structures import Detections
@@ -180,7 +180,7 @@ def _write_predictions(output: Path, boxes: np.ndarray, classes: np.ndarray, num
 def _write_selection(output: Path, ids: np.ndarray, score: np.ndarray, rng: np.random.Generator) -> None:
     order = np.argsort(-score)
     kept, gone = order[: len(ids) // 2], order[len(ids) // 2 :]
-    reason = np.where(np.arange(len(kept)) < len(kept) // 20, "floor class class 3=9000", "top_n")
+    reason = np.where(np.arange(len(kept)) < len(kept) // 20, "minimum class class 3=9000", "top_n")
     table = {"rank": np.arange(1, len(kept) + 1), "image_id": ids[kept], "image_score": score[kept], "reason": reason}
     _write(output / "select" / "selection.parquet", table)
     replaced_by = pa.array(ids[rng.choice(kept, len(gone))], mask=np.arange(len(gone)) % 3 > 0)
@@ -223,11 +223,11 @@ def _write_arms(output: Path, rng: np.random.Generator, num_images: int) -> None
     finish(output, "retrain", inputs=["pool"], settings=settings, facts={"models": models})
     (output / "evaluate" / "figures.json").write_bytes(orjson.dumps(rows))
     _write(output / "evaluate" / "replicates.parquet", replicates)
-    finish(output, "evaluation", "figures.json", "replicates.parquet", inputs=["pool", "retrain"])
+    finish(output, "evaluate", "figures.json", "replicates.parquet", inputs=["pool", "retrain"])
 
 
 def _write_images(folder: Path, rng: np.random.Generator) -> None:
-    """Write frames with as much in them as photographs have: some 300 kB each."""
+    """Write frames as detailed as photographs, about 300 kB each."""
     folder.mkdir()
     for number in range(_FRAMES):
         coarse = rng.integers(0, 255, (45, 80, 3), np.uint8)
@@ -245,7 +245,7 @@ def finish(
     facts: dict[str, object] | None = None,
     text: str | None = None,
 ) -> None:
-    """Write the marker of a stage, and its one file when its text is given."""
+    """Write the metadata of a finished stage, and its only file if ``text`` is given."""
     from detcurate.io.files import sha256_file, write_json
     from detcurate.pipeline.stage import output_digest, read_stage_metadata
 
@@ -269,7 +269,7 @@ def finish(
 
 
 def report(output: Path) -> None:
-    """Write the report of a run; print its seconds, the process's peak memory in GB and the page's size in MB."""
+    """Write the report of a run; print seconds, peak memory in GB and the size of the page in MB."""
     from detcurate.cli import main
 
     start = time.perf_counter()
@@ -278,13 +278,13 @@ def report(output: Path) -> None:
     results = json.loads((output / "report" / "results.json").read_text())
     unfinished = {stage["name"] for stage in results["stages"] if stage["state"] != "complete"}
     if status or unfinished - {"predict"} or len(results["galleries"]) != 7:
-        raise SystemExit(f"the report is not whole: {unfinished} {results['missing']}")
+        raise SystemExit(f"the report is incomplete: {unfinished} {results['missing']}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(seconds, peak, (output / "report" / "index.html").stat().st_size / 1e6)
 
 
 def _measure(num_images: int, *, has_images: bool, repeats: int) -> list[tuple[float, float, float]]:
-    """Make a run, and its report anew each time in a process of its own with one thread."""
+    """Write a run, and its report ``repeats`` times, each in a process of its own with one thread."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "output"
@@ -300,11 +300,11 @@ def _measure(num_images: int, *, has_images: bool, repeats: int) -> list[tuple[f
 
 
 def main() -> None:
-    """Measure both sizes."""
+    """Measure a small and a large run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--large", type=int, default=500_000, help="images of the large pool (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="write the table there too")
+    parser.add_argument("--output", type=Path, help="also write the table to this file")
     parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.report:
@@ -317,16 +317,20 @@ def main() -> None:
         f"{_BOXES} labels and {_CLUSTERS} clusters an image, {_MEMBERS} members, {_CLASSES} classes, 6 metadata "
         "fields, seven galleries. Each report in a process of its own with one thread; median and, in brackets, all.",
         "",
-        "| pool | seconds | wanted | peak GB | wanted | index.html, MB |",
+        "| pool | seconds | limit | peak GB | limit | index.html, MB |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for num_images, has_images, wanted in ((5_000, True, ("60", "1")), (arguments.large, False, ("180", "2"))):
+    for num_images, has_images, limits in ((5_000, True, ("60", "1")), (arguments.large, False, ("180", "2"))):
         found = _measure(num_images, has_images=has_images, repeats=arguments.repeats)
         seconds = [row[0] for row in found]
-        what = "images of 1280×720 and predictions on disk" if has_images else "scores, without images and predictions"
+        content = (
+            "images of 1280×720 and predictions on disk" if has_images else "scores, without images and predictions"
+        )
         shown = f"{np.median(seconds):.1f} ({', '.join(f'{one:.1f}' for one in seconds)})"
         peak, size = max(row[1] for row in found), max(row[2] for row in found)
-        lines.append(f"| {num_images:,}, {what} | {shown} | ≤ {wanted[0]} | {peak:.2f} | ≤ {wanted[1]} | {size:.1f} |")
+        lines.append(
+            f"| {num_images:,}, {content} | {shown} | ≤ {limits[0]} | {peak:.2f} | ≤ {limits[1]} | {size:.1f} |"
+        )
         print(lines[-1], file=sys.stderr)
     lines += ["", *footer(f"python benchmarks/report.py --repeats {arguments.repeats}", load=load)]
     text = "\n".join(lines) + "\n"
