@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, hooks, launch
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -178,21 +178,3 @@ def _logged_to(path: Path) -> Iterator[None]:
 
 def _no_progress(_: int) -> None:
     """Ignore progress: the processes of a distributed run have no common bar."""
-
-
-def write_scalars(directory: Path, runs: Mapping[str, Mapping[int, Mapping[str, float]]]) -> list[Path]:
-    """Write scalars as TensorBoard events and return the files.
-
-    Args:
-        directory: Destination; each run has a folder below.
-        runs: Run -> step, at least 0 -> tag -> value.
-    """
-    for run, steps in runs.items():
-        writer = TensorboardXWriter(str(directory / run))
-        for step, scalars in sorted(steps.items()):
-            with EventStorage(start_iter=step) as storage:
-                for tag, value in scalars.items():
-                    storage.put_scalar(tag, value, smoothing_hint=False)
-                writer.write()
-        writer.close()
-    return sorted(path for path in directory.rglob("*") if path.is_file())

@@ -164,7 +164,7 @@ def _write_scalars(directory: Path, comparison: Comparison) -> list[Path]:
     shutil.rmtree(directory, ignore_errors=True)  # event files are appended to, never overwritten
     if not has_detectron2():
         return []
-    from detcurate.d2.train.trainer import write_scalars
+    from detcurate.d2.events import write_scalars
 
     scalars: dict[str, dict[int, dict[str, float]]] = {}
     for model in comparison.models:
