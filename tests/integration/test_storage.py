@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers import REPOSITORY
 from PIL import Image
 
 pytest.importorskip("moto", reason="moto is not installed: `make setup` installs it")
@@ -427,9 +426,3 @@ def test_annotation_copy_is_renewed_when_object_changes(root, faults):
     assert faults.count("GET", "train.json") == 0
     write_bytes(root / "train.json", b'{"a": 2}')
     assert annotation_copy(root / "train.json").read_bytes() == b'{"a": 2}'
-
-
-@pytest.mark.parametrize("setting", ["ROOT", "CACHE", "CACHE_GB", "RETRIES", "TIMEOUT_S"])
-def test_document_lists_setting(setting):
-    text = (REPOSITORY / "docs" / "how-to" / "object-storage.md").read_text()
-    assert f"| `{setting}` |" in text
