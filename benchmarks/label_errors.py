@@ -1,11 +1,10 @@
 #!/usr/bin/env python
-"""How well each measure and each suspicion finds the label defects that were planted in a rendered pool.
+"""Measure how well each measure and label-error score finds the label errors planted in a rendered pool.
 
-Reads the OUTPUT_DIR of a finished run on a rendered pool and prints, for each kind of defect, the probability that a
-damaged label scores above a sound one (the area under the ROC curve, AUROC; 0.5 is chance, ties count half). A label
-has its own measures, and those of the clusters that are nearest to it: the highest, 0 for none. A missing box has no
-label, and is scored by the highest cluster that overlaps it at 0.5 or more, 0 for none, beside the clusters that
-overlap no defect.
+Reads the OUTPUT_DIR of a finished run on a rendered pool. For each kind of error it prints the probability that a wrong
+label scores above a correct one (area under the ROC curve, AUROC; 0.5 is chance, ties count half). A label has its own
+measures, and the highest value of the clusters nearest to it, 0 for none. A missing box is scored by the highest cluster
+with an IoU of at least 0.5, 0 for none, and compared with the clusters that overlap no error.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def read_columns(path: Path) -> Columns:
 
 
 def label_values(labels: Columns, clusters: Columns) -> Columns:
-    """Return what each label is scored: its own measures, and the highest of the clusters that are nearest to it."""
+    """Return the values of each label: its own measures, and the highest of the clusters nearest to it."""
     values = {name: labels[name] for name in OF_LABELS if name in labels}
     order = np.argsort(labels["annotation_id"])
     matched = clusters["annotation_id"] >= 0
@@ -73,7 +72,7 @@ def label_values(labels: Columns, clusters: Columns) -> Columns:
 
 
 def label_table(labels: Columns, clusters: Columns, damaged: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Return measure -> kind -> AUROC of the damaged labels against the sound ones."""
+    """Return measure -> kind -> AUROC of wrong labels against correct ones."""
     sound = ~np.isin(labels["annotation_id"], np.concatenate(list(damaged.values())))
     table: dict[str, dict[str, float]] = {}
     for name, column in label_values(labels, clusters).items():
@@ -84,7 +83,7 @@ def label_table(labels: Columns, clusters: Columns, damaged: Mapping[str, np.nda
 
 
 def clusters_on(place: Place, clusters: Columns) -> np.ndarray:
-    """Return the rows of the clusters that overlap a place at 0.5 or more."""
+    """Return the rows of the clusters with an IoU of at least 0.5 with a box of an image."""
     here = np.flatnonzero(clusters["image_id"] == place[0])
     boxes = np.column_stack([clusters[side][here] for side in ("x1", "y1", "x2", "y2")])
     found: np.ndarray = here[box_iou(boxes, place[1])[:, 0] >= _SAME_OBJECT]
@@ -92,12 +91,12 @@ def clusters_on(place: Place, clusters: Columns) -> np.ndarray:
 
 
 def missing_table(clusters: Columns, missing: list[np.ndarray], shifted: list[np.ndarray]) -> dict[str, float]:
-    """Return measure -> AUROC of the missing boxes against the clusters that are on no defect.
+    """Return measure -> AUROC of missing boxes against the clusters that overlap no error.
 
     Args:
         clusters: The columns.
         missing: The rows of the clusters on each missing box.
-        shifted: Those on the true place of each shifted label, which has no label either, and are left out.
+        shifted: The rows of the clusters on the true box of each shifted label; they are excluded.
     """
     is_sound = np.ones(len(clusters["image_id"]), bool)
     is_sound[np.concatenate([*missing, *shifted])] = False
@@ -109,7 +108,7 @@ def missing_table(clusters: Columns, missing: list[np.ndarray], shifted: list[np
 
 
 def image_table(images: Columns, images_with: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Return component -> kind -> AUROC of the images with such a defect against those without any."""
+    """Return component -> kind -> AUROC of the images with such an error against those without errors."""
     sound = ~np.isin(images["image_id"], np.concatenate(list(images_with.values())))
     names = [name for name in ("image_score", *OF_CLUSTERS, *OF_LABELS, *COUNTS) if name in images]
     return {
@@ -122,9 +121,9 @@ def image_table(images: Columns, images_with: Mapping[str, np.ndarray]) -> dict[
 
 
 def objectlab(output: Path, labels: Columns, damaged: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Return the same for cleanlab's ObjectLab, given the last member's detections: it judges by one detector.
+    """Return the AUROC of cleanlab's ObjectLab with the last member's detections, as it uses one detector.
 
-    Its score of a label that is missing_label is of the detector's boxes, so only its other two are of labels.
+    Its score of missing labels is one per predicted box, so only the other two scores are compared.
     """
     from cleanlab.object_detection import rank
 
@@ -159,7 +158,7 @@ def objectlab(output: Path, labels: Columns, damaged: Mapping[str, np.ndarray]) 
 
 
 def markdown(title: str, table: Mapping[str, Mapping[str, float]], counts: Mapping[str, int]) -> str:
-    """Return a table with a row a measure and a column a kind."""
+    """Return a table with a row per measure and a column per kind."""
     lines = [f"| {title} | " + " | ".join(f"{kind} ({counts[kind]})" for kind in KINDS) + " |", "|---|" + "---:|" * 4]
     for name, row in table.items():
         cells = [f"{row[kind]:.3f}" if kind in row else "" for kind in KINDS]
@@ -170,7 +169,7 @@ def markdown(title: str, table: Mapping[str, Mapping[str, float]], counts: Mappi
 
 
 def report(output: Path) -> str:
-    """Return the tables of a run, of its objects and of its images."""
+    """Return the tables of objects and images of a run."""
     objects = read_columns(output / "score" / "objects.parquet")
     images = read_columns(output / "score" / "images.parquet")
     defects = json.loads((output / "pool" / "train-defects.json").read_text())
@@ -199,16 +198,16 @@ def report(output: Path) -> str:
     image_counts = {kind: len(ids) for kind, ids in images_with.items()}
     return "\n".join(
         (
-            "# Finding planted label defects",
+            "# Finding planted label errors",
             "",
             f"{len(labels['image_id']):,} labels and {len(clusters['image_id']):,} clusters on "
-            f"{len(images['image_id']):,} images. AUROC; in brackets how many there are of each kind. On "
-            f"{sum(len(rows) == 0 for rows in on_missing)} of the missing boxes there is no cluster.",
+            f"{len(images['image_id']):,} images. AUROC; in brackets the number of each kind. "
+            f"{sum(len(rows) == 0 for rows in on_missing)} of the missing boxes have no cluster.",
             "",
             markdown("object", of_objects, counts),
             "",
-            "Images with a defect of the kind, beside images without any. More boxes are more defects, so the counts "
-            "are there to compare with.",
+            "Images with an error of the kind against images without errors. Images with more boxes have more errors, so "
+            "the counts are included for comparison.",
             "",
             markdown("image", image_table(images, images_with), image_counts),
             "",
