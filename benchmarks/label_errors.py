@@ -3,8 +3,8 @@
 
 Reads the OUTPUT_DIR of a finished run on a rendered pool. For each kind of error it prints the probability that a wrong
 label scores above a correct one (area under the ROC curve, AUROC; 0.5 is chance, ties count half). A label has its own
-measures, and the highest value of the clusters nearest to it, 0 for none. A missing box is scored by the highest cluster
-with an IoU of at least 0.5, 0 for none, and compared with the clusters that overlap no error.
+measures, and the highest value of the clusters nearest to it, 0 for none. A missing box has the highest value of the
+clusters with an IoU of at least 0.5, 0 for none, and is compared with the clusters that overlap no error.
 """
 
 from __future__ import annotations
@@ -206,8 +206,8 @@ def report(output: Path) -> str:
             "",
             markdown("object", of_objects, counts),
             "",
-            "Images with an error of the kind against images without errors. Images with more boxes have more errors, so "
-            "the counts are included for comparison.",
+            "Images with an error of the kind against images without errors. Images with more boxes have more errors; "
+            "compare with the counts.",
             "",
             markdown("image", image_table(images, images_with), image_counts),
             "",

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Scoring on one thread beside other people's work on the same boxes, and whole pools in worker processes.
+"""Measure scoring on one thread beside other libraries on the same boxes, and whole pools in worker processes.
 
-What the others do is not the same job: ``weighted_boxes_fusion`` merges the members' boxes and keeps no votes, no
-posterior and no measure; cleanlab's ObjectLab compares one set of predictions with labels. They are here because they
-are what one would otherwise run on an ensemble's boxes. Both come with ``pip install -e .[bench]``; one that is absent
-is left out. Peak memory is the largest resident set of any one process.
+The other libraries do a different job: ``weighted_boxes_fusion`` merges the members' boxes without votes, posteriors or
+measures; cleanlab's ObjectLab compares one set of predictions with labels. They are the alternatives for an ensemble's
+boxes. Install both with ``pip install -e .[bench]``; absent ones are skipped. Peak memory is the largest resident set
+of any process.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def score(num_images: int, num_members: int, association: str = "sequential") ->
 
 
 def score_with_labels(num_images: int, num_members: int) -> Callable[[], object]:
-    """``score_labelled_objects``: the same, the measures that use labels, and the suspicions."""
+    """``score_labelled_objects``: the same, the measures that use labels, and the label-error scores."""
     from detcurate.score.measures import available_measures
     from detcurate.score.scoring import score_labelled_objects
 

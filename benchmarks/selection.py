@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Selecting from large pools: thinning, floors, k-center and facility location; beside lightly-mundig.
+"""Measure the selection from large pools: thinning, quotas, k-center and facility location, beside lightly-mundig.
 
-Embeddings are those of drives: random walks in 32 directions of 128 dimensions, with noise, as float16; `spread` ones
-have no structure at all, the worst case for neighbours. `pip install lightly-mundig` for its rows. Peak memory is the
-largest resident set of the process.
+Embeddings imitate drives: random walks in 32 directions of 128 dimensions with noise, as float16. Those of `spread`
+have no structure, the worst case for neighbours. `pip install lightly-mundig` adds its rows. Peak memory is the largest
+resident set of the process.
 """
 
 from __future__ import annotations
