@@ -204,7 +204,7 @@ def measures_page() -> str:
 
 def label_error_rows() -> Iterable[tuple[str, str]]:
     """Return the label-error scores with their meanings."""
-    from detcurate.pipeline.tables import LABEL_ERROR_MEANINGS
+    from detcurate.score.label_errors import LABEL_ERROR_MEANINGS
 
     return ((f"`{name}`", meaning) for name, meaning in LABEL_ERROR_MEANINGS.items())
 

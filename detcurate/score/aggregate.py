@@ -102,6 +102,7 @@ def class_weights(counts: np.ndarray) -> np.ndarray:
 
 
 def _sum(values: np.ndarray, image_index: np.ndarray, num_images: int, k: int) -> np.ndarray:
+    """Sum the values of each image; grows with the number of objects."""
     totals: np.ndarray = np.bincount(image_index, weights=values, minlength=num_images)
     return totals
 
@@ -113,16 +114,19 @@ def _count(image_index: np.ndarray, num_images: int) -> np.ndarray:
 
 
 def _mean(values: np.ndarray, image_index: np.ndarray, num_images: int, k: int) -> np.ndarray:
+    """Average the values of each image."""
     means: np.ndarray = _sum(values, image_index, num_images, k) / _count(image_index, num_images)
     return means
 
 
 def _sqrt_sum(values: np.ndarray, image_index: np.ndarray, num_images: int, k: int) -> np.ndarray:
+    """Divide the sum by the square root of the number of objects: between sum and mean."""
     scaled: np.ndarray = _sum(values, image_index, num_images, k) / np.sqrt(_count(image_index, num_images))
     return scaled
 
 
 def _top_k_mean(values: np.ndarray, image_index: np.ndarray, num_images: int, k: int) -> np.ndarray:
+    """Average each image's ``k`` highest values; of all if there are fewer."""
     order = np.lexsort((-values, image_index))
     sorted_index = image_index[order]
     place = np.arange(len(order)) - np.searchsorted(sorted_index, sorted_index)  # 0 for an image's highest value
@@ -131,9 +135,15 @@ def _top_k_mean(values: np.ndarray, image_index: np.ndarray, num_images: int, k:
 
 
 def _max(values: np.ndarray, image_index: np.ndarray, num_images: int, k: int) -> np.ndarray:
+    """Take each image's highest value."""
     highest = np.full(num_images, -np.inf)
     np.maximum.at(highest, image_index, values)
     return np.where(np.isinf(highest), 0.0, highest)
+
+
+def _class_weighted_sum(values: np.ndarray, image_index: np.ndarray, num_images: int, k: int) -> np.ndarray:
+    """Sum the values of each image, each times the weight of its class; rare classes weigh more."""
+    return _sum(values, image_index, num_images, k)  # ``aggregate`` has applied the weights
 
 
 AGGREGATIONS: Mapping[str, Aggregation] = {
@@ -142,7 +152,7 @@ AGGREGATIONS: Mapping[str, Aggregation] = {
     "sum": _sum,
     "top_k_mean": _top_k_mean,
     "sqrt_sum": _sqrt_sum,
-    "class_weighted_sum": _sum,
+    "class_weighted_sum": _class_weighted_sum,
 }
 
 WEIGHTED = ("class_weighted_sum",)
