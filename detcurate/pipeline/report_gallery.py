@@ -17,6 +17,7 @@ from detcurate.io.storage import Location
 from detcurate.pipeline.context import Run
 from detcurate.pipeline.object_table import SIDES, ObjectsTable
 from detcurate.predictions.store import open_predictions, read_members
+from detcurate.report.page_tables import count_of
 from detcurate.report.pictures import (
     LABEL_ERRORS,
     SUSPECTED,
@@ -28,8 +29,7 @@ from detcurate.report.pictures import (
     of_minimums,
     safe_path,
 )
-from detcurate.report.records import Choice, DrawnBox, Gallery, Picture, Pool, Scores, Tile
-from detcurate.report.tables import count_of
+from detcurate.report.report_data import Choice, DrawnBox, Gallery, Picture, Pool, Scores, Tile
 
 _SHOWN_COLUMNS = ("image_id", "kind", "annotation_id", *SIDES, "class_index", "confidence", "votes", *LABEL_ERRORS)
 _LEAST_CONFIDENCE, _LEAST_VOTE = 0.3, 0.3

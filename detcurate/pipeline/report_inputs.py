@@ -15,7 +15,7 @@ from detcurate.pipeline.pool_columns import sequence_codes
 from detcurate.pipeline.stage import damaged_outputs, output_digest, read_stage_metadata
 from detcurate.pipeline.tables import ImagesTable, RemovedTable, SelectionTable
 from detcurate.report.pictures import LABEL_ERRORS
-from detcurate.report.records import Choice, Pool, Scores, StageState
+from detcurate.report.report_data import Choice, Pool, Scores, StageState
 
 
 def report_pool(run: Run) -> Pool:

@@ -23,10 +23,7 @@ from detcurate.report.figures_pool import (
     sequence_figure,
 )
 from detcurate.report.page import PageParts, gallery_figures, render
-from detcurate.report.pictures import encode
-from detcurate.report.records import Choice, Comparison, ReportData
-from detcurate.report.svg import Drawing
-from detcurate.report.tables import (
+from detcurate.report.page_tables import (
     Table,
     ap_table,
     class_ap_table,
@@ -39,6 +36,9 @@ from detcurate.report.tables import (
     reason_table,
     to_csv,
 )
+from detcurate.report.pictures import encode
+from detcurate.report.report_data import Choice, Comparison, ReportData
+from detcurate.report.svg import Drawing
 from detcurate.report.verdict import Claim, Verdict, signed, span, verdict
 
 PAGE, RESULTS, SUMMARY, DATA = "index.html", "results.json", "summary.md", "data"

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detcurate.evaluate.arm_comparison import COMPARED
-from detcurate.report.records import Comparison
+from detcurate.report.page_tables import Table, class_ap_table, seed_table
+from detcurate.report.report_data import Comparison
 from detcurate.report.svg import ARMS, HALF, INK, LINE, MARKERS, MUTED, Drawing, axes, draw, label
-from detcurate.report.tables import Table, class_ap_table, seed_table
 from detcurate.report.verdict import Claim, signed, span
 
 if TYPE_CHECKING:

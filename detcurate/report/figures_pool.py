@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detcurate.report.records import Choice, Pool
+from detcurate.report.page_tables import Table, percent
+from detcurate.report.report_data import Choice, Pool
 from detcurate.report.svg import HALF, KEPT, LEFT, MUTED, Drawing, axes, draw, label
-from detcurate.report.tables import Table, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from detcurate.report.pictures import LABEL_ERRORS
-from detcurate.report.records import Scores
+from detcurate.report.report_data import Scores
 from detcurate.report.svg import INK, SURFACE
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import orjson
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from detcurate.report.page_tables import Table, count_of
 from detcurate.report.pictures import Encoded, part
-from detcurate.report.records import DrawnBox, Gallery, Picture, ReportData, Tile
+from detcurate.report.report_data import DrawnBox, Gallery, Picture, ReportData, Tile
 from detcurate.report.svg import Drawing
-from detcurate.report.tables import Table, count_of
 from detcurate.report.verdict import Verdict
 
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}

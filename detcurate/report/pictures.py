@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from detcurate.coco.image_files import opened_image
 from detcurate.io.storage import Location
-from detcurate.report.records import Choice, Picture, Scores, Tile
+from detcurate.report.report_data import Choice, Picture, Scores, Tile
 
 BUDGET = 9_000_000
 """The most bytes of all JPEGs together; 12 MB in base64."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from detcurate.report.tables import Table
+from detcurate.report.page_tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

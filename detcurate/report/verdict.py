@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from detcurate.evaluate.arm_comparison import COMPARED
-from detcurate.report.records import Comparison
+from detcurate.report.report_data import Comparison
 
 ENOUGH_SEEDS = 5
 LEARNED_AP = 1.0

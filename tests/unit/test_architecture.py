@@ -2,6 +2,7 @@
 
 import ast
 import functools
+from collections import defaultdict
 
 import pytest
 from helpers import REPOSITORY
@@ -37,6 +38,9 @@ IO_RANKS = {"storage": 0, "files": 1, "safe_loading": 2, "parquet": 2, "leases":
 # Modules that only read arrays and write arrays.
 PURE = ("score", "select")
 FRAMEWORKS_AND_FILES = ("torch", "detectron2", "pathlib", "pyarrow")
+
+# A command, and the stage or writer that it runs, share a name.
+SAME_NAME_ALLOWED = ("cli", "manifest", "pipeline/commands", "pipeline/stages")
 
 
 @functools.cache
@@ -125,6 +129,18 @@ def test_imports_have_no_cycle():
 
     for name in graph:
         visit(name)
+
+
+def test_module_names_are_unique():
+    folders = defaultdict(list)
+    for *folder, name in imports():
+        folders[name].append("/".join(folder))
+    repeated = {
+        name: found
+        for name, found in folders.items()
+        if name != "__init__" and len(found) > 1 and not set(found) <= set(SAME_NAME_ALLOWED)
+    }
+    assert repeated == {}
 
 
 def test_unit_tests_mirror_the_packages():

@@ -34,7 +34,7 @@ from detcurate.pipeline.stage import Stage, StageResult, output_digest
 from detcurate.pipeline.stages.predict import FIGURES
 from detcurate.pipeline.tables import ReplicatesTable
 from detcurate.report.build import PAGE, write_report
-from detcurate.report.records import Comparison, ReportData, StageState
+from detcurate.report.report_data import Comparison, ReportData, StageState
 from detcurate.version import __version__
 
 TENSORBOARD = "tensorboard"

@@ -256,7 +256,7 @@ FORMULAS = ['=HYPERLINK("http://evil","x")', "+1+cmd|' /C calc'!A0", "-2+3", "@S
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_csv_escapes_formulas(name):
-    from detcurate.report.tables import Table, to_csv
+    from detcurate.report.page_tables import Table, to_csv
 
     text = to_csv(Table("classes", "", ("class", name), ((name, -3), ("car", -0.5)))).decode()
     rows = list(csv.reader(text.splitlines()))

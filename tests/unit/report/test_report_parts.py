@@ -21,6 +21,7 @@ from detcurate.report.figures_pool import (
     sequence_figure,
 )
 from detcurate.report.page import json_for_html
+from detcurate.report.page_tables import MOST_ROWS, Table, cost_table, kept_table, text, to_csv
 from detcurate.report.pictures import (
     encode,
     least_disagreed,
@@ -31,9 +32,8 @@ from detcurate.report.pictures import (
     part,
     safe_path,
 )
-from detcurate.report.records import Choice, Comparison, Picture, Pool, Scores, Tile
+from detcurate.report.report_data import Choice, Comparison, Picture, Pool, Scores, Tile
 from detcurate.report.svg import axes, draw, label
-from detcurate.report.tables import MOST_ROWS, Table, cost_table, kept_table, text, to_csv
 
 ATTACK = '</text><script>alert(1)</script> id="x" url(#y) $a$ #0a0b01'
 

@@ -6,7 +6,7 @@ import pytest
 
 from detcurate.evaluate.arm_comparison import summarise
 from detcurate.evaluate.coco_eval import CocoFigures
-from detcurate.report.records import Comparison
+from detcurate.report.report_data import Comparison
 from detcurate.report.verdict import claims, signed, span, verdict
 
 

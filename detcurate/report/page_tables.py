@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from detcurate.evaluate.coco_eval import FIGURES
-from detcurate.report.records import Comparison
+from detcurate.report.report_data import Comparison
 
 ABSENT = "–"
 MOST_ROWS = 60
