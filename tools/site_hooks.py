@@ -211,17 +211,11 @@ def label_error_rows() -> Iterable[tuple[str, str]]:
 
 def findings_page() -> str:
     """Return the reference of what validation finds in COCO files, from the rules."""
-    from detcurate.coco.validation.findings import RULES
+    from detcurate.coco.validation.findings import findings_table
 
     rows = (
-        (
-            f"`{code}`",
-            f"`{rule.policy}`",
-            ", ".join(f"`{one}`" for one in rule.allowed),
-            rule.repair or "–",
-            rule.advice,
-        )
-        for code, rule in RULES.items()
+        (f"`{code}`", escaped(meaning), f"`{default}`", others or "–", escaped(repair) or "–")
+        for code, default, others, repair, meaning in findings_table()
     )
     return "\n".join(
         [
@@ -231,7 +225,7 @@ def findings_page() -> str:
             "keep the record unchanged, `repair` fixes it while reading. `CURATE.POOL.FINDINGS` or",
             "`--policy CODE=POLICY` changes a policy. [COCO files](../explanation/coco-files.md) explains the reasons.",
             "",
-            *markdown_table(("finding", "default", "allowed", "repair", "advice"), rows),
+            *markdown_table(("finding", "meaning", "default", "other policies", "repair"), rows),
             "",
         ]
     )

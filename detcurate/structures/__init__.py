@@ -1,8 +1,8 @@
-"""The records that the stages hand to each other: frozen columns, checked when they are made.
+"""Records that stages exchange: frozen columns, validated when they are created.
 
-Axes, everywhere in the project: I images, E members, N detections, G clusters, J ground-truth boxes, C classes. Boxes
+Axes in the whole project: I images, E members, N detections, G clusters, J ground-truth boxes, C classes. Boxes
 are xyxy in absolute pixels. ``class_index`` is contiguous from 0; ``class_probs`` has C + 1 columns, the background
-last. ``posterior_form`` says how to read them: one distribution a row, or one a class.
+last. ``posterior_form`` is their form: one distribution a row, or one a class.
 """
 
 from detcurate.structures.columns import validate_ascending

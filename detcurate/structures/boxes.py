@@ -1,4 +1,4 @@
-"""Boxes: COCO's xywh at the JSON edge, xyxy in absolute pixels everywhere else."""
+"""Convert and compare boxes: xywh in COCO files, xyxy in absolute pixels everywhere else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def xywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
-    """Convert (N, 4) boxes from corner and size to two corners; the dtype is kept, no row gives no row.
+    """Convert (N, 4) boxes from corner and size to two corners, of the same dtype; N may be 0.
 
     Example:
         >>> xywh_to_xyxy(np.array([[10.0, 20.0, 5.0, 8.0]])).tolist()
@@ -18,7 +18,7 @@ def xywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
 
 
 def xyxy_to_xywh(boxes: np.ndarray) -> np.ndarray:
-    """Convert (N, 4) boxes from two corners to corner and size; the dtype is kept, no row gives no row.
+    """Convert (N, 4) boxes from two corners to corner and size, of the same dtype; N may be 0.
 
     Example:
         >>> xyxy_to_xywh(np.array([[10.0, 20.0, 15.0, 28.0]])).tolist()
@@ -30,7 +30,7 @@ def xyxy_to_xywh(boxes: np.ndarray) -> np.ndarray:
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU over the leading axes of two arrays of boxes, broadcast against each other."""
+    """Return the IoU over the leading axes of two broadcast arrays of boxes."""
     size = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     intersection = np.prod(np.clip(size, 0.0, None), axis=-1)
     union = np.prod(a[..., 2:] - a[..., :2], axis=-1) + np.prod(b[..., 2:] - b[..., :2], axis=-1) - intersection
@@ -39,9 +39,9 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Intersection over union of every pair of boxes.
+    """Return the intersection over union of every pair of boxes.
 
-    Identical boxes give 1, disjoint ones 0; a pair whose union has no area gives 0, never NaN.
+    Identical boxes give 1, disjoint ones 0, and a union without area 0, never NaN.
 
     Args:
         first: (N, 4) xyxy.
@@ -59,7 +59,7 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def paired_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Intersection over union of the boxes of the same row; the extremes are those of ``box_iou``.
+    """Return the intersection over union of the boxes of each row, with the same limits as :func:`box_iou`.
 
     Args:
         first: (N, 4) xyxy.

@@ -1,4 +1,4 @@
-"""Checks of columns, and the errors that say which one breaks what."""
+"""Validate columns; the errors name the column, the constraint and the value."""
 
 from __future__ import annotations
 
@@ -20,31 +20,34 @@ def validate_column(
     """Check one column's rank, fixed lengths, kind (a key of ``_KINDS``) and, for floats, that all are finite."""
     expected = "(" + ", ".join(str(length) for length in shape) + ("," if len(shape) == 1 else "") + ")"
     fits = values.ndim == len(shape) and all(
-        isinstance(want, str) or want == got for want, got in zip(shape, values.shape, strict=True)
+        isinstance(length, str) or length == actual for length, actual in zip(shape, values.shape, strict=True)
     )
     if not fits:
-        raise error(f"{owner}.{name} must have shape {expected}, got {values.shape}")
+        raise error(f"{owner}.{name}: wrong shape (got {values.shape}). It must be {expected}.")
     if values.dtype.kind != kind:
-        raise error(f"{owner}.{name} must be {_KINDS[kind]} array, got dtype {values.dtype}")
+        raise error(f"{owner}.{name}: wrong dtype (got {values.dtype}). It must be {_KINDS[kind]} array.")
     if kind == "f" and not np.isfinite(values).all():
-        raise error(f"{owner}.{name} must be finite, got {int((~np.isfinite(values)).sum())} NaN or infinite values")
+        num_bad = int((~np.isfinite(values)).sum())
+        raise error(f"{owner}.{name}: not finite (got {num_bad} NaN or infinite values).")
 
 
 def validate_ascending(name: str, image_ids: np.ndarray) -> None:
-    """Raise ``SelectionError`` when the ids of a pool are not ascending and unique."""
+    """Raise ``SelectionError`` if the ids of a pool are not ascending and unique."""
     falls = np.flatnonzero(image_ids[1:] <= image_ids[:-1])
     if len(falls):
         before, after = image_ids[falls[0] : falls[0] + 2].tolist()
-        raise SelectionError(f"{name} must be ascending and unique, got {after} after {before}; sort the pool's ids")
+        raise SelectionError(
+            f"{name}: not ascending and unique (got {after} after {before}). Sort the ids of the pool."
+        )
 
 
 def validate_rows(
     owner: str, name: str, fits: np.ndarray, values: np.ndarray, constraint: str, ids: np.ndarray
 ) -> None:
-    """Raise with the first row that breaks a column's constraint, and the image it belongs to."""
+    """Raise ``PredictionError`` with the first row that violates the constraint of a column, and its image."""
     if not fits.all():
         row = int(np.argmin(fits))
         raise PredictionError(
-            f"{owner}.{name} must {constraint}, got {values[row].tolist()} (row {row}, image_id {ids[row]}; "
-            f"{int((~fits).sum())} such rows); drop or mend these rows where they are made"
+            f"{owner}.{name}: must {constraint} (got {values[row].tolist()} in row {row}, image_id {ids[row]}, and "
+            f"{int((~fits).sum())} such rows in total). Drop or fix these rows where they are created."
         )

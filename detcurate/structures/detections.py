@@ -1,4 +1,4 @@
-"""What the members of an ensemble saw, and which of it is taken for one object."""
+"""Detections of the ensemble members, their clusters, and ground-truth labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DETECTION_COLUMNS = ("image_ids", "member", "boxes", "scores", "class_index", "
 
 
 def is_posterior(class_probs: np.ndarray, posterior_form: str) -> tuple[np.ndarray, str]:
-    """Tell which rows are a posterior of the form, (N,) bool, and what such a row must do, in words."""
+    """Return the rows that are a posterior of the form, (N,) bool, and its constraint for messages."""
     if posterior_form == "sigmoid":
         rest = 1.0 - class_probs[:, :-1].max(axis=1)
         fits = np.abs(class_probs[:, -1] - rest) <= _POSTERIOR_TOLERANCE
@@ -30,7 +30,7 @@ def is_posterior(class_probs: np.ndarray, posterior_form: str) -> tuple[np.ndarr
 
 @dataclass(frozen=True)
 class Detections:
-    """What the members of an ensemble saw on a set of images, one row a detection.
+    """Detections of the ensemble members on a set of images, one row a detection.
 
     Args:
         image_ids: (N,) int64, the image of each detection.
@@ -59,7 +59,8 @@ class Detections:
     def __post_init__(self) -> None:
         if self.posterior_form not in POSTERIOR_FORMS:
             raise PredictionError(
-                f"Detections.posterior_form must be one of {', '.join(POSTERIOR_FORMS)}, got {self.posterior_form!r}"
+                f"Detections.posterior_form: unknown (got {self.posterior_form!r}). "
+                f"Use one of {', '.join(POSTERIOR_FORMS)}."
             )
         n = len(self.image_ids)
         columns: tuple[tuple[str, tuple[int | str, ...], str], ...] = (
@@ -75,11 +76,13 @@ class Detections:
         self._validate_ranges()
 
     def _validate_ranges(self) -> None:
-        """Check what the measures rely on: the logarithm of a box's size, a row that is a posterior."""
+        """Check the assumptions of the measures: boxes with a size, rows that are posteriors."""
         if self.num_classes < 1:
-            raise PredictionError(f"Detections.class_probs must have C + 1 >= 2 columns, got {self.num_classes + 1}")
+            raise PredictionError(
+                f"Detections.class_probs: too few columns (got {self.num_classes + 1}). It needs C + 1 >= 2."
+            )
         known = (self.class_index >= 0) & (self.class_index < self.num_classes)
-        boxes = self.boxes.astype(np.float32, copy=False)  # what is measured: a size that vanishes there is no size
+        boxes = self.boxes.astype(np.float32, copy=False)  # the dtype of the measures: a size may vanish in it
         posterior, constraint = is_posterior(self.class_probs, self.posterior_form)
         checks = (
             ("member", self.member >= 0, "be at least 0"),
@@ -116,31 +119,31 @@ class Detections:
     def concatenate(cls, parts: Sequence[Detections]) -> Detections:
         """Join the rows of one or more records of one posterior form, in the order given."""
         if not parts:
-            raise PredictionError("Detections.concatenate needs at least one record, got none")
+            raise PredictionError("Detections.concatenate: no records (got 0). Pass at least one.")
         if len(parts) == 1:
             return parts[0]
         forms = {part.posterior_form for part in parts}
         if len(forms) > 1:
             raise PredictionError(
-                f"Detections to join must have one posterior_form, got {' and '.join(sorted(forms))}; "
-                "an ensemble is of detectors of one kind: join softmax and sigmoid heads in separate pools"
+                f"Detections.concatenate: more than one posterior_form (got {' and '.join(sorted(forms))}). "
+                "Use separate ensembles for softmax and sigmoid heads."
             )
         columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _DETECTION_COLUMNS}
         return cls(**columns, posterior_form=forms.pop())
 
     def take(self, rows: np.ndarray) -> Detections:
-        """Return the rows that an index array or a mask names."""
+        """Return the rows of an index array or a mask."""
         columns = {name: getattr(self, name)[rows] for name in _DETECTION_COLUMNS}
         return type(self)(**columns, posterior_form=self.posterior_form)
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """Object hypotheses: at most one detection of each member on what is taken for one object.
+    """Object hypotheses: clusters of at most one detection of each member.
 
     Args:
         image_ids: (G,) int64.
-        boxes: (G, 4) float32 xyxy, the mean box of the members that fired.
+        boxes: (G, 4) float32 xyxy, the mean box of the members with a detection.
         votes: (G, E) int64, the row of each member's detection in the ``Detections``, -1 where it missed.
 
     Raises:
@@ -157,17 +160,17 @@ class Clusters:
         validate_column("Clusters", "boxes", self.boxes, (g, 4), "f", PredictionError)
         validate_column("Clusters", "votes", self.votes, (g, "E"), "i", PredictionError)
         if g and not (self.votes >= 0).any(axis=1).all():
-            raise PredictionError("Clusters.votes must hold at least one detection a cluster, got a cluster of none")
+            raise PredictionError("Clusters.votes: a cluster without detections (got only -1 in a row).")
         if (self.votes < -1).any():
-            raise PredictionError(f"Clusters.votes must be a row or -1 for a miss, got {self.votes.min()}")
+            raise PredictionError(f"Clusters.votes: neither a row nor -1 for a miss (got {self.votes.min()}).")
 
     def validate_rows(self, detections: Detections) -> None:
-        """Raise ``PredictionError`` when a vote names a row that ``detections`` does not have."""
+        """Raise ``PredictionError`` if a vote is not a row of ``detections``."""
         highest = int(self.votes.max(initial=-1))
         if highest >= len(detections):
             raise PredictionError(
-                f"Clusters.votes must name rows below {len(detections)}, the number of detections, got {highest}; "
-                "pass the detections that were associated"
+                f"Clusters.votes: not a row of {len(detections)} detections (got {highest}). "
+                "Pass the detections that were clustered."
             )
 
     def __len__(self) -> int:
@@ -175,12 +178,12 @@ class Clusters:
 
     @property
     def num_members(self) -> int:
-        """The size E of the ensemble, whether or not each member fired."""
+        """The size E of the ensemble, including members without detections."""
         return int(self.votes.shape[1])
 
     @property
     def num_fired(self) -> np.ndarray:
-        """(G,) int64 in [1, E]: how many members have a detection in each cluster."""
+        """(G,) int64 in [1, E]: the number of members with a detection in each cluster."""
         return np.asarray((self.votes >= 0).sum(axis=1), dtype=np.int64)
 
 
@@ -227,5 +230,5 @@ class Labels:
         return len(self.image_ids)
 
     def take(self, rows: np.ndarray) -> Labels:
-        """Return the rows that an index array or a mask names."""
+        """Return the rows of an index array or a mask."""
         return type(self)(**{name: getattr(self, name)[rows] for name in _COLUMNS})

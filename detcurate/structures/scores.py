@@ -1,4 +1,4 @@
-"""What scoring says of objects and of images, and which images are chosen."""
+"""Scores of objects and images, and the selection of images."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from detcurate.structures.columns import validate_ascending, validate_column
 
 @dataclass(frozen=True)
 class ObjectScores:
-    """One row an object: a cluster of the members' detections, or a ground-truth box, and what the members say of it.
+    """Scores of objects, one row an object: a cluster of detections, or a ground-truth box.
 
     Args:
         image_ids: (G,) int64, the image of each object.
         boxes: (G, 4) float32, xyxy in absolute pixels, of a cluster the consensus box.
-        num_fired: (G,) int64 in [0, E], the members that saw it; 0 only for a label, or where all were asked (mode
-            ``reference``).
+        num_fired: (G,) int64 in [0, E], the number of members with a detection; 0 only for a label, or in the mode
+            ``reference``.
         class_index: (G,) int32 in [0, C), the label's class; of a cluster the most probable class of the consensus.
         confidence: (G,) float64 in [0, 1], the consensus probability of that class.
-        votes: (G, E) int16, the most probable class of each member's answer, C where that is the background, -1 where
-            the member has no detection there.
-        annotation_ids: (G,) int64, of a label its own, of a cluster that of the label it overlaps most; -1 for none.
-        measures: name -> (G,) float64; higher = more disagreement, or more suspicious.
+        votes: (G, E) int16, the most probable class of each member's prediction, C for the background, -1 where the
+            member has no detection.
+        annotation_ids: (G,) int64, a label's own id, a cluster's that of the label with the largest overlap; -1 for
+            none.
+        measures: name -> (G,) float64; higher = more disagreement, or a more probable label error.
         consensus_boxes: (G, 4) float32, of a label the box of the cluster that is compared with it, xyxy in absolute
             pixels; the label's own box where there is none. None, as the three below, where no cluster is compared:
             of clusters, and in the mode ``reference``.
@@ -82,13 +83,13 @@ class ObjectScores:
     def concatenate(cls, parts: Sequence[ObjectScores]) -> ObjectScores:
         """Join the rows of one or more records with the same measures, in the order given."""
         if not parts:
-            raise PredictionError("ObjectScores.concatenate needs at least one record, got none")
+            raise PredictionError("ObjectScores.concatenate: no records (got 0). Pass at least one.")
         names = list(parts[0].measures)
         for part in parts:
             if set(part.measures) != set(names):
                 raise PredictionError(
-                    f"ObjectScores to join must have the same measures, got {names} and {list(part.measures)}; "
-                    "score all shards with the same settings"
+                    f"ObjectScores.concatenate: different measures (got {names} and {list(part.measures)}). "
+                    "Score all shards with the same settings."
                 )
         has_consensus = all(part.consensus_boxes is not None for part in parts)
         columns = {
@@ -103,7 +104,7 @@ class ObjectScores:
 
 @dataclass(frozen=True)
 class ImageScores:
-    """One row an image of the pool: every component that was computed, and the score they combine to.
+    """One row an image of the pool: the computed components, and the score that combines them.
 
     Args:
         image_ids: (I,) int64, ascending and unique.
@@ -133,14 +134,14 @@ class ImageScores:
 
 @dataclass(frozen=True)
 class Selection:
-    """The images to keep, best first, each with the reason it was taken.
+    """The selected images, best first, each with the reason of its selection.
 
     Args:
         image_ids: (K,) int64, unique, in order of rank.
         reasons: K texts, such as ``"top_n"``.
 
     Raises:
-        SelectionError: The lengths differ or an image is named twice.
+        SelectionError: The lengths differ or an image is repeated.
     """
 
     image_ids: np.ndarray
@@ -150,9 +151,11 @@ class Selection:
         k = len(self.image_ids)
         validate_column("Selection", "image_ids", self.image_ids, (k,), "i", SelectionError)
         if len(self.reasons) != k:
-            raise SelectionError(f"Selection.reasons must hold {k} texts, got {len(self.reasons)}")
+            raise SelectionError(f"Selection.reasons: wrong length (got {len(self.reasons)}). It must be {k}.")
         if len(np.unique(self.image_ids)) != k:
-            raise SelectionError("Selection.image_ids must be unique, got an image twice")
+            raise SelectionError(
+                f"Selection.image_ids: not unique (got {k - len(np.unique(self.image_ids))} repeated)."
+            )
 
     def __len__(self) -> int:
         return len(self.image_ids)

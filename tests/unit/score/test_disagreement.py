@@ -336,7 +336,7 @@ def test_no_clusters_give_no_values():
 
 @pytest.mark.parametrize("measure", [consensus_probs, entropy, expected_entropy, mutual_information])
 def test_votes_beyond_detections_raise(measure):
-    with pytest.raises(PredictionError, match="Clusters.votes .*got 2"):
+    with pytest.raises(PredictionError, match="Clusters.votes.*got 2"):
         measure(detections_of([[0.5, 0.5]]), clusters_of([[0, 2, -1]]))
 
 
@@ -453,7 +453,7 @@ def test_no_sigmoid_clusters_give_no_values():
 
 @pytest.mark.parametrize("measure", [consensus_probs, entropy, expected_entropy, mutual_information])
 def test_sigmoid_votes_beyond_detections_raise(measure):
-    with pytest.raises(PredictionError, match="Clusters.votes .*got 2"):
+    with pytest.raises(PredictionError, match="Clusters.votes.*got 2"):
         measure(sigmoids_of([[0.5, 0.4]]), clusters_of([[0, 2, -1]]))
 
 

@@ -439,5 +439,5 @@ def test_weight_of_absent_measure_raises():
 
 
 def test_image_ids_out_of_order_raise():
-    with pytest.raises(SelectionError, match="image_ids .*10 after 20"):
+    with pytest.raises(SelectionError, match="image_ids.*10 after 20"):
         score_images(objects_of([20], [0.1]), np.array([20, 10]), weights={"entropy": 1.0})
