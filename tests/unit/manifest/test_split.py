@@ -237,6 +237,7 @@ def test_split_stratified_reports_class_in_single_group(source, tmp_path):
     assert report.in_one_group == (rare,)
     assert sum("class-1" in note for note in report.notes()) == 2
     record = report.to_dict()
+    assert json.loads(json.dumps(record)) == record
     assert record["in_one_group"] == ["class-1"]
     assert record["classes"]["class-1"]["actual"] == rare.actual
     assert read_provenance(tmp_path / "out")["classes"] == record["classes"]
