@@ -153,7 +153,7 @@ NEEDS = {fuse: "ensemble_boxes", cleanlab: "cleanlab"}
 
 
 def first_call() -> float:
-    """Seconds of the first call in a process whose kernels are not compiled yet."""
+    """Return the seconds of the first call in a process without compiled kernels."""
     with tempfile.TemporaryDirectory() as cache:
         return _measure(["--first"], NUMBA_CACHE_DIR=cache)[0]
 

@@ -199,8 +199,8 @@ def select_rows(n: int, threads: int) -> list[str]:
     """Measure ``select`` and return its table."""
     thin = {"noise_filter": "drop", "duplicate_similarity": _SIMILARITY, "sequence_gap": 5}
     works = [
-        ("top_n, 3 floors, 1 cap", "≤ 2 s", {}),
-        ("noise guard, near-duplicates, sequence gap of 5, top_n", "≤ 300 s", thin),
+        ("top_n, 3 minimums, 1 maximum", "≤ 2 s", {}),
+        ("label-noise filter, near-duplicates, sequence gap of 5, top_n", "≤ 300 s", thin),
         ("the same on spread embeddings, the worst case", "≤ 300 s", {**thin, "kind": "spread"}),
         (f"k_center on the {4 * n // 10:,} best", "", {"strategy": "k_center"}),
         (f"facility_location on the {4 * n // 10:,} best", "", {"strategy": "facility_location"}),

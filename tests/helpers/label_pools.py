@@ -1,4 +1,4 @@
-"""Labels and detections by hand and at random, for tests of what the members say about labels."""
+"""Labels and detections, by hand and at random, for tests of measures with labels."""
 
 import numpy as np
 
@@ -66,7 +66,7 @@ def random_pool(seed=0, form="softmax", num_images=3, num_members=5, num_classes
 
 
 def label_error_scores_of(detections, labels, *, num_members=4, iou_threshold=0.5, shuffle=None):
-    """The suspicion of the labels; ``shuffle`` puts the clusters into another order."""
+    """Return the label-error scores; ``shuffle`` reorders the clusters."""
     clusters = associate(detections, num_members=num_members, iou_threshold=iou_threshold)
     if shuffle is not None:
         order = np.random.default_rng(shuffle).permutation(len(clusters))

@@ -1,4 +1,4 @@
-"""Scoring read aloud: the definitions in plain Python, loops and lists, for the compiled ones to be compared with."""
+"""The definitions of scoring in plain Python, as oracles of the compiled ones."""
 
 import math
 
@@ -98,8 +98,8 @@ def measure_cluster(detections, votes, box, missing="background"):
     }, mean
 
 
-def answers_slowly(detections, labels, num_members, iou_threshold):
-    """Each member's answer to each label: votes (J, E) and IoU (J, E)."""
+def match_slowly(detections, labels, num_members, iou_threshold):
+    """Match each member's detections to the labels: votes (J, E) and IoU (J, E)."""
     votes = np.full((len(labels), num_members), -1)
     overlaps = np.zeros((len(labels), num_members))
     for row in sorted(range(len(detections)), key=content_key(detections)):
@@ -139,7 +139,7 @@ def share_inside(box, region):
 
 
 def label_error(clusters, labels, label_means, iou_threshold):
-    """The three suspicions; ``clusters`` are dicts of image_id, box, confidence and agreement."""
+    """The three label-error scores; ``clusters`` are dicts of image_id, box, confidence and agreement."""
     objects = np.flatnonzero(~labels.iscrowd)
     missing_label, nearest, excess = [], [], np.zeros(len(objects))
     weights, own = np.zeros(len(objects)), np.full(len(objects), -1)

@@ -116,7 +116,7 @@ def test_all_figures_and_classes_equal_pycocotools(sized, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_image_drawn_twice_counts_twice(sized, seed):
-    """As if it were there twice: without ties between images, whose order the file would decide."""
+    """Without ties between images, because the file order would decide them."""
     rng = np.random.default_rng(seed)
     detections = noisy(sized, seed)
     distinct = rng.permutation(len(detections)) / len(detections)

@@ -187,7 +187,7 @@ def test_scattered_boxes_of_one_object_stay_one(method):
         assert clusters.num_fired.tolist() == [7]
 
 
-# Measured on rendered scenes whose objects are known
+# Measured on rendered scenes with known objects
 
 
 @pytest.fixture(scope="module")

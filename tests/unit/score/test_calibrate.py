@@ -52,7 +52,7 @@ def sigmoids(foreground):
 
 
 def sample(temperature, seed=0, n=4000, c=3, form="softmax"):
-    """Detections whose posteriors are too certain by a known temperature, and what really is there."""
+    """Return detections with posteriors that are too certain by a known temperature, and the true outcomes."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 2, (n, c + (form == "softmax")))
     if form == "softmax":
@@ -95,7 +95,7 @@ def test_calibration_error_by_hand():
 
 
 def test_outcomes_by_hand():
-    # Image 0: a label of class 1 with two answers of one member, of which the surer counts; image 1: no label;
+    # Image 0: a label of class 1 with two detections of one member, the more confident counts; image 1: no label;
     # image 2: a crowd, which is no label.
     detections = detections_of(
         [[0.1, 0.6, 0.3], [0.1, 0.8, 0.1], [0.9, 0.0, 0.1], [0.9, 0.0, 0.1]], image_ids=[0, 0, 1, 2]

@@ -14,7 +14,7 @@ from detcurate.structures import Clusters, Detections
 
 
 def of_votes(measure):
-    """A measure of the evidence, as a function of the detections and the clusters that the evidence is gathered of."""
+    """Return a measure as a function of detections and clusters."""
     return lambda detections, clusters, **options: measure(gather_cluster_statistics(detections, clusters, **options))
 
 

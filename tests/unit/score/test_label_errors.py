@@ -1,4 +1,4 @@
-"""The three suspicions: 4 members, 3 classes, a few labels."""
+"""The label-error scores of 4 members and 3 classes on a few labels."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_wrong_class_by_hand():
 
 
 def test_inaccurate_box_by_hand():
-    # The members agree but for one whose box is half as wide; the label lies 10 px off.
+    # The members agree except one with a box half as wide; the label lies 10 px off.
     boxes = [BOX, BOX, BOX, [100, 100, 120, 120]]
     detections = detections_of(range(E), boxes, [CAR] * E)
     labels = labels_of([[110, 100, 150, 120]])
@@ -162,7 +162,7 @@ def test_clusters_in_crowd_region_are_not_missing_labels():
     )
     missing_label = dict(zip(clusters.boxes[:, 0].tolist(), label_error_score.missing_label.tolist(), strict=True))
     assert missing_label == {100: 0, 195: 0, 196: pytest.approx(0.96)}
-    assert label_error_score.nearest_label.tolist() == [-1, -1, -1]  # a crowd region is nobody's label
+    assert label_error_score.nearest_label.tolist() == [-1, -1, -1]  # a crowd region is no label
     assert len(label_error_score.wrong_class) == len(label_error_score.inaccurate_box) == 1
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from helpers.label_pools import RUNS, detections_of, labels_of, random_pool
-from helpers.plain_scoring import answers_slowly, measure_label
+from helpers.plain_scoring import match_slowly, measure_label
 
 from detcurate.errors import PredictionError
 from detcurate.score.label_measures import gather_label_statistics
@@ -132,7 +132,7 @@ def test_crowd_regions_are_excluded():
     labels = labels_of([BOX, [0, 0, 20, 20], [30, 30, 40, 40]], [0, 1, 0], iscrowd=[True, False, False])
     detections = detections_of([0, 1], [BOX, [30, 30, 40, 40]], [[1, 0, 0], [1, 0, 0]])
     statistics = gather_label_statistics(detections, labels, num_members=4)
-    # The detection on the crowd region has an IoU of 0.25 with the box around it, and answers for nothing.
+    # The detection on the crowd region has an IoU of 0.25 with the box around it, and matches nothing.
     assert statistics.votes.tolist() == [[-1, -1, -1, -1], [-1, 1, -1, -1]]
     assert statistics.mean_probs == pytest.approx(np.array([[0, 0, 1], [0.25, 0, 0.75]]))
 
@@ -164,7 +164,7 @@ def test_scores_equal_definitions_in_plain_python(seed, iou_threshold, form):
         detections, labels, num_members=5, iou_threshold=iou_threshold, trajectories=RUNS
     )
     objects = labels.take(~labels.iscrowd)
-    votes, overlaps = answers_slowly(detections, objects, 5, iou_threshold)
+    votes, overlaps = match_slowly(detections, objects, 5, iou_threshold)
     assert statistics.votes.tolist() == votes.tolist()
     np.testing.assert_allclose(statistics.iou, overlaps, rtol=1e-9)
     assert (votes >= 0).any() and (votes < 0).any()

@@ -1,4 +1,4 @@
-"""Reference boxes: which are asked about, and the disagreement on 4 of them of 3 members, 2 classes, by hand."""
+"""Reference boxes: their choice, and the disagreement of 3 members about 4 of them with 2 classes, by hand."""
 
 import math
 

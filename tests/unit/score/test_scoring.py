@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from helpers.label_pools import RUNS, detections_of, labels_of, random_pool
 from helpers.plain_scoring import (
-    answers_slowly,
     associate_slowly,
     label_error,
+    match_slowly,
     measure_cluster,
     measure_label,
 )
@@ -58,7 +58,7 @@ def score_slowly(detections, labels, iou_threshold, missing):
         )
         clusters.append(row_of(detections, image_id, votes, mean, int(np.argmax(mean[:-1])), measures))
     objects = labels.take(~labels.iscrowd)
-    votes, overlaps = answers_slowly(detections, objects, E, iou_threshold)
+    votes, overlaps = match_slowly(detections, objects, E, iou_threshold)
     truths, means = [], []
     for j, y in enumerate(objects.class_index):
         measures, mean = measure_label(detections, y, votes[j], overlaps[j], RUNS)

@@ -52,7 +52,7 @@ def same_objects(first, second):
 
 
 def test_score_one_object_by_hand():
-    # Members 0 and 2 of five see it, as class 1 and as class 2; the others answer background.
+    # Members 0 and 2 of five see it, as class 1 and as class 2; the others predict background.
     detections = Detections(
         image_ids=np.array([7, 7]),
         member=np.array([0, 2]),
@@ -187,7 +187,7 @@ DIRECTIONS = {
 
 
 def two_images(easy, hard):
-    """Image 10 with the easy answers, image 20 with the hard ones, and the same label on both."""
+    """Image 10 with agreeing predictions, image 20 with differing ones, and the same label on both."""
     rows = [
         (image_id, member, *prediction)
         for image_id, predictions in ((10, easy), (20, hard))

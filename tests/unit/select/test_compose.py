@@ -171,7 +171,7 @@ def test_strata_by_hand():
 
 
 def coverage_centric(scores, budget, num_strata):
-    """Algorithm 1 of Zheng et al.: images bought of each stratum, the emptiest first, equal shares of the rest."""
+    """Algorithm 1 of Zheng et al.: images selected of each stratum, the emptiest first, equal shares of the rest."""
     high, width = scores.max(), (scores.max() - scores.min()) / num_strata
     stratum = np.minimum(((high - scores) / width).astype(int), num_strata - 1)
     left = {number: int((stratum == number).sum()) for number in range(num_strata) if (stratum == number).any()}
@@ -235,7 +235,7 @@ def test_strategies_with_one_seed_draw_independently():
 
 def test_stratified_random_keeps_proportions_in_every_prefix():
     rng = np.random.default_rng(8)
-    rarest = rng.permutation(np.repeat([0, 1, 2], [60, 30, 10]))  # 2 the rarest: nobody holds it but its own
+    rarest = rng.permutation(np.repeat([0, 1, 2], [60, 30, 10]))  # 2 is the rarest: only its own images have it
     boxes = np.zeros((100, 4), np.int32)
     boxes[:, 3] = 1  # everyone's class, the commonest
     boxes[np.arange(100), rarest] = 1
@@ -489,7 +489,7 @@ def test_held_images_may_be_near_duplicates():
 
 @pytest.mark.parametrize("way", ["embeddings", "hashes"])
 def test_near_duplicates_of_labelled_images_are_removed(way):
-    """Of two labelled ones that are alike, each has its own follower; one candidate gives way to another."""
+    """Of two labelled ones that are alike, each has its own follower; one candidate replaces another."""
     angles = np.array([0.0, 0.2, -0.2, 0.4, 2.0, 2.1])  # labelled: the first two; cosine 0.98 of a step of 0.2
     vectors = np.column_stack((np.cos(angles), np.sin(angles)))
     if way == "hashes":

@@ -1,4 +1,4 @@
-"""The noise guard, near-duplicates, the sequence gap: by hand, and against plain loops over all pairs."""
+"""The label-noise filter, near-duplicates and the sequence gap: by hand, and against plain loops over all pairs."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from detcurate.select.neighbours import KeptRows, nearest_rows, require_same_ima
 
 
 def plain_thinning(is_near, num_kept=0):
-    """Rows best first: each is kept unless a kept better one is near; it gives way to the best of those."""
+    """Thin rows, best first: each is kept unless a better kept row is near; the best of those replaces it."""
     keeper = [-1] * min(num_kept, len(is_near))
     for row in range(len(keeper), len(is_near)):
         kept = [other for other in range(row) if keeper[other] < 0 and is_near[row, other]]
@@ -27,7 +27,7 @@ def plain_thinning(is_near, num_kept=0):
     return keeper
 
 
-# Guard
+# Label-noise filter
 
 
 def test_noise_filter_takes_its_share_highest_score_first():

@@ -1,4 +1,4 @@
-"""Floors and caps: by hand, and what is said when they cannot be kept."""
+"""Minimum and maximum quotas: by hand, and the errors when they cannot be met."""
 
 import numpy as np
 import pytest
