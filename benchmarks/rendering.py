@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and OpenCV are there
+os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and OpenCV are imported
 
 import cv2
 from footer import footer
@@ -26,13 +26,13 @@ SIZES = ((TARGET_SIZE, 200), ((640, 400), 100))  # width and height, images
 
 
 def main() -> int:
-    """Measure, print a table, and write it where ``--output`` says."""
+    """Measure, print a table, and write it to ``--output``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, help="a Markdown file for the same text")
     parser.add_argument("--repeats", type=int, default=5, help="(default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.repeats < 1:
-        parser.error(f"--repeats must be at least 1, got {arguments.repeats}")
+        parser.error(f"--repeats: too small (got {arguments.repeats}). It must be >= 1.")
     cv2.setNumThreads(1)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -50,9 +50,9 @@ def main() -> int:
 
 
 def measure(config: SyntheticConfig, repeats: int) -> dict[str, list[float]]:
-    """Return images per second of each part, one value a repetition.
+    """Return the images per second of each part, one value a repetition.
 
-    The parts take turns within a repetition, so that a machine that is busy for a while slows them alike.
+    The parts alternate within a repetition, so that other load slows all of them.
     """
     sequences = range(-(-config.num_images // config.frames_per_sequence))
     images = [frame.image for number in sequences for frame in render_sequence(config, number)]

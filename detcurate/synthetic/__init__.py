@@ -1,4 +1,4 @@
-"""A rendered driving pool: perspective road scenes in sequences, with known defects planted in the labels."""
+"""Render a driving pool: perspective road scenes in sequences, with known defects planted in the labels."""
 
 from detcurate.synthetic.actors import CLASSES
 from detcurate.synthetic.rendered_pool import SyntheticConfig, render_sequence, write_dataset

@@ -1,4 +1,4 @@
-"""What is annotated in a driving scene, and how each of it is drawn: vehicles, people, lights, signs."""
+"""Draw the annotated objects of a driving scene: vehicles, people, traffic lights and signs."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Actor:
 
     Args:
         kind: A name in ``CLASSES``.
-        x: Middle, metres to the right of the camera's lane.
-        z: Near end, metres ahead of where the sequence began.
+        x: Centre, metres to the right of the camera's lane.
+        z: Near end, metres ahead of the start of the sequence.
         vx: Speed to the right, m/s.
         vz: Speed along the road, m/s.
-        color: Of the body or the clothes, BGR.
-        accent: Of trousers or a stripe.
-        variant: 0 to 3, which of the looks.
-        faces_camera: Whether its front is seen.
-        phase: Of the walk, from 0 to 1.
+        color: Colour of the body or the clothes, BGR.
+        accent: Colour of trousers or a stripe, BGR.
+        variant: Appearance, 0 to 3.
+        faces_camera: Whether its front is visible.
+        phase: Phase of the walk, in [0, 1].
     """
 
     kind: str
@@ -52,12 +52,12 @@ def draw_actor(painter: Painter, actor: Actor, x: float, z: float, *, lamps_on: 
     """Draw an actor with its near end at distance ``z``.
 
     Args:
-        painter: The canvas; its ``object_id`` marks what is drawn.
-        actor: What to draw.
+        painter: The canvas; its ``object_id`` marks the pixels of the actor.
+        actor: The object.
         x: Metres to the right of the camera.
         z: Metres ahead.
         lamps_on: Whether vehicles have their lights on.
-        seconds: Since the sequence began, for moving legs and changing lights.
+        seconds: Time since the start of the sequence, for moving legs and changing lights.
     """
     _DRAW[actor.kind](painter, actor, x, z, lamps_on, seconds)
 

@@ -1,4 +1,4 @@
-"""Drawing in perspective: a pinhole camera over a flat road, a canvas, and a buffer that says which object is where."""
+"""Draw in perspective: a pinhole camera over a flat road, a canvas, and a buffer with the object of each pixel."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Painter:
     distance z is moved sideways by ``bend * z²``. Everything is drawn at ``scale`` times the final size.
 
     Args:
-        width: Of the final image, px.
-        height: Of the final image, px.
-        bend: Of the road, 1/m.
-        haze: The colour that distance fades to, BGR 0-255.
-        visibility_m: Distance at which two thirds of a colour have faded to haze.
-        light: How bright surfaces are, in (0, 1].
+        width: Width of the final image, px.
+        height: Height of the final image, px.
+        bend: Curvature of the road, 1/m.
+        haze: Colour of the haze in the distance, BGR in [0, 255].
+        visibility_m: Distance at which a colour is two thirds haze, m.
+        light: Brightness of surfaces, in (0, 1].
     """
 
     def __init__(self, width: int, height: int, *, bend: float, haze: Color, visibility_m: float, light: float) -> None:
@@ -40,10 +40,10 @@ class Painter:
         self.focal = 0.85 * self.width
         self.horizon = 0.46 * self.height
         self.bend, self.haze, self.visibility_m, self.light = bend, haze, visibility_m, light
-        self.object_id: int | None = None  # what is drawn next: an object's number, 0 for what hides objects
+        self.object_id: int | None = None  # the object that is drawn next; 0 for scenery that hides objects
 
     def project(self, point: Point) -> tuple[float, float]:
-        """Return the pixel of a world point; what is behind the near plane is moved onto it."""
+        """Return the pixel of a world point; points behind the near plane are moved onto it."""
         x, y, z = point
         z = max(z, _NEAR_M)
         u = self.width / 2 + self.focal * (x + self.bend * z * z) / z
@@ -51,7 +51,7 @@ class Painter:
         return min(max(u, -_LIMIT_PX), _LIMIT_PX), min(max(v, -_LIMIT_PX), _LIMIT_PX)
 
     def shade(self, color: Color, z: float, factor: float = 1.0) -> Color:
-        """Return a surface's colour at a distance: lit, then faded to haze."""
+        """Return the colour of a surface at a distance, with light and haze applied."""
         kept = math.exp(-z / self.visibility_m)
         lit = self.light * factor * kept
         b, g, r = self.haze
@@ -106,7 +106,7 @@ class Painter:
         inset_near: float = 0.0,
         inset_far: float = 0.0,
     ) -> None:
-        """Draw a box whose top may be smaller than its bottom: the faces that the camera sees, far ones first."""
+        """Draw the visible faces of a box, far ones first; its top may be smaller than its bottom."""
         (x0, x1), (y0, y1), (z0, z1) = x, y, z
         a0, a1, b0, b1 = x0 + inset_x, x1 - inset_x, z0 + inset_near, z1 - inset_far
         if y1 < CAMERA_HEIGHT_M:
@@ -120,11 +120,11 @@ class Painter:
     def side_face(
         self, x: float, y0: float, y1: float, z0: float, z1: float, color: Color, **how: float | bool
     ) -> None:
-        """Fill a rectangle parallel to the road, if the camera is on the side where it shows."""
+        """Fill a vertical rectangle parallel to the road."""
         self.polygon(((x, y0, z0), (x, y1, z0), (x, y1, z1), (x, y0, z1)), color, **how)  # type: ignore[arg-type]
 
     def visible_side(self, x0: float, x1: float, z0: float) -> float | None:
-        """Return the x of the side of a box that the camera sees, or ``None`` when it sees neither."""
+        """Return the x of the visible side of a box, or ``None`` if neither is visible."""
         if self._sees_right_of(x0, z0):
             return x0
         return x1 if self._sees_left_of(x1, z0) else None

@@ -1,4 +1,4 @@
-"""A rendered pool on disk, in COCO's layout, and the side file that says which labels were damaged."""
+"""Write a rendered pool in COCO format, and a file that lists its planted label defects."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _TRIES = 50
 
 @dataclass
 class Labels:
-    """The boxes of a whole pool while it is being rendered, as columns that grow.
+    """The boxes of a pool during rendering, as growing columns.
 
     Args:
-        image_index: Of each box.
-        class_index: Of each box.
-        boxes: xyxy, px.
+        image_index: The image of each box.
+        class_index: The class of each box.
+        boxes: Each box, (4,) xyxy, px.
     """
 
     image_index: list[int] = field(default_factory=list)
@@ -38,18 +38,18 @@ class Labels:
 def plant_defects(
     labels: Labels, fractions: dict[str, float], *, num_classes: int, size: tuple[int, int], seed: int
 ) -> tuple[Labels, list[tuple[str, dict[str, Any]]], list[dict[str, Any]]]:
-    """Damage a share of the labels of each kind; a box is damaged once at most.
+    """Damage a share of the labels with each kind of defect; no label has two.
 
     Args:
-        labels: The truth.
+        labels: The true labels.
         fractions: Kind -> share of the true boxes.
-        num_classes: C.
+        num_classes: The number of classes C.
         size: Width and height of the images, px.
-        seed: Of the choice.
+        seed: Seed of the choice.
 
     Returns:
-        The damaged labels; for each of them the kind of its defect (empty when it is right) and the truth; and the
-        boxes that are missing.
+        The damaged labels; for each of them the kind of its defect (empty if correct) and the true label; and the
+        missing boxes.
     """
     rng = np.random.default_rng([seed, 0xDEFEC7])
     count = len(labels.boxes)
@@ -91,7 +91,7 @@ def _append(labels: Labels, image: int, class_index: int, box: np.ndarray) -> No
 
 
 def _shift(box: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Move a box by 30 to 60 % of its own size, and stretch it a little; what leaves the image is cut."""
+    """Move a box by 30 to 60 % of its own size, stretch it slightly, and clip it to the image."""
     sides = box[2:] - box[:2]
     for _ in range(_TRIES):
         offset = rng.choice((-1.0, 1.0), 2) * rng.uniform(0.3, 0.6, 2) * sides
@@ -108,9 +108,9 @@ def _shift(box: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> 
 def _spurious(
     labels: Labels, amount: int, size: tuple[int, int], rng: np.random.Generator
 ) -> list[tuple[int, int, np.ndarray]]:
-    """Make boxes of a real object's class and size where there is no object, in images that have some.
+    """Create boxes with the class and size of a real object at places without objects, in images with objects.
 
-    Where large objects leave no place the boxes get smaller, so that there are always as many as asked for.
+    Where large objects leave no space, the boxes get smaller, so that the number is always reached.
     """
     found: list[tuple[int, int, np.ndarray]] = []
     failures = 0
@@ -137,19 +137,19 @@ _JPEG_QUALITY = 92
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """What to render.
+    """Settings of a rendered pool; equal settings give equal bytes.
 
     Args:
-        num_images: At least 1.
-        width: px, at least 32.
-        height: px, at least 32.
-        seed: 0 or more; the same config gives the same bytes.
-        frames_per_sequence: At least 2.
-        near_duplicate_fraction: Share of the images that repeat the one before, in [0, 0.9].
-        wrong_class_fraction: Share of the boxes that get another class, in [0, 0.25].
-        shifted_box_fraction: Share of the boxes that are moved, likewise.
-        missing_box_fraction: Share of the boxes that are left out, likewise.
-        spurious_box_fraction: Number of boxes on nothing, as a share of the true ones, likewise.
+        num_images: Number of images, >= 1.
+        width: Width of the images, px, >= 32.
+        height: Height of the images, px, >= 32.
+        seed: Seed of the scenes and the defects, >= 0.
+        frames_per_sequence: Length of a sequence, >= 2.
+        near_duplicate_fraction: Share of the images that repeat the previous one, in [0, 0.9].
+        wrong_class_fraction: Share of the boxes with another class, in [0, 0.25].
+        shifted_box_fraction: Share of the boxes that are moved, in [0, 0.25].
+        missing_box_fraction: Share of the boxes that are removed, in [0, 0.25].
+        spurious_box_fraction: Number of boxes without an object, as a share of the true ones, in [0, 0.25].
 
     Raises:
         ConfigError: A value is out of range.
@@ -170,11 +170,13 @@ class SyntheticConfig:
         least = {"num_images": 1, "width": 32, "height": 32, "seed": 0, "frames_per_sequence": 2}
         for name, low in least.items():
             if getattr(self, name) < low:
-                raise ConfigError(f"{name} must be at least {low}, got {getattr(self, name)}")
+                raise ConfigError(f"{name}: too small (got {getattr(self, name)}). It must be >= {low}.")
         for share in fields(self):
             high = 0.9 if share.name.startswith("near") else 0.25
             if share.name.endswith("_fraction") and not 0 <= getattr(self, share.name) <= high:
-                raise ConfigError(f"{share.name} must be in [0, {high}], got {getattr(self, share.name)}")
+                raise ConfigError(
+                    f"{share.name}: out of range (got {getattr(self, share.name)}). It must be in [0, {high}]."
+                )
 
     @classmethod
     def clean(cls, *, num_images: int, width: int, height: int, seed: int) -> SyntheticConfig:
@@ -217,12 +219,12 @@ def write_dataset(
 ) -> None:
     """Render a pool into ``<name>.json``, ``<name>-defects.json`` and ``images-<name>/``.
 
-    The annotation file is written last, so that its presence says that the images are all there.
+    The annotation file is written last, so that its presence implies that all images exist.
 
     Args:
-        directory: Where to; made when absent.
-        config: What to render.
-        name: Of the files.
+        directory: The folder; created if needed.
+        config: The settings.
+        name: The prefix of the files.
         progress: Called with the number of images just written.
 
     Raises:
@@ -230,7 +232,7 @@ def write_dataset(
     """
     image_root = directory / f"images-{name}"
     image_root.mkdir(parents=True, exist_ok=True)
-    (directory / f"{name}.json").unlink(missing_ok=True)  # of an earlier rendering, whose images are replaced now
+    (directory / f"{name}.json").unlink(missing_ok=True)  # an earlier rendering: its images are replaced now
     images: list[dict[str, Any]] = []
     groups: list[list[int]] = []
     truth = Labels()
@@ -292,14 +294,14 @@ def _image_record(config: SyntheticConfig, image_id: int, sequence: int, frame: 
 def _write_image(path: Path, image: np.ndarray) -> None:
     encoded, data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))
     if not encoded:
-        raise DatasetError(f"a rendered image must be encoded as JPEG ({path})")
+        raise DatasetError(f"{path}: a rendered image could not be encoded as JPEG.")
     path.write_bytes(data.tobytes())
 
 
 def _annotations(
     labels: Labels, truths: list[tuple[str, dict[str, Any]]]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Number the labels image by image, and list the damaged ones by their numbers."""
+    """Number the labels image by image, and list the damaged ones by number."""
     annotations: list[dict[str, Any]] = []
     defects: dict[str, Any] = {"wrong_class": [], "shifted_boxes": [], "spurious_boxes": []}
     for row in sorted(range(len(labels.boxes)), key=lambda row: labels.image_index[row]):

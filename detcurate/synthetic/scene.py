@@ -1,4 +1,4 @@
-"""From a sequence's world to its frames: images with the boxes of what can be seen on them."""
+"""Render the frames of a sequence: images with the boxes of their visible objects."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Frame:
 def render_frames(
     seed: int, sequence: int, *, num_frames: int, num_duplicates: int, width: int, height: int
 ) -> Iterator[Frame]:
-    """Render one sequence, of which ``num_duplicates`` frames repeat the one before but for the sensor's noise."""
+    """Render one sequence, in which ``num_duplicates`` frames repeat the previous one with other sensor noise."""
     rng = np.random.default_rng([seed, sequence])
     num_moments = num_frames - num_duplicates
     world = make_world(rng, distance=num_moments * FRAME_SECONDS * 18.0)
@@ -82,13 +82,13 @@ def _render_moment(
 
 
 def _driven_seconds(moment: int, stop: int) -> float:
-    """Seconds at full speed that have brought the camera here; it brakes towards its stop and starts off slowly."""
+    """Return the seconds at full speed to the camera's position; it brakes before its stop and accelerates after it."""
     speeds = np.minimum(1.0, 0.15 + np.abs(np.arange(1, moment + 1) - stop) / 4)
     return float(speeds.sum()) * FRAME_SECONDS
 
 
 def _draw_things(p: Painter, world: World, travelled: float, seconds: float) -> list[tuple[str, int]]:
-    """Draw everything that stands or moves, far to near; return the class and the pixels drawn of each object."""
+    """Draw scenery and actors, far to near; return the class and the number of drawn pixels of each object."""
     things: list[tuple[float, float, Actor | tuple]] = []
     for actor in world.actors:
         z = actor.z + actor.vz * seconds - travelled
@@ -117,7 +117,7 @@ def _draw_things(p: Painter, world: World, travelled: float, seconds: float) -> 
 
 
 def _extent(p: Painter, number: int) -> tuple[int, tuple[int, int, int, int]]:
-    """Return how many pixels carry an object's number, and the rectangle around them."""
+    """Return the number of visible pixels of an object and the rectangle around them."""
     mask = np.equal(p.ids, number).view(np.uint8)
     x, y, w, h = cv2.boundingRect(mask)
     return cv2.countNonZero(mask), (x, y, w, h)
@@ -137,7 +137,7 @@ def _visible_boxes(p: Painter, drawn: list[tuple[str, int]]) -> tuple[np.ndarray
 
 
 def _add_noise(image: np.ndarray, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Add the sensor's noise: a window of the sequence's tile, elsewhere for each frame."""
+    """Add sensor noise: a window of the sequence's noise tile, at another position for each frame."""
     top, left = (int(offset) for offset in rng.integers(0, 64, 2))
     window = noise[top : top + image.shape[0], left : left + image.shape[1]]
     noisy: np.ndarray = np.clip(image + window, 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The street of one sequence: its place, weather and hour, what stands along it, and who moves on it."""
+"""Generate the street of one sequence: location, weather, time of day, scenery and moving actors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SKIES: dict[str, tuple[Color, Color, float]] = {
     "dusk": ((120, 80, 75), (120, 160, 235), 0.62),
     "night": ((38, 24, 16), (58, 42, 34), 0.34),
 }
-# weather -> how far one sees, how grey the sky is, light
+# weather -> visibility in metres, grey share of the sky, light
 _AIRS: dict[str, tuple[float, float, float]] = {
     "clear": (260.0, 0.0, 1.0),
     "overcast": (160.0, 0.8, 0.9),
@@ -47,7 +47,7 @@ _AIRS: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True)
 class Building:
-    """A house along the road: its side of it, near end, length, height, colour and whether windows are lit."""
+    """A house along the road: side, near end, length, height, colour, and whether its windows are lit."""
 
     side: int
     z: float
@@ -59,7 +59,7 @@ class Building:
 
 @dataclass(frozen=True)
 class World:
-    """Everything about a sequence that does not depend on the frame."""
+    """The properties of a sequence that do not depend on the frame."""
 
     location: str
     weather: str
@@ -88,7 +88,7 @@ class World:
         return self.timeofday != "day" or self.weather in ("fog", "rain")
 
     def painter(self, width: int, height: int) -> Painter:
-        """Return a painter for this hour and weather."""
+        """Return a painter for this time of day and weather."""
         top, horizon, light = _SKIES[self.timeofday]
         visibility, grey, dim = _AIRS[self.weather]
         haze = _mix(horizon, _grey(horizon), grey)
@@ -96,7 +96,7 @@ class World:
 
 
 def make_world(rng: np.random.Generator, distance: float) -> World:
-    """Draw a sequence's street, long enough for ``distance`` metres of driving."""
+    """Sample the street of a sequence, long enough for ``distance`` metres of driving."""
     location = str(rng.choice(LOCATIONS, p=(0.5, 0.3, 0.2)))
     weather = str(rng.choice(WEATHERS, p=(0.5, 0.25, 0.15, 0.1)))
     timeofday = str(rng.choice(TIMES, p=(0.65, 0.15, 0.2)))
@@ -207,7 +207,7 @@ def _trees(world: World, end: float, rng: np.random.Generator) -> list[tuple[flo
 
 
 def draw_backdrop(p: Painter, world: World, travelled: float) -> None:
-    """Paint the sky, the ground, the road and the houses; what stands on the road comes on top."""
+    """Paint the background: sky, ground, road and houses."""
     _draw_sky(p, world)
     _draw_ground(p, world)
     _draw_markings(p, world, travelled)
@@ -225,7 +225,7 @@ def draw_tree(p: Painter, x: float, z: float, size: float, color: Color) -> None
 
 
 def draw_street_lamp(p: Painter, world: World, side: float, z: float) -> None:
-    """Draw a lamp post with its arm over the road; it shines at dusk and at night."""
+    """Draw a lamp post with its arm over the road; it is lit at dusk and at night."""
     x = world.right + 0.6 if side > 0 else world.left - 2.4
     p.line((x, 0, z), (x, 6.6, z), 0.14, (80, 82, 84))
     p.line((x, 6.6, z), (x - side * 1.6, 6.8, z), 0.12, (80, 82, 84))
@@ -251,7 +251,7 @@ def _draw_ground(p: Painter, world: World) -> None:
     rows = np.arange(start, p.height) + 0.5 - p.horizon
     depth = p.focal * 1.5 / np.maximum(rows, 0.3)
     kept = np.exp(-np.minimum(depth, 2000) / p.visibility_m)[:, None]
-    # Headlights: at night the road in front of the car is brighter than what is beside it.
+    # Headlights: at night the road in front of the car is brighter than its sides.
     beam = np.where(world.timeofday == "night", 1 + 1.3 * np.exp(-depth / 14), 1.0)[:, None]
     base = np.asarray(verge) * p.light * kept + np.asarray(p.haze) * (1 - kept)
     p.canvas[start:] = np.clip(base * beam, 0, 255)[:, None].astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The rendered pool: 160 images of 97x65 px in sequences of 11, seven classes, each kind of defect at its own share."""
+"""Rendered pool: 160 images of 97x65 px in sequences of 11, seven classes, each kind of defect with its own share."""
 
 import collections
 import json
@@ -96,20 +96,20 @@ def first_frame(monkeypatch, *actors: Actor):
 # ------------------------------------------------------------------------------------------------- bytes and layout
 
 
-def test_the_same_config_gives_the_same_bytes(damaged, tmp_path):
+def test_equal_configs_give_equal_bytes(damaged, tmp_path):
     write_dataset(tmp_path, CONFIG)
     assert len(tree(damaged)) == NUM_IMAGES + 2
     assert tree(tmp_path) == tree(damaged)
 
 
-def test_another_seed_gives_other_images_and_other_labels(damaged, tmp_path):
+def test_other_seed_gives_other_images_and_labels(damaged, tmp_path):
     write_dataset(tmp_path, replace(CONFIG, num_images=PER_SEQUENCE, seed=6))
     other, known = tree(tmp_path), tree(damaged)
     assert len(other) == PER_SEQUENCE + 2
     assert [name for name, data in other.items() if data == known[name]] == []
 
 
-def test_a_sequence_does_not_depend_on_the_ones_before(damaged):
+def test_sequence_is_independent_of_earlier_ones(damaged):
     dataset_read = read_coco(damaged / "train.json")
     for frame in render_sequence(CONFIG, 4):
         name = dataset_read.file_names[4 * PER_SEQUENCE + frame.frame_index]
@@ -117,7 +117,7 @@ def test_a_sequence_does_not_depend_on_the_ones_before(damaged):
         assert (damaged / "images-train" / name).read_bytes() == data.tobytes()
 
 
-def test_the_layout_is_coco(damaged):
+def test_written_pool_is_valid_coco(damaged):
     pool = read_coco(damaged / "train.json")
     assert examine_images(pool, damaged / "images-train", num_processes=1, desc="check") == []
     assert {finding.code for finding in pool.findings} <= {"empty_image"}
@@ -131,7 +131,7 @@ def test_the_layout_is_coco(damaged):
     assert not pool.iscrowd.any()
 
 
-def test_name_is_of_the_files(tmp_path):
+def test_name_is_the_prefix_of_the_files(tmp_path):
     seen = []
     write_dataset(tmp_path / "a" / "b", replace(CONFIG, num_images=3), name="val", progress=seen.append)
     assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == [
@@ -142,7 +142,7 @@ def test_name_is_of_the_files(tmp_path):
     assert seen == [1, 1, 1]
 
 
-def test_attributes_are_those_of_the_sequence_and_all_of_them_occur(damaged):
+def test_attributes_are_constant_in_a_sequence_and_cover_all_values(damaged):
     found = collections.defaultdict(set)
     for record in image_records(damaged):
         found[record["sequence"]].add((record["location"], record["weather"], record["timeofday"]))
@@ -154,7 +154,7 @@ def test_attributes_are_those_of_the_sequence_and_all_of_them_occur(damaged):
 
 @pytest.mark.parametrize("num_images", [1, 2, 10, 11, 12, 25])
 @pytest.mark.parametrize("near_duplicate_fraction", [0.0, 0.9])
-def test_frames_count_up_within_their_sequence(tmp_path, num_images, near_duplicate_fraction):
+def test_frame_index_counts_within_a_sequence(tmp_path, num_images, near_duplicate_fraction):
     write_dataset(
         tmp_path,
         replace(CONFIG, num_images=num_images, near_duplicate_fraction=near_duplicate_fraction, width=34, height=33),
@@ -168,7 +168,7 @@ def test_frames_count_up_within_their_sequence(tmp_path, num_images, near_duplic
 
 
 @pytest.mark.parametrize(("width", "height"), [(97, 65), (640, 400), (643, 47), (32, 32), (33, 121), (1281, 35)])
-def test_any_size(tmp_path, width, height):
+def test_pool_of_any_size_is_rendered(tmp_path, width, height):
     config = replace(CONFIG, num_images=9, width=width, height=height, seed=2, frames_per_sequence=5)
     write_dataset(tmp_path, config)
     pool = read_coco(tmp_path / "train.json")
@@ -192,12 +192,12 @@ def assert_inside(pool):
 # --------------------------------------------------------------------------------------------------------- the truth
 
 
-def test_every_box_is_inside_its_image(damaged, clean):
+def test_boxes_are_inside_their_images(damaged, clean):
     assert_inside(read_coco(damaged / "train.json"))
     assert_inside(read_coco(clean / "train.json"))
 
 
-def test_cars_are_many_and_buses_are_few(clean):
+def test_cars_are_frequent_and_buses_rare(clean):
     pool = read_coco(clean / "train.json")
     counts = dict(zip(pool.class_names, pool.class_counts().tolist(), strict=True))
     assert counts["car"] > 0.4 * pool.num_boxes
@@ -205,7 +205,7 @@ def test_cars_are_many_and_buses_are_few(clean):
     assert 0 < counts["bus"] < 0.1 * counts["car"]
 
 
-def test_some_images_are_empty_and_most_are_not(clean):
+def test_some_images_are_empty(clean):
     empty = int((read_coco(clean / "train.json").boxes_per_image == 0).sum())
     assert 0 < empty < NUM_IMAGES / 2
 
@@ -218,7 +218,7 @@ def test_some_images_are_empty_and_most_are_not(clean):
         Actor("pedestrian", -3.0, 14.0, variant=3, color=(40, 160, 210), accent=(45, 42, 40)),
     ],
 )
-def test_a_box_is_tight_to_the_pixels_that_its_object_changes(monkeypatch, actor):
+def test_box_is_tight_around_the_pixels_of_its_object(monkeypatch, actor):
     frame, without = first_frame(monkeypatch, actor), first_frame(monkeypatch)
     rows, columns = np.nonzero((frame.image != without.image).any(axis=2))
     changed = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
@@ -227,7 +227,7 @@ def test_a_box_is_tight_to_the_pixels_that_its_object_changes(monkeypatch, actor
     assert without.boxes.shape == (0, 4)
 
 
-def test_an_object_less_than_a_third_visible_has_no_box_and_a_half_hidden_one_that_of_its_visible_part(monkeypatch):
+def test_occluded_object_has_the_box_of_its_visible_part_or_none(monkeypatch):
     bus = Actor("bus", 0.0, 12.0)
     # The bus ends at 1.27 m / 12 m = 0.106; trucks span (x - 1.22) / 30 to (x + 1.22) / 30: 26 % and 51 % remain.
     for x, is_labelled in ((2.6, False), (3.2, True)):
@@ -249,7 +249,7 @@ def largest_change(first, second):
     return np.abs(cv2.blur(first.astype(np.float32) - second.astype(np.float32), (5, 5))).max()
 
 
-def test_near_duplicates_differ_by_noise_alone_and_other_neighbours_do_not():
+def test_near_duplicates_differ_only_by_noise():
     repeated, moved = [], []
     for sequence in range(6):
         frames = list(render_sequence(CONFIG, sequence))
@@ -265,7 +265,7 @@ def test_near_duplicates_differ_by_noise_alone_and_other_neighbours_do_not():
     assert max(repeated) < MOVED_LEVELS < min(moved)
 
 
-def test_the_groups_of_near_duplicates_are_those_of_the_images_on_disk(damaged):
+def test_groups_of_near_duplicates_equal_those_of_the_image_files(damaged):
     pool, groups = read_coco(damaged / "train.json"), planted(damaged)["near_duplicates"]
     images = [cv2.imread(str(damaged / "images-train" / name)) for name in pool.file_names]
     alike = [
@@ -281,7 +281,7 @@ def test_the_groups_of_near_duplicates_are_those_of_the_images_on_disk(damaged):
         assert len({pool.sequences[image_id - 1] for image_id in group}) == 1
 
 
-def test_near_duplicates_stop_short_of_a_whole_sequence(tmp_path):
+def test_near_duplicates_never_fill_a_sequence(tmp_path):
     write_dataset(tmp_path, replace(CONFIG, num_images=7, frames_per_sequence=3, near_duplicate_fraction=0.9))
     assert planted(tmp_path)["near_duplicates"] == [[1, 2, 3], [4, 5, 6]]
 
@@ -289,17 +289,17 @@ def test_near_duplicates_stop_short_of_a_whole_sequence(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- defects
 
 
-def test_the_damaged_pool_has_the_images_of_the_clean_one(damaged, clean):
+def test_defects_do_not_change_images(damaged, clean):
     assert tree(damaged / "images-train") == tree(clean / "images-train")
 
 
-def test_a_clean_pool_lists_no_defect(clean):
+def test_clean_pool_lists_no_defect(clean):
     found = planted(clean)
     for kind in ("wrong_class", "shifted_boxes", "missing_boxes", "spurious_boxes"):
         assert found[kind] == []
 
 
-def test_there_are_as_many_defects_as_asked_for(damaged, clean):
+def test_defects_have_the_requested_shares(damaged, clean):
     found, num_true = planted(damaged), len(annotations(clean))
     counts = {kind: len(found[kind]) for kind in ("wrong_class", "shifted_boxes", "missing_boxes", "spurious_boxes")}
     assert counts == {
@@ -312,7 +312,7 @@ def test_there_are_as_many_defects_as_asked_for(damaged, clean):
     assert len(annotations(damaged)) == num_true - counts["missing_boxes"] + counts["spurious_boxes"]
 
 
-def test_a_label_is_damaged_once_at_most(damaged):
+def test_label_has_at_most_one_defect(damaged):
     found = planted(damaged)
     numbers = [entry["annotation_id"] for kind in ("wrong_class", "shifted_boxes") for entry in found[kind]]
     numbers += found["spurious_boxes"]
@@ -320,7 +320,7 @@ def test_a_label_is_damaged_once_at_most(damaged):
     assert set(numbers) <= set(annotations(damaged))
 
 
-def test_the_defects_undone_give_the_truth(damaged, clean):
+def test_reverted_defects_give_the_true_labels(damaged, clean):
     shown, found = annotations(damaged), planted(damaged)
     for entry in found["wrong_class"]:
         shown[entry["annotation_id"]]["category_id"] = entry["true_category_id"]
@@ -332,7 +332,7 @@ def test_the_defects_undone_give_the_truth(damaged, clean):
     assert sorted(restored) == sorted(label(record) for record in annotations(clean).values())
 
 
-def test_wrong_classes_are_wrong_and_of_every_class(damaged):
+def test_wrong_classes_differ_and_cover_every_class(damaged):
     shown = annotations(damaged)
     pairs = [
         (shown[entry["annotation_id"]]["category_id"], entry["true_category_id"])
@@ -342,7 +342,7 @@ def test_wrong_classes_are_wrong_and_of_every_class(damaged):
     assert {wrong for wrong, _ in pairs} == set(range(1, len(CLASSES) + 1))
 
 
-def test_shifted_boxes_miss_their_objects_but_touch_them(damaged):
+def test_shifted_boxes_overlap_their_objects_partly(damaged):
     shown, entries = annotations(damaged), planted(damaged)["shifted_boxes"]
     moved = xywh_to_xyxy(np.array([shown[entry["annotation_id"]]["bbox"] for entry in entries]))
     true = xywh_to_xyxy(np.array([entry["true_bbox"] for entry in entries]))
@@ -368,7 +368,7 @@ def test_shifted_boxes_move_by_their_own_size():
     assert damaged.class_index == labels.class_index
 
 
-def test_spurious_boxes_are_on_nothing_in_images_that_have_something(damaged, clean):
+def test_spurious_boxes_overlap_no_object(damaged, clean):
     shown, numbers = annotations(damaged), planted(damaged)["spurious_boxes"]
     true = collections.defaultdict(list)
     for record in annotations(clean).values():
@@ -382,14 +382,14 @@ def test_spurious_boxes_are_on_nothing_in_images_that_have_something(damaged, cl
         assert np.triu(box_iou(boxes, boxes), 1).max() < 0.105
 
 
-def test_the_rare_class_is_where_the_buses_truly_are(damaged, clean):
+def test_rare_class_lists_the_images_with_buses(damaged, clean):
     bus = CLASSES.index("bus") + 1
     images = sorted({record["image_id"] for record in annotations(clean).values() if record["category_id"] == bus})
     assert planted(damaged)["rare_class"] == {"category_id": bus, "image_ids": images}
     assert images
 
 
-def test_spurious_boxes_find_a_place_where_objects_leave_none(monkeypatch):
+def test_spurious_boxes_shrink_where_objects_leave_no_space(monkeypatch):
     calls = iter(range(5_000))
 
     def count(first, second):
@@ -413,7 +413,7 @@ def test_spurious_boxes_find_a_place_where_objects_leave_none(monkeypatch):
     assert box_iou(boxes[3:], boxes[:1]).max() < 0.1
 
 
-def test_a_pool_without_any_box(tmp_path, monkeypatch):
+def test_pool_without_boxes_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(scene, "make_world", street())
     write_dataset(tmp_path, replace(CONFIG, num_images=3))
     pool = read_coco(tmp_path / "train.json")
@@ -424,7 +424,7 @@ def test_a_pool_without_any_box(tmp_path, monkeypatch):
     assert found == {"wrong_class": [], "shifted_boxes": [], "missing_boxes": [], "spurious_boxes": []}
 
 
-def test_no_stage_knows_of_the_defects_file(damaged):
+def test_defects_file_is_not_read_by_the_package(damaged):
     keys = set(planted(damaged)) - {"wrong_class"}  # which is a label error's name too
     name = re.compile(r"defects\.json|-defects|_defects\b|(" + "|".join(keys) + r")['\"]\]")
     knowing = {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py") if name.search(path.read_text())}
@@ -436,7 +436,7 @@ def test_no_stage_knows_of_the_defects_file(damaged):
 
 @pytest.mark.parametrize("num_written", [0, 3])
 @pytest.mark.parametrize("has_older", [False, True])
-def test_the_annotation_file_says_that_the_images_are_there(tmp_path, monkeypatch, num_written, has_older):
+def test_annotation_file_is_absent_after_a_failed_image(tmp_path, monkeypatch, num_written, has_older):
     config = replace(CONFIG, num_images=5, frames_per_sequence=4)
     if has_older:
         write_dataset(tmp_path, config)
@@ -453,7 +453,7 @@ def test_the_annotation_file_says_that_the_images_are_there(tmp_path, monkeypatc
     assert not (tmp_path / "train.json").exists()
 
 
-def test_the_annotation_file_is_written_last(tmp_path, monkeypatch):
+def test_annotation_file_is_written_last(tmp_path, monkeypatch):
     there, write_json = {}, dataset.write_json
 
     def watch(path, value):
@@ -470,33 +470,35 @@ def test_the_annotation_file_is_written_last(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "message"),
+    ("setting", "value", "limit"),
     [
-        ("num_images", 0, "num_images must be at least 1, got 0"),
-        ("width", 31, "width must be at least 32, got 31"),
-        ("height", -5, "height must be at least 32, got -5"),
-        ("seed", -1, "seed must be at least 0, got -1"),
-        ("frames_per_sequence", 1, "frames_per_sequence must be at least 2, got 1"),
-        ("near_duplicate_fraction", 0.91, "near_duplicate_fraction must be in [0, 0.9], got 0.91"),
-        ("near_duplicate_fraction", -0.1, "near_duplicate_fraction must be in [0, 0.9], got -0.1"),
-        ("wrong_class_fraction", 0.26, "wrong_class_fraction must be in [0, 0.25], got 0.26"),
-        ("shifted_box_fraction", float("nan"), "shifted_box_fraction must be in [0, 0.25], got nan"),
-        ("missing_box_fraction", 1, "missing_box_fraction must be in [0, 0.25], got 1"),
-        ("spurious_box_fraction", float("inf"), "spurious_box_fraction must be in [0, 0.25], got inf"),
+        ("num_images", 0, "1"),
+        ("width", 31, "32"),
+        ("height", -5, "32"),
+        ("seed", -1, "0"),
+        ("frames_per_sequence", 1, "2"),
+        ("near_duplicate_fraction", 0.91, "0.9]"),
+        ("near_duplicate_fraction", -0.1, "0.9]"),
+        ("wrong_class_fraction", 0.26, "0.25]"),
+        ("shifted_box_fraction", float("nan"), "0.25]"),
+        ("missing_box_fraction", 1, "0.25]"),
+        ("spurious_box_fraction", float("inf"), "0.25]"),
     ],
 )
-def test_settings_out_of_range(setting, value, message):
+def test_setting_out_of_range_raises(setting, value, limit):
     with pytest.raises(ConfigError) as caught:
         SyntheticConfig(**{setting: value})
-    assert str(caught.value) == message
+    message = str(caught.value)
+    assert message.startswith(f"{setting}: ")
+    assert f"got {value}" in message and limit in message
 
 
-def test_the_limits_themselves_are_allowed():
+def test_settings_at_their_limits_are_allowed():
     least, most = (1, 32, 32, 0, 2, *(0.0,) * 5), (1, 32, 32, 0, 2, 0.9, *(0.25,) * 4)
     for values in (least, most):
         assert astuple(SyntheticConfig(*values)) == values
 
 
-def test_a_clean_config_plants_nothing():
+def test_clean_config_plants_no_defect():
     found = SyntheticConfig.clean(num_images=9, width=64, height=48, seed=3)
     assert found == SyntheticConfig(9, 64, 48, 3, 20, 0.0, 0.0, 0.0, 0.0, 0.0)
