@@ -63,7 +63,12 @@ class ObjectsTable(Table):
         ),
         Column("consensus_class", pa.int32(), "The most probable class of that cluster.", is_optional=True),
         Column("consensus_confidence", pa.float32(), "The consensus probability of that class.", is_optional=True),
-        Column("consensus_votes", pa.int32(), "Members whose most probable class it is.", is_optional=True),
+        Column(
+            "consensus_votes",
+            pa.int32(),
+            "Number of members with that class as the most probable one.",
+            is_optional=True,
+        ),
         *measure_columns({**MEASURES, **LABEL_MEASURES}, pa.float32()),
         *(Column(name, pa.float32(), meaning, is_optional=True) for name, meaning in LABEL_ERROR_MEANINGS.items()),
     )

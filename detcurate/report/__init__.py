@@ -1,1 +1,1 @@
-"""The report: what was bought, and how sure that is."""
+"""The report: the selection, the comparison of the arms, and their confidence intervals."""

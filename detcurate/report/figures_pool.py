@@ -1,4 +1,4 @@
-"""Figures of what was bought: classes, sizes, metadata, sequences."""
+"""Figures of the selection: classes, box sizes, metadata, sequences and scores."""
 
 from __future__ import annotations
 
