@@ -42,7 +42,7 @@ def start(words, *more: str):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -73,7 +73,7 @@ def test_join_predicts_missing_shards(request, copied_to, tmp_path, mode):
         assert held < NUM_SHARDS
         os.kill(run.pid, signal.SIGCONT)
         for process in (run, helper):
-            said, _ = process.communicate(timeout=120)
+            said, _ = process.communicate(timeout=300)
             assert process.returncode == 0, said
     finally:
         for process in (run, helper):

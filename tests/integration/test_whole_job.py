@@ -273,7 +273,7 @@ def test_camvid_frames_run_through_all_stages(camvid, tmp_path, done):
     config = REPOSITORY / "configs" / "camvid_tiny.yaml"
     small = (
         "SOLVER.MAX_ITER 4 SOLVER.IMS_PER_BATCH 2 SOLVER.WARMUP_ITERS 0 INPUT.MIN_SIZE_TRAIN (96,) "
-        "INPUT.MIN_SIZE_TEST 96 CURATE.ENSEMBLE.MEMBERS_PER_RUN 1 CURATE.RETRAIN.NUM_SEEDS 1"
+        "INPUT.MIN_SIZE_TEST 96 CURATE.NUM_PROCESSES 1 CURATE.ENSEMBLE.MEMBERS_PER_RUN 1 CURATE.RETRAIN.NUM_SEEDS 1"
     ).split()
     text = done("--config-file", config, "DATASETS.ROOT", camvid, "OUTPUT_DIR", tmp_path / "out", *small)
     assert "| curated |    265 |" in text
