@@ -3,6 +3,7 @@
 import json
 
 import pyarrow.parquet as pq
+import pytest
 
 EMBEDDINGS = ("CURATE.PREDICT.EMBEDDINGS", "True")
 AUTO = ("CURATE.SELECT.DUPLICATE_SIMILARITY", "auto")
@@ -12,8 +13,10 @@ def stage(output, name):
     return json.loads((output / name / "stage.json").read_text())
 
 
-def test_auto_after_a_fixed_threshold_predicts_only_the_copies(train_tiny, done):
-    config, output, words = train_tiny()
+@pytest.mark.parametrize("fixture", ["finished_run", "one_stage_run"])
+def test_auto_after_a_fixed_threshold_predicts_only_the_copies(request, fixture, tmp_path, done):
+    run = request.getfixturevalue(fixture)
+    (config, output), words = run.copy(tmp_path, until="train"), run.words
     done("--config-file", config, "--until", "select", *words, *EMBEDDINGS)
     before = stage(output, "predict")["outputs"]
     times = {name: (output / "predict" / name).stat().st_mtime_ns for name in before if name.endswith(".parquet")}
