@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from detcurate.report.page_tables import Table, percent
-from detcurate.report.report_data import Choice, Pool
-from detcurate.report.svg import HALF, KEPT, LEFT, MUTED, Drawing, axes, draw, label
+from detcurate.report.pictures import LABEL_ERRORS
+from detcurate.report.report_data import Choice, Pool, Scores
+from detcurate.report.svg import HALF, INK, KEPT, LEFT, MUTED, SURFACE, Drawing, axes, draw, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-from detcurate.report.pictures import LABEL_ERRORS
-from detcurate.report.report_data import Scores
-from detcurate.report.svg import INK, SURFACE
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 _MOST_VALUES, _MOST_SEQUENCES = 24, 24
 _FRAME_BINS, _SIZE_BINS = 160, 28
