@@ -270,6 +270,18 @@ def test_stratify_skewed_sequences_beats_unstratified(tmp_path):
     assert max(deviations[True]) < 1e-9 < max(deviations[False])
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_stratify_share_of_images_weighs_as_all_classes(tmp_path, seed):
+    """Of 12 images of class 0 and one of each of three others, 4 of class 0 balance it, but 5 of 15 images are wanted.
+
+    With 5, class 0 deviates by 1/12 instead of the images by 1/15, which count four times: 1/144 < 4/225.
+    """
+    boxes = [(at, max(at - 11, 0)) for at in range(15)]
+    source = write(tmp_path / "all.json", [(f"{at}.jpg", {}) for at in range(15)], 4, boxes)
+    report = write_split(source, tmp_path / "out", fraction=1 / 3, stratify=True, seed=seed)
+    assert [share.num_val_boxes for share in report.classes] == [5, 0, 0, 0]
+
+
 def test_split_other_seed_gives_other_images(tmp_path):
     source = write(tmp_path / "all.json", [(f"{at}.jpg", {}) for at in range(40)], 1, [])
     found = set()
