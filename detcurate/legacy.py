@@ -72,7 +72,7 @@ def renamed(name: str, names: Mapping[str, str] = COLUMNS) -> str:
 
 
 def renamed_reason(reason: str) -> str:
-    """Return a reason of a selection in the words of today, without a warning."""
+    """Return a reason of a selection in current terms, without a warning."""
     for old, new in REASONS.items():
         if reason.startswith(old):
             return new + reason[len(old) :]

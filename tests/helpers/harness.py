@@ -29,7 +29,7 @@ class Running:
     """A running command and all processes that it has started."""
 
     process: subprocess.Popen
-    said: Path
+    log: Path
 
     @property
     def members(self) -> set[int]:
@@ -65,7 +65,7 @@ class Running:
     @property
     def text(self) -> str:
         """The output of both streams."""
-        return self.said.read_text(errors="replace")
+        return self.log.read_text(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Pipeline:
     Args:
         config: Its config.
         output: Its ``OUTPUT_DIR``.
-        words: Overrides of the config.
+        overrides: Overrides of the config.
         stages: Stages in order.
         seconds: Duration of each stage.
     """
@@ -83,7 +83,7 @@ class Pipeline:
     config: Path
     output: Path
     stages: tuple[str, ...]
-    words: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def copy(self, folder: Path, *, without: Sequence[str] = ()) -> Path:
@@ -99,15 +99,23 @@ class Pipeline:
         output: Path,
         *more: object,
         command: Sequence[object] = (),
-        said: Path | None = None,
+        log: Path | None = None,
         plain: bool = False,
     ) -> Running:
         """Start all stages or another command on an ``OUTPUT_DIR``; ``plain`` omits the run's own overrides."""
-        said = said or output.parent / "said.txt"
-        words = [*command, "--config-file", self.config, *(() if plain else self.words), "OUTPUT_DIR", output, *more]
-        with said.open("wb") as stream:
+        log = log or output.parent / "output.txt"
+        arguments = [
+            *command,
+            "--config-file",
+            self.config,
+            *(() if plain else self.overrides),
+            "OUTPUT_DIR",
+            output,
+            *more,
+        ]
+        with log.open("wb") as stream:
             process = subprocess.Popen(
-                [sys.executable, str(CURATE), *map(str, words)],
+                [sys.executable, str(CURATE), *map(str, arguments)],
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -115,7 +123,7 @@ class Pipeline:
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
-        return Running(process, said)
+        return Running(process, log)
 
     def finish(self, output: Path, *more: object) -> str:
         """Run all stages to the end and return the output."""
@@ -175,8 +183,8 @@ CURATE:
     members = [_predictions(pool, shift, folder / f"member-{shift}.json") for shift in (0, 1, 3)]
     arguments = [part for member in members for part in ("--member", str(member))]
     assert main(["import", "three", *arguments, "--config-file", str(config)]) == 0
-    assert main([*options, *pipeline.words]) == 0
-    return Pipeline(config, output, stages, pipeline.words, _stage_seconds(output))
+    assert main([*options, *pipeline.overrides]) == 0
+    return Pipeline(config, output, stages, pipeline.overrides, _stage_seconds(output))
 
 
 def trained_pipeline(folder: Path, write_tiny_config: Callable[[Path], tuple[Path, Path]]) -> Pipeline:

@@ -236,10 +236,10 @@ def test_predictions_and_scores_equal_local_engine(request, cluster, copied_to, 
     trained = request.getfixturevalue("one_stage_run" if mode == "dense" else "finished_run")
     found = {}
     for engine in ("local", "ray"):
-        words, output = copied_to(engine, trained)
+        arguments, output = copied_to(engine, trained)
         on = ["--engine", "ray", "--ray-address", cluster.address] if engine == "ray" else []
         more = ["CURATE.PREDICT.MODE", mode, "CURATE.PREDICT.EMBEDDINGS", "True", "CURATE.RAY.SHARDS_PER_BLOCK", "2"]
-        assert main([*words, "--until", "score", *on, *more]) == 0
+        assert main([*arguments, "--until", "score", *on, *more]) == 0
         found[engine] = files_of(output)
     assert found["ray"].keys() == found["local"].keys()
     assert [name for name in found["local"] if found["local"][name] != found["ray"][name]] == []
@@ -249,8 +249,8 @@ def test_predictions_and_scores_equal_local_engine(request, cluster, copied_to, 
 
 def test_only_missing_shards_are_predicted(finished_run, cluster, copied_to):
     """Existing shards stay; a block holds only adjacent shards."""
-    words, output = copied_to("x", finished_run)
-    command = [*words, "--until", "predict"]
+    arguments, output = copied_to("x", finished_run)
+    command = [*arguments, "--until", "predict"]
     assert main(command) == 0
     folder = output / "predict"
     whole = files_of(folder)
@@ -264,10 +264,10 @@ def test_only_missing_shards_are_predicted(finished_run, cluster, copied_to):
 
 
 def test_cuda_requires_gpu_of_cluster(finished_run, copied_to, refused):
-    words, output = copied_to("x", finished_run)
+    arguments, output = copied_to("x", finished_run)
     with cluster_of(1, num_gpus=0) as without:
         message = refused(
-            *words, "--only", "predict", "--engine", "ray", "--ray-address", without.address, "MODEL.DEVICE", "cuda"
+            *arguments, "--only", "predict", "--engine", "ray", "--ray-address", without.address, "MODEL.DEVICE", "cuda"
         )
     assert "MODEL.DEVICE" in message
     assert "1 nodes" in message
@@ -276,16 +276,16 @@ def test_cuda_requires_gpu_of_cluster(finished_run, copied_to, refused):
 
 def test_sigterm_ends_command_and_keeps_cluster(finished_run, cluster, copied_to):
     """Ray's compiled code takes over SIGTERM in processes that are connected to it."""
-    words, output = copied_to("x", finished_run)
-    command = [sys.executable, REPOSITORY / "tools" / "curate.py", *words]
+    arguments, output = copied_to("x", finished_run)
+    command = [sys.executable, REPOSITORY / "tools" / "curate.py", *arguments]
     command += ["--engine", "ray", "--ray-address", cluster.address, "--until", "predict"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         while "predict pool" not in process.stdout.read(80):
             assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=60)
-    assert process.returncode == 143, said
-    assert said.splitlines()[-1].endswith(INTERRUPTED)
+        printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, printed
+    assert printed.splitlines()[-1].endswith(INTERRUPTED)
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert len(list((output / "predict").rglob("shard-*"))) == 6

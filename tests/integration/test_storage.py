@@ -215,7 +215,7 @@ class TestFaults:
     @pytest.mark.parametrize("fault", FAULTS)
     def test_read_with_persistent_fault_names_url_and_settings(self, root, faults, fault):
         write_bytes(root / "x.bin", body(3))
-        faults.first(9, fault, contains="x.bin")  # aiohttp asks once more by itself where a connection was reset
+        faults.first(9, fault, contains="x.bin")  # aiohttp itself repeats a request after a reset
         with pytest.raises(StorageError) as error:
             (root / "x.bin").read_bytes()
         message = str(error.value)

@@ -60,9 +60,9 @@ def azure():
     from azure.storage.blob import BlobServiceClient
 
     def environment(endpoint: str) -> dict[str, str]:
-        said = {"DefaultEndpointsProtocol": "http", "AccountName": ACCOUNT, "AccountKey": KEY}
-        said["BlobEndpoint"] = f"{endpoint}/{ACCOUNT}"
-        return {"AZURE_STORAGE_CONNECTION_STRING": ";".join(f"{name}={value}" for name, value in said.items())}
+        parts = {"DefaultEndpointsProtocol": "http", "AccountName": ACCOUNT, "AccountKey": KEY}
+        parts["BlobEndpoint"] = f"{endpoint}/{ACCOUNT}"
+        return {"AZURE_STORAGE_CONNECTION_STRING": ";".join(f"{name}={value}" for name, value in parts.items())}
 
     with BlobServiceClient.from_connection_string(*environment(address).values()) as service:
         if service.get_container_client("pool").exists():
@@ -167,7 +167,7 @@ def test_read_with_two_faults_succeeds(root, faults, fault):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_read_with_persistent_fault_makes_bounded_attempts(root, faults, fault):
-    """Gcsfs makes six attempts of its own at all but a body whose length is consistent."""
+    """Six attempts are gcsfs's own, at every fault that it can see."""
     write_bytes(root / "x.bin", bytes(5000))
     entry = (root / "x.bin").entry()
     faults.first(99, fault, contains="x.bin")
@@ -223,7 +223,7 @@ def run(config, *arguments: object):
 
 
 def test_run_on_storage_equals_run_on_disk(own_data_run, storage, tmp_path):
-    config, output, data, words = own_data_run
+    config, output, data, overrides = own_data_run
     scheme, faults = storage
     faults.first(0, "")
     for path in data.rglob("*.*"):
@@ -232,7 +232,7 @@ def test_run_on_storage_equals_run_on_disk(own_data_run, storage, tmp_path):
         "DATASETS.ROOT", f"{scheme}://pool/frames", "CURATE.STORAGE.ROOT", f"{scheme}://pool/runs/tiny",
         "CURATE.STORAGE.CACHE", tmp_path / "cache", "OUTPUT_DIR", tmp_path / "output", "CURATE.NUM_PROCESSES", 1,
     )  # fmt: skip
-    assert run(config, *words, *there) == 0
+    assert run(config, *overrides, *there) == 0
     for name in ("subset.json", "images.txt", "provenance.json", "relabel.json"):
         assert (tmp_path / "output" / "manifest" / name).read_bytes() == (output / "manifest" / name).read_bytes(), name
     made = locate(f"{scheme}://pool/runs/tiny")
@@ -242,5 +242,5 @@ def test_run_on_storage_equals_run_on_disk(own_data_run, storage, tmp_path):
         assert made.joinpath(name).read_bytes() == (output / name).read_bytes(), name
     assert not (tmp_path / "output" / "predict").exists()
     faults.seen.clear()
-    assert run(config, *words, *there) == 0
+    assert run(config, *overrides, *there) == 0
     assert not [path for _, path in faults.seen if path.endswith((".jpg", ".parquet"))]

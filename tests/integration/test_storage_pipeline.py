@@ -36,7 +36,7 @@ def here(own_data_run):
 @pytest.fixture(scope="module")
 def there(here, tmp_path_factory):
     """The same pool in the emulator, and the run on it: arguments, folder, environment, client, faults, requests."""
-    config, _, data, words = here
+    config, _, data, overrides = here
     folder = tmp_path_factory.mktemp("there")
     with emulator() as behind, faulty_server(behind) as (endpoint, faults):
         storage = boto(endpoint)
@@ -47,14 +47,14 @@ def there(here, tmp_path_factory):
             "AWS_ACCESS_KEY_ID": KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": endpoint,
             "AWS_DEFAULT_REGION": "us-east-1",
         }  # fmt: skip
-        words = (
-            *words, "DATASETS.ROOT", f"s3://{BUCKET}/frames", "OUTPUT_DIR", folder / "output",
+        overrides = (
+            *overrides, "DATASETS.ROOT", f"s3://{BUCKET}/frames", "OUTPUT_DIR", folder / "output",
             "CURATE.STORAGE.ROOT", f"s3://{BUCKET}/runs/tiny", "CURATE.STORAGE.CACHE", folder / "cache",
         )  # fmt: skip
         faults.seen.clear()
-        done = run(config, *words, environment=environment)
+        done = run(config, *overrides, environment=environment)
         assert done.returncode == 0, done.stderr + done.stdout
-        yield config, words, folder, environment, storage, faults, list(faults.seen), done
+        yield config, overrides, folder, environment, storage, faults, list(faults.seen), done
 
 
 def keys(storage, prefix):
@@ -88,9 +88,9 @@ def test_verify_reads_source_and_scores_in_storage(there, tmp_path):
     key = "runs/tiny/score/images.parquet"
     urls = ("--source", f"s3://{BUCKET}/frames/train.json", "--scores", f"s3://{BUCKET}/{key}")
 
-    def verify(*words: str):
+    def verify(*arguments: str):
         found = subprocess.run(
-            [sys.executable, CURATE, "manifest", "verify", folder / "output" / "manifest", "--json", *words],
+            [sys.executable, CURATE, "manifest", "verify", folder / "output" / "manifest", "--json", *arguments],
             capture_output=True, text=True, check=False, env={**os.environ, **environment, "HOME": str(tmp_path)},
         )  # fmt: skip
         return found.returncode, {row["name"]: row["status"] for row in json.loads(found.stdout)}
@@ -141,9 +141,9 @@ def test_run_leaves_no_temporary_files(there):
 
 
 def test_finished_run_reads_no_image_and_writes_no_shard(there):
-    config, words, _, environment, _, faults, _, _ = there
+    config, overrides, _, environment, _, faults, _, _ = there
     faults.seen.clear()
-    again = run(config, *words, environment=environment)
+    again = run(config, *overrides, environment=environment)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("up to date") == 6
     assert [path for method, path in faults.seen if method == "PUT"] == [f"/{BUCKET}/runs/tiny/detcurate.json"]
@@ -151,14 +151,14 @@ def test_finished_run_reads_no_image_and_writes_no_shard(there):
 
 
 def test_missing_and_truncated_shards_are_predicted_again(here, there):
-    config, words, folder, environment, storage, faults, _, _ = there
+    config, overrides, folder, environment, storage, faults, _, _ = there
     _, output, _, _ = here
     first, second = (f"runs/tiny/predict/set-00/shard-0000{number}.parquet" for number in (1, 3))
     whole = read(storage, second)
     storage.delete_object(Bucket=BUCKET, Key=first)
     storage.put_object(Bucket=BUCKET, Key=second, Body=whole[: len(whole) // 2])
     faults.seen.clear()
-    again = run(config, *words, environment=environment)
+    again = run(config, *overrides, environment=environment)
     assert again.returncode == 0, again.stderr
     assert read(storage, second) == whole
     assert read(storage, first) == (output / first.removeprefix("runs/tiny/")).read_bytes()
@@ -168,7 +168,7 @@ def test_missing_and_truncated_shards_are_predicted_again(here, there):
 
 
 def test_run_with_faults_equals_run_on_disk(here, there, tmp_path):
-    config, words, folder, environment, storage, faults, _, _ = there
+    config, overrides, folder, environment, storage, faults, _, _ = there
     _, output, _, _ = here
     shutil.copytree(folder / "output", tmp_path / "output")  # with the members; later stages run again
     kinds, requested = ("slow_down", "half", "short", "reset"), {}
@@ -182,7 +182,7 @@ def test_run_with_faults_equals_run_on_disk(here, there, tmp_path):
     faults.plan = plan
     try:
         stumbled = run(
-            config, *words, "OUTPUT_DIR", tmp_path / "output", "CURATE.STORAGE.ROOT", f"s3://{BUCKET}/runs/stumbled",
+            config, *overrides, "OUTPUT_DIR", tmp_path / "output", "CURATE.STORAGE.ROOT", f"s3://{BUCKET}/runs/stumbled",
             "CURATE.STORAGE.CACHE", tmp_path / "cache", environment=environment,
         )  # fmt: skip
     finally:
@@ -194,9 +194,9 @@ def test_run_with_faults_equals_run_on_disk(here, there, tmp_path):
 
 
 def test_root_of_other_output_dir_is_refused(there, tmp_path):
-    config, words, _, environment, storage, _, _, _ = there
+    config, overrides, _, environment, storage, _, _, _ = there
     before = keys(storage, "runs/tiny")
-    other = run(config, *words, "OUTPUT_DIR", tmp_path / "output", environment=environment)
+    other = run(config, *overrides, "OUTPUT_DIR", tmp_path / "output", environment=environment)
     assert other.returncode == 2
     assert "CURATE.STORAGE.ROOT" in other.stderr
     assert "s3://pool/runs/tiny" in other.stderr
@@ -204,11 +204,11 @@ def test_root_of_other_output_dir_is_refused(there, tmp_path):
 
 
 def test_persistent_fault_ends_run_with_url_and_settings(there, tmp_path):
-    config, words, _, environment, _, faults, _, _ = there
+    config, overrides, _, environment, _, faults, _, _ = there
     faults.plan = lambda method, path: "slow_down" if path.endswith("train.json") else None
     try:
         failed = run(
-            config, *words, "OUTPUT_DIR", tmp_path / "output", "CURATE.STORAGE.ROOT", f"s3://{BUCKET}/runs/other",
+            config, *overrides, "OUTPUT_DIR", tmp_path / "output", "CURATE.STORAGE.ROOT", f"s3://{BUCKET}/runs/other",
             "CURATE.STORAGE.CACHE", tmp_path / "cache", "CURATE.STORAGE.RETRIES", 1, environment=environment,
         )  # fmt: skip
     finally:
@@ -260,12 +260,13 @@ def test_explain_export_and_report_read_run_in_storage(in_process, here, done, t
 
 
 def test_rank_and_validate_read_storage(in_process, there, done, refused, tmp_path):
-    config, words, *_ = there
+    config, overrides, *_ = there
     frames = f"s3://{BUCKET}/frames"
     checked = done("validate", f"{frames}/train.json", "--images", f"{frames}/images-train", "--num-processes", 1)
     assert checked.startswith(f"{frames}/train.json: 26 images")
     assert "s3://pool/frames/nope.json" in refused("validate", f"{frames}/nope.json")
     assert len(Pool.read(f"{frames}/train.json", f"{frames}/images-train")) == 26
-    said = done("rank", f"{frames}/val.json", "--config-file", config, "--image-root", f"{frames}/images-val", *words,
+    printed = done("rank", f"{frames}/val.json", "--config-file", config, "--image-root", f"{frames}/images-val",
+                   *overrides,
                 "CURATE.SELECT.NUM_IMAGES", 3, "CURATE.NUM_PROCESSES", 1)  # fmt: skip
-    assert f"to label: {in_process}/candidates/val/manifest/subset.json" in said
+    assert f"to label: {in_process}/candidates/val/manifest/subset.json" in printed

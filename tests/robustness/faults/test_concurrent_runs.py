@@ -25,7 +25,7 @@ def test_second_run_is_refused_and_first_run_completes(imported, first, tmp_path
     before = sorted(output.rglob("*"))
     other = tmp_path / "other"
     other.mkdir()
-    second = imported.start(output, said=other / "said.txt")
+    second = imported.start(output, log=other / "output.txt")
     assert second.wait() == 2
     assert "OUTPUT_DIR" in second.text
     assert f"process {running.process.pid} on {os.uname().nodename}" in second.text
@@ -40,7 +40,7 @@ def test_second_run_is_refused_and_first_run_completes(imported, first, tmp_path
 @pytest.mark.faults
 def test_second_run_with_wait_finds_all_stages_complete(imported, first, tmp_path):
     output, running = first
-    second = imported.start(output, "--wait", said=tmp_path / "second.txt")
+    second = imported.start(output, "--wait", log=tmp_path / "second.txt")
     assert wait_until(lambda: "waiting" in second.text, second)
     running.kill(signal.SIGCONT, whole_group=True)
     assert second.wait() == 0
@@ -57,7 +57,7 @@ def test_writing_command_during_run_is_refused(imported, first, tmp_path, comman
     arguments = [str(tmp_path / part) if part.endswith(".json") else part for part in command]
     named = arguments[0] == "import"
     second = imported.start(
-        output, *([] if named else arguments), command=arguments if named else (), said=tmp_path / "s.txt", plain=named
+        output, *([] if named else arguments), command=arguments if named else (), log=tmp_path / "s.txt", plain=named
     )
     assert second.wait() == 2
     assert f"process {running.process.pid} on " in second.text
@@ -72,7 +72,7 @@ def test_report_and_dry_run_during_run_succeed(imported, tmp_path):
     running.kill(signal.SIGSTOP, whole_group=True)
     try:
         for command, more in ((("report",), ()), ((), ("--dry-run",))):
-            second = imported.start(output, *more, command=command, said=tmp_path / "s.txt", plain=bool(command))
+            second = imported.start(output, *more, command=command, log=tmp_path / "s.txt", plain=bool(command))
             assert second.wait() == 0, second.text
         assert (output / "report" / "index.html").is_file()
     finally:

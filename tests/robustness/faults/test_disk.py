@@ -41,7 +41,7 @@ def run(imported, capsys):
         arguments = [
             "--config-file",
             imported.config,
-            *imported.words,
+            *imported.overrides,
             "OUTPUT_DIR",
             output,
             "CURATE.NUM_PROCESSES",

@@ -26,7 +26,7 @@ from detcurate.pipeline.prediction_jobs import prediction_job
 from detcurate.predictions.shards import read_shard
 
 NUM_IMAGES, SHARD_SIZE, NUM_SHARDS = 90, 3, 30
-WORDS = [
+OVERRIDES = [
     "CURATE.RENDER.NUM_IMAGES", str(NUM_IMAGES), "CURATE.PREDICT.SHARD_SIZE", str(SHARD_SIZE),
     "CURATE.ENSEMBLE.NUM_RUNS", "1", "CURATE.NUM_PROCESSES", "1", "CURATE.RAY.SHARDS_PER_BLOCK", "2",
 ]  # fmt: skip
@@ -36,10 +36,10 @@ WORDS = [
 def trained(tmp_path_factory, write_tiny_config):
     """The config, the output after the stage ``train``, and the shards of the local engine."""
     config, output = write_tiny_config(tmp_path_factory.mktemp("trained"))
-    run_pipeline(Run(load_config(config, WORDS), config), until="train")
+    run_pipeline(Run(load_config(config, OVERRIDES), config), until="train")
     local = output.parent / "local"
     shutil.copytree(output, local)
-    run_pipeline(Run(load_config(config, [*WORDS, "OUTPUT_DIR", str(local)]), config), until="predict")
+    run_pipeline(Run(load_config(config, [*OVERRIDES, "OUTPUT_DIR", str(local)]), config), until="predict")
     return config, output, shards_of(local)
 
 
@@ -81,7 +81,7 @@ def predict(trained, folder, address, fault, settings=None):
     engine = RayEngine(settings, address=address)
     try:
         run_pipeline(
-            Run(load_config(config, [*WORDS, "OUTPUT_DIR", str(folder)]), config, engine=engine), only="predict"
+            Run(load_config(config, [*OVERRIDES, "OUTPUT_DIR", str(folder)]), config, engine=engine), only="predict"
         )
     finally:
         engine.close()
@@ -108,7 +108,7 @@ def predict_with(trained, folder, address, work):
     """Predict all shards with another function than ``predict_cluster``."""
     config, output, _ = trained
     shutil.copytree(output, folder)
-    run = Run(load_config(config, [*WORDS, "OUTPUT_DIR", str(folder)]), config)
+    run = Run(load_config(config, [*OVERRIDES, "OUTPUT_DIR", str(folder)]), config)
     members = [(output / "train" / one.file, one.sha256) for one in read_index(output / "train" / MEMBER_INDEX)]
     job = prediction_job(run, "pool", folder / "predict" / "set-00", members, run.usable_image_ids)
     blocks = [job.block(range(first, first + 2)) for first in range(0, NUM_SHARDS, 2)]

@@ -11,7 +11,7 @@ from detcurate.cli.signals import INTERRUPTED
 
 SECONDS = 5.0
 STATUSES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-SAID = f"detcurate: {INTERRUPTED}"
+LAST_LINE = f"detcurate: {INTERRUPTED}"
 
 
 def stop(running, number, *, whole_group=False):
@@ -31,7 +31,7 @@ def check_stopped(running, output, number, found):
 
 
 def check_left(running, output, seconds):
-    assert running.text.splitlines()[-1].endswith(SAID)
+    assert running.text.splitlines()[-1].endswith(LAST_LINE)
     assert "Traceback" not in running.text
     assert leftovers(output) == []
     # On a busy machine the limit is scaled by the load.

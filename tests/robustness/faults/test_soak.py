@@ -38,7 +38,7 @@ def private_temporaries(tmp_path, monkeypatch):
 def test_many_runs_in_one_process_do_not_leak(imported, tmp_path, private_temporaries, is_whole, measured, capsys):
     """The runs alternate between other settings, the original ones, another strategy and --fresh."""
     output = imported.copy(tmp_path)
-    base = ["--config-file", imported.config, *imported.words, "OUTPUT_DIR", output, "CURATE.NUM_PROCESSES", "1"]
+    base = ["--config-file", imported.config, *imported.overrides, "OUTPUT_DIR", output, "CURATE.NUM_PROCESSES", "1"]
     turns = (["CURATE.SCORE.AGGREGATION", "max"], [], ["CURATE.SELECT.STRATEGY", "random"], ["--fresh"])
     memory, files, threads = [], [], []
     for number in range(204 if is_whole else 10):

@@ -1,4 +1,4 @@
-"""Which iterations become members, and a ledger that stays true whatever fails."""
+"""Members of a run and their index, which stays valid after failures."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""Kinds, storages and budgets of members; a ledger that is true at every moment while members are dropped."""
+"""Kinds, dtypes and budgets of members; the index stays valid while members are removed."""
 
 import json
 from pathlib import Path
