@@ -268,5 +268,5 @@ def test_rank_and_validate_read_storage(in_process, there, done, refused, tmp_pa
     assert len(Pool.read(f"{frames}/train.json", f"{frames}/images-train")) == 26
     printed = done("rank", f"{frames}/val.json", "--config-file", config, "--image-root", f"{frames}/images-val",
                    *overrides,
-                "CURATE.SELECT.NUM_IMAGES", 3, "CURATE.NUM_PROCESSES", 1)  # fmt: skip
+                   "CURATE.SELECT.NUM_IMAGES", 3, "CURATE.NUM_PROCESSES", 1)  # fmt: skip
     assert f"to label: {in_process}/candidates/val/manifest/subset.json" in printed
