@@ -267,7 +267,7 @@ def _failure_of(error: RayTaskError) -> BaseException:
 
 
 def _is_out_of_memory(cause: BaseException) -> bool:
-    """Tell whether a worker ran out of memory; torch on a CPU has no class for it, only a message."""
+    """Return whether a worker ran out of memory; torch on a CPU has no class for it, only a message."""
     return isinstance(cause, MemoryError) or "can't allocate memory" in str(cause)
 
 

@@ -116,7 +116,7 @@ class MemberWriter:
         return [member for member in listed if (self.directory / member.file).is_file()]
 
     def is_complete(self) -> bool:
-        """Tell whether all planned members that the budget allows are saved."""
+        """Return whether all planned members that the budget allows are saved."""
         members = self.members()
         return bool(members) and self._kept(members) <= {member.key for member in members}
 

@@ -199,7 +199,7 @@ def remove_temporaries(directory: Location) -> None:
 
 
 def is_temporary(path: str | Path) -> bool:
-    """Tell whether a path is a temporary file of :func:`atomic_path`."""
+    """Return whether a path is a temporary file of :func:`atomic_path`."""
     return Path(path).name.endswith(TEMPORARY_SUFFIX)
 
 
@@ -217,7 +217,7 @@ def require_free_space(directory: Path, num_bytes: int) -> None:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Tell whether an error or one of its causes is a full disk or an exhausted quota."""
+    """Return whether an error or one of its causes is a full disk or an exhausted quota."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in _FULL:
@@ -227,5 +227,5 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def is_inaccessible(error: OSError) -> bool:
-    """Tell whether an error means missing permission, or a file where a folder should be or vice versa."""
+    """Return whether an error means missing permission, or a file where a folder should be or vice versa."""
     return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR)

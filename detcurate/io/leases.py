@@ -92,7 +92,7 @@ class Leases:
                 path.unlink()
 
     def is_intact(self, name: str) -> bool:
-        """Tell whether the lease file ``name`` still names this holder."""
+        """Return whether the lease file ``name`` still names this holder."""
         return _read(self._directory / name) == self._content
 
     def living_holder(self, name: str) -> bytes:
@@ -282,7 +282,7 @@ def identity() -> dict[str, Any]:
 
 
 def _is_dead(content: bytes) -> bool | None:
-    """Tell whether the holder that a lease names has ended; None when that cannot be seen from here."""
+    """Return whether the holder that a lease names has ended; None when that cannot be seen from here."""
     try:
         holder: Mapping[str, Any] = orjson.loads(content)
         # Containers may share a host's name, but not the numbers of its processes.

@@ -30,12 +30,12 @@ _NOT_SHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u
 
 
 def is_absolute(name: str) -> bool:
-    """Tell whether a file name is absolute, on this system or on another."""
+    """Return whether a file name is absolute, on this system or on another."""
     return bool(_ABSOLUTE.match(name))
 
 
 def leads_out(name: str) -> bool:
-    """Tell from the text whether a relative name leaves its root."""
+    """Return, from the text, whether a relative name leaves its root."""
     if ".." not in name:
         return False
     depth = 0
@@ -47,7 +47,7 @@ def leads_out(name: str) -> bool:
 
 
 def is_inside(name: object) -> bool:
-    """Tell from the text whether a value is a file name below the folder to which it is relative."""
+    """Return, from the text, whether a value is a file name below the folder to which it is relative."""
     return isinstance(name, str) and bool(name) and "\0" not in name and not (is_absolute(name) or leads_out(name))
 
 

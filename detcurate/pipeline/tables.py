@@ -199,7 +199,7 @@ def _renamed(table: pa.Table) -> pa.Table:
 
 
 def _may_hold(file: pq.ParquetFile, group: int, image_ids: np.ndarray) -> bool:
-    """Tell from the statistics of a row group whether it can hold one of the images."""
+    """Return, from the statistics of a row group, whether it can hold one of the images."""
     bounds = file.metadata.row_group(group).column(file.schema_arrow.get_field_index(IMAGE_ID)).statistics
     if bounds is None or not bounds.has_min_max:
         return True

@@ -208,7 +208,7 @@ def _require_detcurate_directory(run: Run) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Tell whether a file is a lock, or a temporary file of a killed run."""
+    """Return whether a file is a lock, or a temporary file of a killed run."""
     return path.name.startswith((LOCK, _REPORT_LOCK, f".{_OWNER}.", f".{CONFIG}."))
 
 

@@ -116,7 +116,7 @@ def prepare_folder(folder: Location, digest: str) -> None:
 
 
 def is_prepared(folder: Location, digest: str) -> bool:
-    """Tell whether a folder of predictions has this digest."""
+    """Return whether a folder of predictions has this digest."""
     try:
         return bool(orjson.loads(_description(folder).read_bytes())["digest"] == digest)
     except (OSError, orjson.JSONDecodeError, KeyError, TypeError):

@@ -17,7 +17,7 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
 
 def is_url(text: str) -> bool:
-    """Tell whether a text is a URL.
+    """Return whether a text is a URL.
 
     Example:
         >>> is_url("s3://pool/images"), is_url("/data/images"), is_url("images")

@@ -101,18 +101,18 @@ class RemotePath:
         return False
 
     def is_file(self) -> bool:
-        """Tell whether an object has this name."""
+        """Return whether an object has this name."""
         try:
             return bool(self._info()["type"] == "file")
         except FileNotFoundError:
             return False
 
     def is_dir(self) -> bool:
-        """Tell whether objects are below."""
+        """Return whether objects are below."""
         return bool(self._request("list", lambda storage: storage.isdir(self.key)))
 
     def exists(self) -> bool:
-        """Tell whether an object has this name, or objects are below."""
+        """Return whether an object has this name, or objects are below."""
         return self.is_file() or self.is_dir()
 
     def entry(self) -> Entry:
