@@ -22,7 +22,7 @@ demo: $(READY)  ## run all stages on a rendered driving pool, on a CPU
 
 # One thread a process: the processes of pytest-xdist share the cores. A module stays on one of them, with its fixtures.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-PARALLEL := -n 2 --dist loadfile
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(READY)  ## run all tests in two processes
 	$(PYTEST) $(PARALLEL)

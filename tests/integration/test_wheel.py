@@ -14,8 +14,6 @@ IGNORED = shutil.ignore_patterns(
     ".*", "tests", "docs", "benchmarks", "datasets", "output", "build", "site", "*.egg-info"
 )
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):

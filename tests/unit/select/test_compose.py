@@ -446,8 +446,8 @@ def test_missing_or_invalid_option_is_named(options, message):
 @pytest.mark.parametrize(
     ("image_ids", "image_score", "message"),
     [
-        ([5, 5, 8], [0.1, 0.2, 0.3], "image_ids .*5 after 5"),
-        ([5, 8, 9], [0.1, np.nan, 0.3], "image_score .*finite"),
+        ([5, 5, 8], [0.1, 0.2, 0.3], r"image_ids.*got 5 after 5"),
+        ([5, 8, 9], [0.1, np.nan, 0.3], "image_score.*finite"),
     ],
 )
 def test_invalid_scores_raise(image_ids, image_score, message):
