@@ -165,7 +165,7 @@ def test_address_without_cluster_is_refused_at_once(address):
 
 
 LISTENERS = """
-import multiprocessing, os, pathlib
+import multiprocessing, os, pathlib, time
 from detcurate.config import RaySettings
 from detcurate.engines.ray_engine import RayEngine
 if __name__ == "__main__":
@@ -186,7 +186,12 @@ if __name__ == "__main__":
                 print("listens", fields[1].split(":")[0])
     assert "RAY_AUTH_TOKEN" not in os.environ
     engine.close()
-    print("left", [path.name for path in pathlib.Path("/proc").glob("[0-9]*") if session(path) == driver.pid])
+    for _ in range(100):  # a process that has been ended is listed until its parent has noticed
+        left = [path.name for path in pathlib.Path("/proc").glob("[0-9]*") if session(path) == driver.pid]
+        if not left:
+            break
+        time.sleep(0.1)
+    print("left", left)
 """
 
 
